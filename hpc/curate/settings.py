@@ -1,0 +1,94 @@
+"""The settings of every curation stage: light, so that the login node can check a spec without torch, av or numpy.
+
+Each stage is one frozen struct. Its class variables tell the control plane what the stage is:
+KIND     its name in a spec                   CODE    the module that does the work, imported on compute nodes only
+PHASES   "map" (one array task row per plan row) and "barrier" (freezes its inputs and plans what follows), in order
+OBJECTS  suffixes of what one shard publishes, in order; the last one being there means the shard is there
+VERSION  raise it when the code's output changes for the same settings: it is part of the fingerprint
+NEUTRAL  settings that never change the output; not part of the fingerprint
+SECONDS_PER_GIB   first guess of one worker's time per GiB of input, until records of earlier shards say better
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import msgspec
+
+from hpc.data.units import Bytes, Seconds
+
+
+class Split(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where to cut."""
+
+    detector: Literal["transnetv2", "stride"] = "transnetv2"
+    """transnetv2: at shot boundaries. stride: every `stride` seconds."""
+    threshold: float = 0.4
+    """TransNetV2: a frame whose cut probability is above this is a transition."""
+    min_clip: Seconds = Seconds(2.0)
+    """Shorter clips are dropped (and counted)."""
+    min_frames: int = 48
+    """TransNetV2: clips of fewer frames are dropped too."""
+    max_clip: Seconds = Seconds(60.0)
+    """Longer shots are cut into pieces of this length."""
+    long_shots: Literal["stride", "truncate"] = "stride"
+    """stride: keep every piece of a long shot. truncate: keep its first piece only."""
+    crop: Seconds = Seconds(0.5)
+    """TransNetV2: cut away at both ends of each shot, where transitions leave traces."""
+    stride: Seconds = Seconds(10.0)
+    """stride: the length of each clip."""
+
+
+class Encode(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How clips are written."""
+
+    encoder: Literal["libx264"] = "libx264"
+    crf: float = 18.0
+    """Constant quality: lower is better and larger; 18 is visually lossless for most film."""
+    preset: str = "veryfast"
+    """x264's speed: ultrafast superfast veryfast faster fast medium slow slower veryslow."""
+    threads: int = 2
+    """Encoder threads. Part of the fingerprint: x264's bytes depend on it."""
+
+
+class Thumbnail(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    height: int = 180
+    """Pixels; the width keeps the aspect ratio."""
+    quality: int = 75
+    """WebP quality, 0 to 100."""
+
+
+class Clips(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Videos -> clips: probe, find the cuts, encode each clip, thumbnails; one decode of each input."""
+
+    KIND: ClassVar[str] = "curate.clips"
+    CODE: ClassVar[str] = "hpc.curate.clips"
+    PHASES: ClassVar[tuple[str, ...]] = ("map",)
+    OBJECTS: ClassVar[tuple[str, ...]] = (".tar", ".parquet")
+    VERSION: ClassVar[int] = 1
+    NEUTRAL: ClassVar[tuple[str, ...]] = ()
+    SECONDS_PER_GIB: ClassVar[float] = 3000.0
+
+    split: Split = Split()
+    encode: Encode = Encode()
+    thumbnail: Thumbnail = Thumbnail()
+
+
+class Shard(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Clips -> a data set for training: tars of equal size, in a fixed order, that webdataset reads."""
+
+    KIND: ClassVar[str] = "curate.shard"
+    CODE: ClassVar[str] = "hpc.curate.shard"
+    PHASES: ClassVar[tuple[str, ...]] = ("barrier", "map")
+    OBJECTS: ClassVar[tuple[str, ...]] = (".tar",)
+    VERSION: ClassVar[int] = 1
+    NEUTRAL: ClassVar[tuple[str, ...]] = ()
+    SECONDS_PER_GIB: ClassVar[float] = 20.0
+
+    layout: Literal["webdataset"] = "webdataset"
+    tar: Bytes = Bytes(512 * 1024**2)
+    """A tar is closed when the next clip would make it larger than this."""
+    max_clips: int = 10_000
+    """...or when it holds this many clips."""
+    shuffle: bool = True
+    """Order the clips by a hash of their ids, so that each tar is a fair sample; false keeps the order of the inputs."""
