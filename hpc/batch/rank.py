@@ -1,0 +1,34 @@
+"""One rank of a distributed program: sets the rendezvous of torch.distributed from what Slurm tells, and becomes it.
+
+    srun python -m hpc.batch.rank -- my_train.py --flags        (sbatch/train.sbatch does this)
+    srun python -m hpc.batch.rank -- -m package.module --flags
+
+MASTER_ADDR is the first node of the job; MASTER_PORT is picked from the job's id, unless it is set already. All GPUs of
+the node stay visible to each rank, as under torchrun: the program chooses by LOCAL_RANK.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def main(arguments: list[str]) -> None:
+    if arguments[:1] != ["--"] or len(arguments) < 2:
+        sys.exit("usage: srun python -m hpc.batch.rank -- PROGRAM.py [flags]   or   -- -m PACKAGE.MODULE [flags]")
+    if "SLURM_PROCID" not in os.environ:
+        sys.exit("hpc.batch.rank: SLURM_PROCID is not set: this is not a step of a Slurm job; start it with srun")
+    ranks, nodes = int(os.environ["SLURM_NTASKS"]), int(os.environ["SLURM_JOB_NUM_NODES"])
+    if ranks % nodes:
+        sys.exit(f"hpc.batch.rank: {ranks} ranks on {nodes} nodes: each node must have the same number of ranks; "
+                 "give sbatch --nodes and --ntasks-per-node, not --ntasks")  # fmt: skip
+
+    from submitit.helpers import TorchDistributedEnvironment
+
+    os.environ["SUBMITIT_EXECUTOR"] = "slurm"  # by which submitit knows that Slurm's variables are the ones to read
+    TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+    os.execv(sys.executable, [sys.executable, *arguments[1:]])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
