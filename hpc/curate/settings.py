@@ -4,6 +4,7 @@ Each stage is one frozen struct. Its class variables tell the control plane what
 KIND     its name in a spec                   CODE    the module that does the work, imported on compute nodes only
 PHASES   "map" (one array task row per plan row) and "barrier" (freezes its inputs and plans what follows), in order
 OBJECTS  suffixes of what one shard publishes, in order; the last one being there means the shard is there
+INPUT_SUFFIXES    of the files it takes from a folder, for stages that read the spec's inputs
 VERSION  raise it when the code's output changes for the same settings: it is part of the fingerprint
 NEUTRAL  settings that never change the output; not part of the fingerprint
 SECONDS_PER_GIB   first guess of one worker's time per GiB of input, until records of earlier shards say better
@@ -16,6 +17,10 @@ from typing import ClassVar, Literal
 import msgspec
 
 from hpc.data.units import Bytes, Seconds
+
+VIDEO = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".ts", ".m2ts", ".mts", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp",
+         ".ogv", ".gif", ".mxf")  # fmt: skip
+"""Files with other names are not looked at; a spec's `inputs.match` takes what it names, whatever the suffix."""
 
 
 class Split(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -65,6 +70,7 @@ class Clips(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     CODE: ClassVar[str] = "hpc.curate.clips"
     PHASES: ClassVar[tuple[str, ...]] = ("map",)
     OBJECTS: ClassVar[tuple[str, ...]] = (".tar", ".parquet")
+    INPUT_SUFFIXES: ClassVar[tuple[str, ...]] = VIDEO + (".tar",)
     VERSION: ClassVar[int] = 1
     NEUTRAL: ClassVar[tuple[str, ...]] = ()
     SECONDS_PER_GIB: ClassVar[float] = 3000.0
@@ -81,6 +87,7 @@ class Shard(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     CODE: ClassVar[str] = "hpc.curate.shard"
     PHASES: ClassVar[tuple[str, ...]] = ("barrier", "map")
     OBJECTS: ClassVar[tuple[str, ...]] = (".tar",)
+    INPUT_SUFFIXES: ClassVar[tuple[str, ...]] = ()
     VERSION: ClassVar[int] = 1
     NEUTRAL: ClassVar[tuple[str, ...]] = ()
     SECONDS_PER_GIB: ClassVar[float] = 20.0

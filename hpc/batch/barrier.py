@@ -1,0 +1,112 @@
+"""A barrier: see what came of the stages before, freeze it, and plan the stage behind. Runs as a job of its own.
+
+The exact list of shards that were good at this moment is frozen into the fingerprint of what follows, so a data set
+is always made from one list: shards that finish later make a new version of it, never a silent mixture.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import tempfile
+from pathlib import Path
+
+import msgspec
+
+from hpc.batch import commit, jsons, ledger, plan, prepare, records
+from hpc.batch.run import Attempt, AttemptPlan, Run, StagePlan
+from hpc.batch.spec import settings_of
+from hpc.data import storage
+
+
+def run(run: Run, attempt: Attempt, name: str) -> int:
+    """Exit status: 0, or 1 if too few shards are good (what waits for this barrier is then cancelled)."""
+    attempt_plan = attempt.plan()
+    stage = attempt_plan.stage(name)
+    runs = ledger.runs(attempt_plan.output)
+    scope = domain_scope(attempt, attempt_plan, stage)
+    needed = [frozen_stage(attempt, attempt_plan, n) for n in stage.needs]
+    for need in needed:
+        records.compact(run.records(need.name))
+    folds = {n.name: prepare.fold_stage(attempt_plan.output, runs, n.name, n.fingerprint) for n in needed}
+    good, parts = prepare.good_shards(scope, folds)
+    share = len(good) / len(scope) if scope else 0.0
+    print(f"{name}: {len(good)} of {len(scope)} shards are good ({share:.1%}; required {stage.required:.1%})")
+    if share < stage.required or not good:
+        for need in needed:
+            for shard, record in list(folds[need.name].failed.items())[:10]:
+                print(f"  {need.name} {shard}: {record.failure}: {record.detail}")
+        print(f"too few: look at the failures (hpc logs {run.id} --failed), then hpc retry {run.id}", file=sys.stderr)
+        return 1
+    frozen = prepare.frozen_digest(parts, attempt_plan.superseded)
+    stage.fingerprint = prepare.frozen_fingerprint(stage.fingerprint, frozen)
+    stage.folder = begin(attempt_plan.output, stage, frozen)
+    shards = frozen_plan(stage, good, {n.name: n for n in needed}, attempt_plan)
+    fold = prepare.fold_stage(attempt_plan.output, runs, name, stage.fingerprint)
+    members = [s for s in attempt_plan.stages if s.domain == name and s.name != name]
+    missing = [s for s in shards if s.id not in fold.done] if not members else shards
+    cuts = plan.pack([1.0] * len(missing), max(1.0, len(missing) / stage.width), float("inf"), stage.width)
+    attempt.write_rows(name, [plan.Row(i, missing[a:b]) for i, (a, b) in enumerate(cuts)])
+    for member in members:
+        member.fingerprint = prepare.frozen_fingerprint(member.fingerprint, stage.fingerprint)
+        member.folder = begin(attempt_plan.output, member, "")
+        jsons.write(attempt.barrier(member.name), member)
+    jsons.write(attempt.barrier(name), stage)
+    print(f"{name}: {len(shards)} shards in {stage.folder}, {len(missing)} to make in {len(cuts)} tasks")
+    return 0
+
+
+def domain_scope(attempt: Attempt, attempt_plan: AttemptPlan, stage: StagePlan) -> list[str]:
+    """The shards that the needed stages should have made."""
+    first = attempt_plan.stage(stage.needs[0])
+    if first.domain == "inputs":
+        return attempt.scope(attempt_plan)
+    before = frozen_stage(attempt, attempt_plan, first.domain)
+    return [s.id for s in read_plan(before.folder)]
+
+
+def frozen_stage(attempt: Attempt, attempt_plan: AttemptPlan, name: str) -> StagePlan:
+    """A stage as it ran: behind a barrier, with the fingerprint and folder that the barrier gave it."""
+    path = attempt.barrier(name)
+    return jsons.decode(path.read_bytes(), StagePlan) if path.exists() else attempt_plan.stage(name)
+
+
+def begin(output: str, stage: StagePlan, frozen: str) -> str:
+    """Find or claim the version folder."""
+    while True:
+        folder, exists = ledger.version(output, stage.name, stage.fingerprint)
+        if exists:
+            return folder
+        try:
+            ledger.claim(folder, commit.info(stage, frozen))
+            return folder
+        except ledger.Conflict:
+            continue  # another run began this number with something else: the next one is free
+
+
+def read_plan(folder: str) -> list[plan.RowShard]:
+    data = storage.read(storage.join(folder, "_plan.jsonl"))
+    return msgspec.json.Decoder(plan.RowShard).decode_lines(data)
+
+
+def frozen_plan(stage: StagePlan, good: list[str], needed: dict[str, StagePlan], attempt_plan: AttemptPlan) -> list[plan.RowShard]:
+    """The shards behind the barrier: as planned before, or now, once for all."""
+    try:
+        return read_plan(stage.folder)
+    except FileNotFoundError:
+        pass
+    settings = settings_of(stage.kind, stage.settings)
+    upstream = {
+        n: [(shard, {x: storage.join(s.folder, shard + x) for x in s.objects}) for shard in good]
+        for n, s in needed.items()
+    }
+    freeze = importlib.import_module(settings.CODE).freeze
+    encode = msgspec.json.Encoder().encode
+    with tempfile.TemporaryDirectory(prefix="hpc-barrier-") as scratch:
+        path = Path(scratch) / "_plan.jsonl"
+        with path.open("wb") as out:
+            for i, rows in enumerate(freeze(settings, upstream, set(attempt_plan.superseded))):
+                out.write(encode(plan.RowShard(f"{i:06}", rows)) + b"\n")
+        storage.put_new(storage.join(stage.folder, "_plan.jsonl"), path)
+    return read_plan(stage.folder)  # whoever was first: its plan holds
+

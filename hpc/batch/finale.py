@@ -1,0 +1,55 @@
+"""When everything of an attempt has ended, however: the report, one webhook call, and whether to retry unattended."""
+
+from __future__ import annotations
+
+import os
+import sys
+import urllib.request
+
+import msgspec
+
+from hpc.batch import failure, records, report, status
+from hpc.batch.run import Run
+from hpc.data import storage
+
+OLD_SECONDS = 86400.0
+
+
+def finale(run: Run, ask_slurm: bool, say: bool = True) -> tuple[report.Report, status.Gathered]:
+    """Compact the records, sweep left-over temporary files, write the report."""
+    gathered = status.gather(run, ask_slurm)
+    for name, stage in gathered.stages.items():
+        records.compact(run.records(name))
+        if stage.folder:
+            storage.sweep(stage.folder, OLD_SECONDS)
+    made = report.write(run, gathered)
+    if say:
+        print(report.text(made), flush=True)
+    return made, gathered
+
+
+def notify(run: Run, made: report.Report, secret: str) -> None:
+    """One POST per attempt to the URL in the environment variable `secret`."""
+    url = os.environ.get(secret, "")
+    if not url:
+        print(f"no webhook call: the variable {secret} is not set", file=sys.stderr)
+        return
+    body = {"text": report.text(made), "run": run.id, "state": made.status.state}
+    request = urllib.request.Request(url, msgspec.json.encode(body), {"Content-Type": "application/json"})
+    try:
+        urllib.request.urlopen(request, timeout=30).close()
+    except OSError as error:  # the URL is a secret: say what failed, not where
+        print(f"the webhook call failed: {type(error).__name__}", file=sys.stderr)
+
+
+def may_retry(made: report.Report, gathered: status.Gathered) -> bool:
+    """Within the budget, something left that may be tried without a person, and the last attempt got something done."""
+    plan = gathered.plan
+    if plan.attempt > plan.retries:
+        return False
+    left = any(r.missing for r in made.status.stages)
+    worth = [f for f in made.failures if failure.REMEDIES[f.failure].unattended]
+    progress = plan.attempt == 1 or any(
+        w.attempt == plan.attempt for fold in gathered.folds.values() for s, w in fold.where.items() if s in fold.done
+    )
+    return bool(left or worth) and progress

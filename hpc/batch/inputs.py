@@ -1,0 +1,138 @@
+"""What a spec's `inputs` mean: a folder, a glob, a list file, an s3:// prefix, tars, or an earlier stage's output.
+
+All of them become entries (uri, size, etag), sorted by uri, each once. Nothing is opened: a login node lists, it does
+not probe.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from hpc.batch import ledger
+from hpc.batch.spec import Inputs
+from hpc.data import storage
+
+LISTS = (".txt", ".jsonl")
+
+
+class InputError(Exception):
+    """The inputs of a spec can't be used: which, why, what to do."""
+
+
+class Listing(msgspec.Struct):
+    entries: list[storage.Entry]
+    weights: dict[str, float]
+    """uri -> work in bytes, for inputs whose length is known (a list file gives seconds)."""
+    ignored: dict[str, int]
+    """Suffix -> how many files were left out because the stage doesn't read such files."""
+
+
+class Listed(msgspec.Struct):
+    """A line of a .jsonl list. size and etag save one look at the storage each."""
+
+    uri: str
+    seconds: float = 0.0
+    size: int = -1
+    etag: str = ""
+
+
+BYTES_PER_SECOND = 1 << 20
+"""The weight of a second of video whose length is known: 8 Mbit/s."""
+
+
+def resolve(inputs: Iterable[Inputs], suffixes: tuple[str, ...]) -> Listing:
+    """List everything. Raises InputError, naming every missing input at once."""
+    out: dict[str, storage.Entry] = {}
+    weights: dict[str, float] = {}
+    ignored: dict[str, int] = {}
+    for one in inputs:
+        entries = sorted(_entries(one, weights), key=lambda e: e.uri)
+        is_folder = len(entries) != 1 or entries[0].uri != one.uri
+        kept = []
+        for e in entries:
+            suffix = os.path.splitext(e.uri)[1].lower()
+            if one.match is not None:
+                if fnmatch.fnmatchcase(e.uri[len(one.uri) :].lstrip("/") if is_folder else e.uri, one.match):
+                    kept.append(e)
+            elif suffix in suffixes or not is_folder:
+                kept.append(e)
+            else:
+                ignored[suffix or "(none)"] = ignored.get(suffix or "(none)", 0) + 1
+        for e in kept[: one.limit]:
+            out.setdefault(e.uri, e)
+    if not out:
+        where = ", ".join(i.uri for i in inputs)
+        seen = "".join(f"; ignored {n} x {s}" for s, n in sorted(ignored.items()))
+        raise InputError(f"no inputs found in {where}{seen}. Files are taken by suffix: {' '.join(suffixes)}")
+    return Listing([out[uri] for uri in sorted(out)], weights, ignored)
+
+
+def _entries(one: Inputs, weights: dict[str, float]) -> Iterator[storage.Entry]:
+    uri = one.uri
+    if uri.endswith(LISTS):
+        yield from _list_file(uri, weights)
+    elif re.search(r"[*?\[]", uri) and storage.stat(uri) is None:
+        # list from the last folder that is certain, then match the whole path; ** crosses folders, * does not
+        base = re.split(r"[*?\[]", uri)[0].rpartition("/")[0]
+        pattern = _glob(uri)
+        yield from (e for e in storage.listing(base) if pattern.fullmatch(e.uri))
+    elif (info := ledger.info_of(uri)) is not None:
+        yield from _earlier(uri, info)
+    elif (entry := storage.stat(uri)) is not None:
+        yield entry
+    else:
+        if not storage.is_s3(uri) and (Path(uri) / "provenance.json").is_file():
+            raise InputError(f"{uri} is a run folder: name one of its outputs instead, a folder like <output>/clips@v1")
+        if not storage.is_s3(uri) and not Path(uri).exists():
+            raise InputError(f"{uri}: no such file or folder")
+        yield from storage.listing(uri)
+
+
+def _glob(pattern: str) -> re.Pattern[str]:
+    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", pattern)
+    known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    return re.compile("".join(known.get(p) or (p if p.startswith("[") and i % 2 else re.escape(p)) for i, p in enumerate(parts)))
+
+
+def _list_file(uri: str, weights: dict[str, float]) -> Iterator[storage.Entry]:
+    """One path or s3:// URI a line (.txt; # starts a comment line), or one JSON object a line (.jsonl)."""
+    text = storage.read(uri).decode("utf-8-sig")
+    base = "" if storage.is_s3(uri) else str(Path(uri).parent)
+    problems = []
+    for number, line in enumerate(text.splitlines(), 1):
+        line = line.strip()
+        if not line or (uri.endswith(".txt") and line.startswith("#")):
+            continue
+        try:
+            listed = msgspec.json.decode(line, type=Listed) if uri.endswith(".jsonl") else Listed(line)
+        except msgspec.DecodeError as error:
+            problems.append(f'{uri}:{number}: {error}; allowed: {{"uri": ..., "seconds"?, "size"?, "etag"?}}')
+            continue
+        path = listed.uri if storage.is_s3(listed.uri) else os.path.normpath(os.path.join(base, listed.uri))
+        if listed.seconds > 0:
+            weights[path] = listed.seconds * BYTES_PER_SECOND
+        if listed.size >= 0 and listed.etag:
+            yield storage.Entry(path, listed.size, listed.etag)
+        elif (entry := storage.stat(path)) is not None:
+            yield entry
+        else:
+            problems.append(f"{uri}:{number}: {path}: no such file or object")
+    if problems:
+        more = f"\n... and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise InputError("\n".join(problems[:20]) + more)
+
+
+def _earlier(folder: str, info: ledger.StageInfo) -> Iterator[storage.Entry]:
+    """The finished shards of an earlier stage's output folder: those whose objects are all there."""
+    there: dict[str, dict[str, storage.Entry]] = {}
+    for e in storage.listing(folder):
+        stem, suffix = os.path.splitext(e.uri)
+        if suffix in info.objects:
+            there.setdefault(stem, {})[suffix] = e
+    yield from (found[info.objects[0]] for found in there.values() if len(found) == len(info.objects))

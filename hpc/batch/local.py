@@ -1,0 +1,148 @@
+"""The same attempt on this machine, without Slurm: the very same worker, run by submitit's LocalExecutor.
+
+Dependencies, throttling and progress are done here; signals, time limits and requeueing are submitit's: it warns a task
+with USR2 ahead of its time limit and starts it again when it leaves with the requeue status.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from hpc.batch.run import Attempt, AttemptPlan, Run, StagePlan
+from hpc.batch.script import SIGNAL_SECONDS
+
+
+class Task(msgspec.Struct):
+    stage: str
+    row: int
+    """Row of the plan; -1 for a barrier."""
+    after: list[int]
+    """Tasks (by their number) that must have ended, and how."""
+    must_succeed: bool
+    cpus: int
+    job: object = None
+    state: str = "waiting"
+    """waiting, running, done, failed, cancelled"""
+
+
+def tasks_of(attempt: Attempt, plan: AttemptPlan) -> list[Task]:
+    """Everything up to the first barrier, or behind it: the same order and dependencies as submit.sh."""
+    out: list[Task] = []
+    made: dict[tuple[str, int], int] = {}
+    for group in plan.groups:
+        for chunk in group.chunks:
+            for row in range(chunk.first_row, chunk.first_row + chunk.tasks):
+                for name in group.stages:
+                    stage = plan.stage(name)
+                    after = [made[n, row] for n in stage.needs if (n, row) in made]
+                    made[name, row] = len(out)
+                    out.append(Task(name, row, after, True, stage.resources.cpus * stage.resources.workers))
+    for stage in plan.stages:
+        if stage.domain == "inputs":
+            continue
+        if "barrier" in stage.phases:
+            after = [i for i, t in enumerate(out) if t.stage in stage.needs]
+            barrier = len(out)
+            out.append(Task(stage.name, -1, after, False, 1))
+            waits = [[barrier]] * stage.width
+        else:
+            waits = [[made[n, row] for n in stage.needs if (n, row) in made] for row in range(stage.width)]
+        for row in range(stage.width):
+            made[stage.name, row] = len(out)
+            out.append(Task(stage.name, row, waits[row], True, stage.resources.cpus * stage.resources.workers))
+    return out
+
+
+def run_task(run: str, stage: str, attempt: int, row: int) -> int:
+    """What submitit runs: the worker, as a batch job would."""
+    from hpc.batch import worker
+
+    status = worker.main(run, stage, str(attempt), "barrier" if row < 0 else str(row))
+    if status:
+        sys.exit(status)  # a status, not an exception: submitit reads "start me again" from it
+    return status
+
+
+def execute(run: Run, attempt: Attempt, env: dict[str, str], cores: int, tick: Callable[[list[Task]], None]) -> bool:
+    """Run the attempt. tick(tasks) is called several times a second. True if every task ended well."""
+    from submitit import LocalExecutor
+
+    plan = attempt.plan()
+    tasks = tasks_of(attempt, plan)
+    saved = dict(os.environ)
+    os.environ.update(env, PYTHONPATH=str(attempt.code), PYTHONDONTWRITEBYTECODE="1", PYTHONUNBUFFERED="1")
+    try:
+        while any(t.state in ("waiting", "running") for t in tasks):
+            _reap(tasks)
+            _skip_rows_that_are_not_there(attempt, plan, tasks)
+            for task in tasks:
+                used = sum(t.cpus for t in tasks if t.state == "running")
+                if task.state != "waiting" or (used and used + task.cpus > cores):
+                    continue
+                before = [tasks[i].state for i in task.after]
+                if any(s in ("waiting", "running") for s in before):
+                    continue
+                if task.must_succeed and any(s != "done" for s in before):
+                    task.state = "cancelled"
+                    continue
+                _start(LocalExecutor, run, attempt, plan.stage(task.stage), task)
+            tick(tasks)
+            time.sleep(0.1)
+    except BaseException:
+        _stop(tasks)
+        raise
+    finally:
+        os.environ.clear()
+        os.environ.update(saved)
+        for folder in {t.stage for t in tasks}:
+            for path in run.logs(folder).glob("*.pkl"):
+                path.unlink()
+    return all(t.state == "done" for t in tasks)
+
+
+def _start(executor_class: type, run: Run, attempt: Attempt, stage: StagePlan, task: Task) -> None:
+    executor = executor_class(folder=run.logs(stage.name), max_num_timeout=1_000_000)
+    executor.update_parameters(
+        timeout_min=stage.resources.time / 60, signal_delay_s=SIGNAL_SECONDS, stderr_to_stdout=True,
+        gpus_per_node=stage.resources.gpus * stage.resources.workers,
+    )  # fmt: skip
+    task.job = executor.submit(run_task, str(run.folder), stage.name, attempt.number, task.row)
+    task.state = "running"
+
+
+def _reap(tasks: list[Task]) -> None:
+    for task in tasks:
+        if task.state == "running" and task.job.done():  # type: ignore[attr-defined]
+            # A task that left no result was killed, left with an error, or was started again too often by submitit.
+            ok = task.job.paths.result_pickle.exists() and task.job.exception() is None  # type: ignore[attr-defined]
+            task.state = "done" if ok else "failed"
+
+
+def _skip_rows_that_are_not_there(attempt: Attempt, plan: AttemptPlan, tasks: list[Task]) -> None:
+    """Behind a barrier the width was a guess: don't start a process to find no row."""
+    for task in tasks:
+        domain = plan.stage(task.stage).domain
+        if task.state == "waiting" and task.row >= 0 and domain != "inputs" and attempt.barrier(domain).exists():
+            if all(tasks[i].state == "done" for i in task.after) and task.row >= attempt.rows(domain):
+                task.state = "done"
+
+
+def _stop(tasks: list[Task]) -> None:
+    """Ctrl-C: tell every task to leave, and wait until they have."""
+    running = [t for t in tasks if t.state == "running"]
+    for task in running:
+        task.job.cancel()  # type: ignore[attr-defined]
+    until = time.monotonic() + 30
+    for task in running:
+        while not task.job.done() and time.monotonic() < until:  # type: ignore[attr-defined]
+            time.sleep(0.1)
+
+
+def log_of(task: Task) -> Path | None:
+    return Path(task.job.paths.stdout) if task.job else None  # type: ignore[attr-defined]

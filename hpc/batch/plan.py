@@ -1,0 +1,129 @@
+"""From what is there and what is missing to rows of shards, arrays of rows, and how they depend on each other. Pure.
+
+A *domain* is a set of shards that stages share: "inputs", or the name of a barrier stage, which plans shards of its own.
+Within the domain "inputs", shards that miss the same stages form a *group*: a chain of arrays of the same width,
+row i of one waiting for row i of the one before (aftercorr). A first attempt is one group; a retry is a few.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from hpc.batch.ledger import Shard
+from hpc.batch.spec import Resources
+
+LONGEST_SHARE = 0.8
+"""Packing plans array tasks of at most this share of their time limit."""
+
+
+class Row(msgspec.Struct, array_like=True, frozen=True):
+    """What one array task does, in order. `row` is its number in the plan."""
+
+    row: int
+    shards: list[RowShard]
+
+
+class RowShard(msgspec.Struct, array_like=True, frozen=True):
+    id: str
+    items: list = []
+    """Items for shards of inputs; what the barrier planned for others."""
+
+
+class Chunk(msgspec.Struct, frozen=True):
+    """Rows first_row .. first_row + tasks - 1: one array (per stage) with indices 0 .. tasks - 1."""
+
+    first_row: int
+    tasks: int
+
+
+class Group(msgspec.Struct, frozen=True):
+    """Shards that miss the same stages."""
+
+    stages: tuple[str, ...]
+    """In the order of the chain."""
+    shards: int
+    memory: float
+    """Factors for this attempt: what failed for memory or time gets more."""
+    time: float
+    chunks: tuple[Chunk, ...]
+    task_seconds: float
+    """Expected duration of one task of the slowest stage."""
+
+
+def shard_seconds(weight: float, seconds_per_gib: float, fixed: float = 0.0) -> float:
+    return fixed + weight / 2**30 * seconds_per_gib
+
+
+def workers(resources: Resources) -> int:
+    return resources.workers
+
+
+def pack(weights: Sequence[float], target: float, limit: float, max_tasks: int) -> list[tuple[int, int]]:
+    """Cut a list of shards (by expected seconds each) into rows [first, last) of about `target` seconds.
+
+    If that makes more rows than max_tasks, rows grow, up to `limit` seconds; what is left over goes into more arrays.
+    Consecutive shards stay together and every row has one at least.
+    """
+    if not weights:
+        return []
+    total = sum(weights)
+    rows = max(1, math.ceil(total / target))
+    if rows > max_tasks:
+        rows = max(max_tasks, math.ceil(total / limit))
+    rows = min(rows, len(weights))
+    out, first, done = [], 0, 0.0
+    for i, w in enumerate(weights):
+        done += w
+        left_shards, left_rows = len(weights) - i - 1, rows - len(out) - 1
+        if i + 1 == len(weights) or left_shards == left_rows or (left_rows and done >= total * (len(out) + 1) / rows):
+            out.append((first, i + 1))
+            first = i + 1
+    return out
+
+
+def chunks(rows: int, first_row: int, max_array_size: int) -> tuple[Chunk, ...]:
+    """Split rows into arrays whose indices start at 0 and stay below the site's limit, as equal as can be."""
+    if rows == 0:
+        return ()
+    count = math.ceil(rows / max_array_size)
+    bounds = [rows * i // count for i in range(count + 1)]
+    return tuple(Chunk(first_row + a, b - a) for a, b in zip(bounds, bounds[1:], strict=False))
+
+
+def group(
+    shards: Iterable[Shard],
+    missing: dict[str, tuple[str, ...]],
+    boosts: dict[str, tuple[float, float]],
+    seconds_per_gib: dict[str, float],
+    resources: dict[str, Resources],
+    task_seconds: float,
+    max_array_size: int,
+) -> tuple[list[Group], list[Row]]:
+    """All rows of an attempt for the domain "inputs".
+
+    missing: shard -> stages to do, in chain order (shards that miss nothing are not in it). boosts: shard -> (memory,
+    time) factors where an earlier failure asks for more. The slowest stage decides how many shards make a row.
+    """
+    keyed: dict[tuple, list[Shard]] = {}
+    for shard in shards:
+        stages = missing.get(shard.id)
+        if stages:
+            keyed.setdefault((stages, boosts.get(shard.id, (1.0, 1.0))), []).append(shard)
+    groups, rows = [], []
+    for (stages, (memory, time)), members in sorted(keyed.items(), key=lambda kv: (-len(kv[0][0]), kv[0])):
+        weights = [sum(item.size / item.parts for item in shard.items) for shard in members]
+        slowest = max(stages, key=lambda s: seconds_per_gib[s] / workers(resources[s]))
+        rate, width = seconds_per_gib[slowest], workers(resources[slowest])
+        seconds = [max(shard_seconds(w, rate), 0.001) / width for w in weights]
+        limit = LONGEST_SHARE * time * min(resources[s].time for s in stages)
+        cuts = pack(seconds, min(task_seconds, limit), limit, max_array_size)
+        first = len(rows)
+        rows += [Row(first + i, [RowShard(s.id, s.items) for s in members[a:b]]) for i, (a, b) in enumerate(cuts)]
+        groups.append(
+            Group(stages, len(members), memory, time, chunks(len(cuts), first, max_array_size),
+                  max(sum(seconds[a:b]) for a, b in cuts))
+        )  # fmt: skip
+    return groups, rows

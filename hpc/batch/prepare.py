@@ -1,0 +1,287 @@
+"""Plan an attempt: list the inputs, look up what is done, and write what is missing into a run folder.
+
+The same function serves `hpc plan`, `run`, `submit` and `retry`: what is done is never done again, so a first attempt
+is the retry of nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgspec
+
+from hpc.batch import check, failure, inputs, jsons, ledger, plan, records, run, script, slurm
+from hpc.batch.cluster import Cluster
+from hpc.batch.spec import KINDS, Spec, Stage, fingerprint, text
+from hpc.data import storage
+
+MAX_BOOST = 8.0
+"""Memory or time is raised up to this factor over attempts."""
+BARRIER_WIDTH = 64
+"""Tasks at most of the array behind a barrier: writing tars is bound by the file system, not by cores."""
+
+
+class Prepared(msgspec.Struct):
+    """What a planning came to."""
+
+    run: run.Run
+    attempt: run.Attempt | None
+    """None: nothing to do."""
+    plan: run.AttemptPlan | None
+    shards: int
+    """In the domain "inputs"."""
+    missing: dict[str, int]
+    """stage -> shards it has to make (of the domain "inputs")."""
+    ignored: dict[str, int]
+    inputs: int
+    new_shards: int
+    excluded: list[str] = []
+    folders: dict[str, str] = {}
+    """stage -> its version folder, where known."""
+    stale: list[str] = []
+    """Barrier stages whose newest version was made from another list of shards."""
+
+
+def domains(spec: Spec) -> dict[str, str]:
+    """stage -> the domain whose shards it maps over. A barrier stage has its own; a map stage shares that of its needs."""
+    out: dict[str, str] = {}
+    for name, stage in spec.stages.items():
+        if "barrier" in stage.settings.PHASES or "gang" in stage.settings.PHASES:
+            out[name] = name
+        else:
+            of_needs = sorted({out[n] for n in stage.needs} or {"inputs"})
+            if len(of_needs) > 1:
+                raise ValueError(
+                    f"stages.{name}: needs {', '.join(stage.needs)}, which have different shards "
+                    f"({', '.join(of_needs)}): join them with a barrier stage such as curate.shard"
+                )
+            out[name] = of_needs[0]
+    return out
+
+
+def frozen_digest(good: Iterable[tuple[str, str]], superseded: Iterable[tuple[str, str]]) -> str:
+    """Digest of what a barrier consumes: (shard/stage, sha256 of its objects) and the inputs that were replaced."""
+    digest = hashlib.sha256()
+    for pair in [*good, ("", ""), *superseded]:
+        digest.update("\0".join(pair).encode() + b"\1")
+    return digest.hexdigest()
+
+
+def frozen_fingerprint(base: str, frozen: str) -> str:
+    return hashlib.sha256(f"{base} {frozen}".encode()).hexdigest()[:12]
+
+
+def good_shards(scope: Iterable[str], folds: dict[str, records.Fold]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Shards that every one of these stages has done, and what their digest is made of."""
+    good, parts = [], []
+    for shard in scope:
+        if all(shard in fold.done for fold in folds.values()):
+            good.append(shard)
+            for name in sorted(folds):
+                parts += [(f"{name}/{shard}", o.sha256) for o in folds[name].done[shard].objects]
+    return good, parts
+
+
+def fold_stage(output: str, runs: list[Path], stage: str, fingerprint: str) -> records.Fold:
+    """Records of a stage over all runs that wrote to this output."""
+    return records.fold([folder / "records" / stage for folder in runs], fingerprint)
+
+
+def barrier_missing(stage: run.StagePlan, folder: str, fold: records.Fold) -> set[str] | None:
+    """Shards of a barrier stage's version that are still to be made; None if nothing was ever planned there."""
+    try:
+        lines = storage.read(storage.join(folder, "_plan.jsonl")).splitlines()
+    except FileNotFoundError:
+        return None
+    return {msgspec.json.decode(line)[0] for line in lines} - set(fold.done)
+
+
+def prepare(spec: Spec, cluster: Cluster, base: Path, *, on_slurm: bool, command: list[str], tasks: int | None = None,
+            lost: dict[tuple[str, str], str] | None = None) -> Prepared:  # fmt: skip
+    """Plan the next attempt of a spec.
+
+    base: the folder of run folders. tasks: local runs make this many rows at least, so that all cores have work.
+    lost: (stage, shard) -> class of failure, for shards whose workers vanished.
+    Raises inputs.InputError, slurm.SlurmError, ValueError; nothing is written then but the run folder.
+    """
+    where = domains(spec)
+    firsts = [s for s in spec.stages.values() if not s.needs]
+    suffixes = tuple(dict.fromkeys(x for s in firsts for x in s.settings.INPUT_SUFFIXES))
+    listing = inputs.resolve(spec.inputs, suffixes)
+    book = ledger.load(spec.output)
+    fresh = ledger.assign(book, listing.entries, spec.shards.size, spec.shards.split_above, listing.weights)
+    listed = {(e.uri, e.etag) for e in listing.entries}
+    every = book.shards + fresh
+    scope = [s for s in every if any((i.uri, i.etag) in listed for i in s.items)]
+    replaced = sorted(ledger.superseded(every))
+
+    run_ = run.Run((base / f"{spec.name}-{spec.hash}").resolve())
+    known_runs = ledger.runs(spec.output)
+    if run_.folder.is_dir() and run_.folder not in known_runs:
+        known_runs.append(run_.folder)
+
+    stages: dict[str, run.StagePlan] = {}
+    folds: dict[str, records.Fold] = {}
+    todo: dict[str, list[str]] = {}
+    rates: dict[str, float] = {}
+    weights = {s.id: sum(i.size / i.parts for i in s.items) for s in every}
+    for name, stage in spec.stages.items():
+        stages[name] = _stage_plan(spec, stage, where[name], cluster)
+        if where[name] != "inputs":
+            continue
+        stages[name].folder, _ = ledger.version(spec.output, name, stages[name].fingerprint)
+        folds[name] = fold_stage(spec.output, known_runs, name, stages[name].fingerprint)
+        rates[name] = _rate(folds[name], weights, stage.settings.SECONDS_PER_GIB)
+        for s in scope:
+            if s.id not in folds[name].done:
+                todo.setdefault(s.id, []).append(name)
+
+    boosts, exclude = _remedies(folds, scope, lost or {})
+    limits = slurm.limits() if on_slurm else slurm.Limits()
+    max_array = min(cluster.max_array_size or limits.max_array_size, cluster.max_tasks or limits.max_array_size)
+    if tasks is not None:
+        max_array = 1_000_000
+    groups, rows = plan.group(
+        scope,
+        {shard: tuple(names) for shard, names in todo.items()},
+        boosts,
+        rates,
+        {name: stages[name].resources for name in folds},
+        _task_seconds(spec, rates, stages, weights, scope, tasks),
+        max_array,
+    )
+
+    behind = _behind(spec, stages, scope, folds, known_runs, replaced, bool(groups))
+    missing = {name: sum(name in names for names in todo.values()) for name in folds}
+    result = Prepared(run_, None, None, len(scope), missing, listing.ignored, len(listing.entries), len(fresh), exclude,
+                      {n: s.folder for n, s in stages.items() if s.folder})  # fmt: skip
+    if not groups and not behind:
+        return result
+
+    attempt = run.new_attempt(run_)
+    total_bytes = sum(weights[s.id] for s in scope)
+    needed = [n for n in stages if n in behind or any(n in g.stages for g in groups)]
+    kept = [stages[n] for n in stages if n in needed or any(n in stages[m].needs for m in needed)]
+    for stage in kept:
+        if stage.domain != "inputs" and "gang" not in stage.phases:
+            seconds = total_bytes / 2**30 * spec.stages[stage.domain].settings.SECONDS_PER_GIB
+            stage.width = max(1, min(BARRIER_WIDTH, round(seconds / 60), len(scope)))
+    attempt_plan = run.AttemptPlan(
+        run=run_.id, attempt=attempt.number, spec_hash=spec.hash, output=spec.output, created=time.time(),
+        stages=kept, groups=groups, domain_size=len(scope), scope="scope.txt", superseded=replaced,
+        generation=book.generation + 1 if fresh else 0, scratch=cluster.scratch or "", cluster=spec.cluster,
+        retries=spec.retries, notify={"mail": spec.notify.mail, "webhook": spec.notify.webhook},
+    )  # fmt: skip
+    (attempt.folder / "scope.txt").write_text("".join(f"{s.id}\n" for s in scope))
+    if fresh:
+        (attempt.folder / "shards.jsonl").write_bytes(ledger.encode(fresh))
+    attempt.write_rows("inputs", rows)
+    run_.spec.write_text(text(spec))
+    run.snapshot(attempt, _foreign_code(spec))
+    run.provenance(attempt, spec.hash, command)
+    jsons.write(attempt.folder / "cluster.json", cluster)
+    script.write(run_, attempt, attempt_plan, spec, cluster, max_array, exclude)
+    run.finish(attempt, attempt_plan)
+    result.attempt, result.plan = attempt, attempt_plan
+    return result
+
+
+def _stage_plan(spec: Spec, stage: Stage, domain: str, cluster: Cluster) -> run.StagePlan:
+    s = stage.settings
+    return run.StagePlan(
+        name=stage.name, kind=stage.kind, settings=check.plain(s), fingerprint=fingerprint(spec, stage.name),
+        folder="", objects=s.OBJECTS, phases=s.PHASES, needs=stage.needs, domain=domain,
+        resources=cluster.resources(stage), required=stage.required, throttle=stage.throttle,
+    )  # fmt: skip
+
+
+def _rate(fold: records.Fold, weights: dict[str, float], guess: float) -> float:
+    """Seconds of one worker per GiB of input, from what is done, or the kind's first guess."""
+    work = [(r.seconds, weights.get(shard, 0.0)) for shard, r in fold.done.items()]
+    gib = sum(w for _, w in work) / 2**30
+    return max(sum(s for s, _ in work) / gib, 0.001) if gib > 0.01 else guess
+
+
+def _task_seconds(spec: Spec, rates: dict[str, float], stages: dict[str, run.StagePlan], weights: dict[str, float],
+                  scope: list[ledger.Shard], tasks: int | None) -> float:  # fmt: skip
+    """Target duration of an array task: the spec's, or shorter where this machine's cores would idle."""
+    if tasks is None or not rates:
+        return spec.shards.task
+    slowest = max(rates, key=lambda n: rates[n] / stages[n].resources.workers)
+    total = sum(weights[s.id] for s in scope) / 2**30 * rates[slowest] / stages[slowest].resources.workers
+    return max(min(spec.shards.task, total / tasks), 0.001)
+
+
+def _remedies(folds: dict[str, records.Fold], scope: list[ledger.Shard],
+              lost: dict[tuple[str, str], str]) -> tuple[dict[str, tuple[float, float]], list[str]]:  # fmt: skip
+    """What earlier failures ask for: shard -> (memory, time) factors, and the nodes to keep away from."""
+    boosts: dict[str, tuple[float, float]] = {}
+    nodes: set[str] = set()
+    ids = {s.id for s in scope}
+    for name, fold in folds.items():
+        failures = [(shard, r.failure, fold.where[shard]) for shard, r in fold.failed.items()]
+        failures += [(shard, lost[name, shard], w) for shard, (w, _) in fold.running.items() if (name, shard) in lost]
+        for shard, why, worker in failures:
+            remedy = failure.REMEDIES.get(why)
+            if remedy is None or shard not in ids:
+                continue
+            if remedy.elsewhere:
+                nodes.add(worker.node)
+            if remedy.memory > 1 or remedy.time > 1:  # each attempt that failed so doubles it once more
+                memory, seconds = boosts.get(shard, (1.0, 1.0))
+                boosts[shard] = (
+                    max(memory, min(remedy.memory**worker.attempt, MAX_BOOST)),
+                    max(seconds, min(remedy.time**worker.attempt, MAX_BOOST)),
+                )
+    return boosts, sorted(nodes)
+
+
+def _behind(spec: Spec, stages: dict[str, run.StagePlan], scope: list[ledger.Shard], folds: dict[str, records.Fold],
+            known_runs: list[Path], replaced: list[tuple[str, str]], upstream_missing: bool) -> set[str]:  # fmt: skip
+    """Stages behind a barrier that have something to do. While anything before them is missing, all of them may."""
+    behind: set[str] = set()
+    plans: dict[str, tuple[list[str], str]] = {}  # domain -> (its shards, fingerprint)
+    for name, stage in stages.items():
+        if stage.domain == "inputs":
+            continue
+        if upstream_missing or any(n in behind for n in stage.needs) or "gang" in stage.phases:
+            behind.add(name)
+            continue
+        if "barrier" in stage.phases:
+            shards = [s.id for s in scope] if all(stages[n].domain == "inputs" for n in stage.needs) else \
+                plans[stages[stage.needs[0]].domain][0]  # fmt: skip
+            good, parts = good_shards(shards, {n: folds[n] for n in stage.needs})
+            print_ = frozen_fingerprint(stage.fingerprint, frozen_digest(parts, replaced))
+        else:
+            print_ = frozen_fingerprint(stage.fingerprint, plans[stage.domain][1])
+        folder, exists = ledger.version(spec.output, name, print_)
+        fold = folds[name] = fold_stage(spec.output, known_runs, name, print_)
+        left = barrier_missing(stage, folder, fold) if exists and "barrier" in stage.phases else None
+        if "barrier" in stage.phases:
+            plans[name] = (sorted(fold.done), print_)
+            if left is None or left:
+                behind.add(name)
+        elif set(plans[stage.domain][0]) - set(fold.done):
+            behind.add(name)
+        stage.folder = folder if name not in behind else ""
+    return behind
+
+
+def _foreign_code(spec: Spec) -> list[Path]:
+    """Top-level packages or files of stages that the suite does not ship: they go into the code snapshot."""
+    out = []
+    for stage in spec.stages.values():
+        if stage.kind not in KINDS:
+            top = importlib.import_module(type(stage.settings).__module__.partition(".")[0])
+            file = getattr(sys.modules[top.__name__], "__file__", None)
+            if file:
+                path = Path(file)
+                out.append(path.parent if path.name == "__init__.py" else path)
+            else:
+                out.extend(Path(p) for p in list(top.__path__)[:1])
+    return list(dict.fromkeys(out))

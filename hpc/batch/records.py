@@ -1,0 +1,216 @@
+"""Records: what became of each shard. Append-only JSON lines, one file per worker start, folded to {shard: last word}.
+
+    records/<stage>/<job>.<restart>.jsonl      first line a Worker, then Records
+
+A file belongs to one start of one worker, so a worker that a dead node left behind and its requeued twin never share
+one. The barrier and the report job compact a stage's files by concatenating them: a Worker line switches the context,
+wherever it stands. A torn last line (the writer was killed) is skipped; what it would have said is found again by
+looking at the objects.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from hpc.data.work import Bad, Object
+
+
+class Worker(msgspec.Struct, tag="worker", omit_defaults=True):
+    """One start of one worker: the first line of its file, valid for the lines that follow."""
+
+    t: float
+    run: str
+    attempt: int
+    stage: str
+    fingerprint: str
+    job: str
+    """As Slurm prints it, e.g. "123_45"; "local..." without Slurm."""
+    restart: int
+    row: int
+    node: str
+    cpus: int = 0
+    gpus: int = 0
+    raw_job: str = ""
+    """Slurm's unique number of this array task (accounting and GPU monitors know it by this one)."""
+
+
+class Record(msgspec.Struct, tag="shard", omit_defaults=True):
+    """One line about one shard."""
+
+    state: Literal["start", "progress", "done", "failed", "stopped"]
+    """start and progress are passing; done is final; failed may be tried again; stopped: given up for now, untouched."""
+    shard: str
+    t: float
+    seconds: float = 0.0
+    """Wall time of this shard, publishing included."""
+    times: dict[str, float] = {}
+    """Where they went: {"work": 12.1, "publish": 0.3}; the first shard of a worker process carries {"start": ...} too."""
+    objects: list[Object] = []
+    counts: dict[str, float] = {}
+    bad: list[Bad] = []
+    failure: str = ""
+    """A class of hpc.batch.failure."""
+    detail: str = ""
+    fraction: float = 0.0
+
+
+class End(msgspec.Struct, tag="end", omit_defaults=True):
+    """The worker left in an orderly way."""
+
+    t: float
+    why: str = ""
+
+
+Line = Worker | Record | End
+_decode = msgspec.json.Decoder(Line).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class Log:
+    """The record file of one worker start. Terminal lines are on disk when `write` returns."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises FileExistsError if another start already has this name."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self.fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o640)
+
+    def write(self, line: Line) -> None:
+        data = _encode(line) + b"\n"
+        if os.write(self.fd, data) != len(data):
+            raise OSError(28, f"{self.path}: only a part of a record could be written: is the disk full?")
+        if not (isinstance(line, Record) and line.state in ("start", "progress")):
+            os.fsync(self.fd)
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+class Fold(msgspec.Struct):
+    """What the records of one stage add up to, for one fingerprint."""
+
+    done: dict[str, Record] = {}
+    failed: dict[str, Record] = {}
+    """Last failure of the shards that are not done."""
+    where: dict[str, Worker] = {}
+    """shard -> the worker that wrote its last word."""
+    running: dict[str, tuple[Worker, Record]] = {}
+    """Started and not heard of since: in flight, or lost with their worker. The Record is the last progress."""
+    kills: dict[str, int] = {}
+    """shard -> how often a worker vanished while it was on it, and a later one started it again."""
+    stopped: dict[str, Record] = {}
+    """Given up for now (time limit, another try); not started again since."""
+    workers: dict[tuple[str, int], tuple[Worker, float]] = {}
+    """(job, restart) -> (the worker, time of its last line)."""
+    ended: dict[tuple[str, int], str] = {}
+    """(job, restart) -> why it left, for those that left in an orderly way."""
+
+
+def read(path: Path) -> Iterator[Line]:
+    """The lines of one record file; damaged ones are skipped (a killed writer tears only its last)."""
+    for raw in path.read_bytes().split(b"\n"):
+        if raw:
+            try:
+                yield _decode(raw)
+            except (msgspec.DecodeError, UnicodeDecodeError):
+                continue
+
+
+def files(folder: Path) -> list[Path]:
+    """Record files of one stage, compacted ones first."""
+    try:
+        names = [entry.name for entry in os.scandir(folder) if entry.name.endswith(".jsonl")]
+    except FileNotFoundError:
+        return []
+    return [folder / name for name in sorted(names, key=lambda n: (not n.startswith("compact-"), n))]
+
+
+def fold(folders: Iterable[Path], fingerprint: str | None, attempt: int | None = None) -> Fold:
+    """Fold the record files of a stage over all runs that wrote to the same output.
+
+    fingerprint: only records made with it count; None takes all. attempt: only this attempt's.
+    """
+    out = Fold()
+    for path in [path for folder in folders for path in files(folder)]:
+        try:
+            fold_lines(out, read(path), fingerprint, attempt)
+        except FileNotFoundError:  # compacted while we looked: its lines are in a file that sorts first
+            continue
+    return out
+
+
+def fold_lines(out: Fold, lines: Iterable[Line], fingerprint: str | None, attempt: int | None) -> None:
+    worker, wanted, key = None, False, ("", 0)
+    for line in lines:
+        if isinstance(line, Worker):
+            worker, key = line, (line.job, line.restart)
+            wanted = fingerprint in (None, line.fingerprint) and attempt in (None, line.attempt)
+        if worker is None or not wanted:
+            continue
+        out.workers[key] = (worker, max(line.t, out.workers[key][1] if key in out.workers else 0.0))
+        if isinstance(line, Record):
+            _add(out, worker, line)
+        elif isinstance(line, End):
+            out.ended[key] = line.why
+
+
+def _add(out: Fold, worker: Worker, line: Record) -> None:
+    shard = line.shard
+    if shard in out.done:
+        return
+    if line.state == "start":
+        before = out.running.get(shard)
+        if before and before[0] != worker:
+            out.kills[shard] = out.kills.get(shard, 0) + 1
+        out.running[shard] = (worker, line)
+        out.stopped.pop(shard, None)
+    elif line.state == "progress":
+        out.running[shard] = (worker, line)
+    else:
+        out.running.pop(shard, None)
+        out.where[shard] = worker
+        if line.state == "done":
+            out.done[shard] = line
+            out.failed.pop(shard, None)
+            out.stopped.pop(shard, None)
+        elif line.state == "stopped":
+            out.stopped[shard] = line
+        elif line.state == "failed":
+            earlier = out.failed.get(shard)
+            if earlier is None or line.t >= earlier.t:
+                out.failed[shard] = line
+
+
+def compact(folder: Path) -> int:
+    """Join the files of one stage into one. Call it when no worker of the stage is running. Returns how many there were.
+
+    Passing lines of finished shards go; everything else stays. A crash in between leaves both, which folds to the same.
+    """
+    paths = files(folder)
+    if len(paths) < 2:
+        return len(paths)
+    serial = 1 + max((int(p.stem.split("-")[1]) for p in paths if p.name.startswith("compact-")), default=0)
+    target = folder / f"compact-{serial:04}.jsonl"
+    temp = folder / f".{target.name}.{os.getpid()}"
+    sizes = {}
+    with temp.open("wb") as out:
+        for path in paths:
+            lines = list(read(path))
+            sizes[path] = path.stat().st_size
+            ended = {line.shard for line in lines if isinstance(line, Record) and line.state in ("done", "failed")}
+            for line in lines:
+                passing = isinstance(line, Record) and line.state in ("start", "progress") and line.shard in ended
+                if not passing:
+                    out.write(_encode(line) + b"\n")
+        out.flush()
+        os.fsync(out.fileno())
+    temp.rename(target)
+    for path, size in sizes.items():
+        if path.stat().st_size == size:  # a worker that outlived its job may have added a line since: keep its file
+            path.unlink()
+    return len(paths)

@@ -1,0 +1,179 @@
+"""The process that runs a stage: shards come in as JSON lines, results go out as JSON lines. Child of the worker.
+
+A process of its own, so that a crash in a decoder or the out-of-memory killer takes one shard with it and not the
+worker, which notes it and goes on. It publishes what the stage made; the worker writes the record.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import shutil
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hpc.batch import failure, jsons
+from hpc.batch.run import StagePlan
+from hpc.batch.spec import settings_of
+from hpc.data import storage
+from hpc.data.work import Bad, Item, Made, Object, Stopped, Work
+
+
+class Setup(msgspec.Struct):
+    """First line in."""
+
+    stage: StagePlan
+    upstream: dict[str, tuple[str, tuple[str, ...]]]
+    """Needed stage -> (its folder, its object suffixes)."""
+    scratch: str
+    progress_every: float
+
+
+class Order(msgspec.Struct):
+    """Every further line in: a shard to make."""
+
+    shard: str
+    items: list[Any]
+
+
+class Reply(msgspec.Struct, omit_defaults=True):
+    """Every line out."""
+
+    what: str
+    """ready, progress, done, failed, stopped"""
+    shard: str = ""
+    times: dict[str, float] = {}
+    objects: list[Object] = []
+    counts: dict[str, float] = {}
+    bad: list[Bad] = []
+    failure: str = ""
+    detail: str = ""
+    fraction: float = 0.0
+
+
+def main() -> None:
+    # If the worker is killed outright, this process must not go on beside its requeued twin.
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    channel = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)  # whatever a library prints goes to the log, not into the channel
+    stopping: list[int] = []
+    signal.signal(signal.SIGTERM, lambda signum, frame: stopping.append(signum))
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # the worker decides what a warning from Slurm means
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def send(reply: Reply) -> None:
+        channel.write(msgspec.json.encode(reply) + b"\n")
+
+    def check() -> None:
+        if stopping:
+            raise Stopped
+
+    setup = jsons.decode(sys.stdin.buffer.readline(), Setup)
+    stage = setup.stage
+    begun = time.monotonic()
+    settings = settings_of(stage.kind, stage.settings)
+    process = importlib.import_module(settings.CODE).start(settings)
+    send(Reply("ready", times={"start": time.monotonic() - begun}))
+
+    for line in sys.stdin.buffer:
+        order = msgspec.json.decode(line, type=Order)
+        if stopping:
+            send(Reply("stopped", order.shard))
+            break
+        scratch = Path(setup.scratch) / order.shard
+        try:
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir(parents=True)
+            reply = _one(order, setup, process, scratch, check, _reporter(send, order.shard, setup.progress_every))
+        except Stopped:
+            reply = Reply("stopped", order.shard)
+        except Exception as error:
+            traceback.print_exc()
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            reply = Reply(
+                "failed", order.shard, failure=failure.of_exception(error),
+                detail=f"{type(error).__name__}: {str(error)[:1500]} ({Path(last.filename).name}:{last.lineno})",
+            )  # fmt: skip
+        shutil.rmtree(scratch, ignore_errors=True)
+        send(reply)
+
+
+def _one(order: Order, setup: Setup, process: Any, scratch: Path, check: Any, progress: Any) -> Reply:
+    """Make one shard and publish it."""
+    stage = setup.stage
+    own = stage.domain == "inputs"
+    upstream = {
+        name: {suffix: storage.join(folder, order.shard + suffix) for suffix in suffixes}
+        for name, (folder, suffixes) in setup.upstream.items()
+    }
+    for name, objects in upstream.items():
+        last = list(objects.values())[-1]  # published last: if it is there, all of them are
+        if storage.stat(last) is None:
+            return Reply("failed", order.shard, failure="upstream", detail=f"{name} has no shard {order.shard}: {last}")
+    begun = time.monotonic()
+    made: Made = process(
+        Work(
+            shard=order.shard,
+            items=[msgspec.convert(i, Item) for i in order.items] if own else [],
+            rows=[] if own else order.items,
+            upstream=upstream, scratch=scratch, fingerprint=stage.fingerprint, check=check, progress=progress,
+        )
+    )  # fmt: skip
+    worked = time.monotonic()
+    objects = publish(stage.folder, order.shard, stage.objects, made.objects)
+    times = {"work": worked - begun, "publish": time.monotonic() - worked}
+    return Reply("done", order.shard, times=times, objects=objects, counts=made.counts, bad=made.bad)
+
+
+def publish(folder: str, shard: str, suffixes: tuple[str, ...], made: list[Path]) -> list[Object]:
+    """Publish a shard's files in order, each exclusively.
+
+    Where a name is taken already (by a killed worker that got no further, or by a twin that lives on), the bytes
+    decide: the same bytes are adopted. Other bytes can only come from a stage that is not deterministic; a complete
+    shard is then taken as it stands if it is one object, and replaced as a whole if it is several, since objects of
+    two makings must not be mixed.
+    """
+    names = [p.name for p in made]
+    if names != [shard + s for s in suffixes]:
+        raise ValueError(f"the stage made {names}, its settings promise {[shard + s for s in suffixes]}")
+    out, foreign = [], False
+    for path in made:
+        uri = storage.join(folder, path.name)
+        digest, size = storage.sha256(str(path))
+        if not storage.put_new(uri, path):
+            there, there_size = storage.sha256(uri)
+            if there != digest:
+                foreign = True
+                if len(made) == 1:
+                    digest, size = there, there_size
+        out.append(Object(uri, size, digest))
+    if foreign and len(made) > 1:
+        for path in made:
+            storage.put(storage.join(folder, path.name), path)
+        for obj in out:
+            if storage.sha256(obj.uri)[0] != obj.sha256:
+                raise storage.StorageError(obj.uri, "another worker is writing the same shard", "try again: `hpc retry`")
+    return out
+
+
+def _reporter(send: Any, shard: str, every: float) -> Any:
+    last = [time.monotonic()]
+
+    def progress(fraction: float, words: str = "") -> None:
+        now = time.monotonic()
+        if now - last[0] >= every:
+            last[0] = now
+            send(Reply("progress", shard, fraction=round(fraction, 3), detail=words))
+
+    return progress
+
+
+if __name__ == "__main__":
+    main()

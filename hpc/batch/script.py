@@ -1,0 +1,262 @@
+"""submit.sh: the exact, readable list of sbatch calls of one attempt.
+
+Submitting is running this file; the dry run is reading it. sbatch is called through `env -i` with a declared
+environment and every value is a flag, so no variable of the user's shell (SBATCH_*, ...) changes anything. All values
+are quoted; secrets pass through a pipe, by name, and stand nowhere.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+from hpc.batch.cluster import Cluster
+from hpc.batch.plan import Chunk, chunks
+from hpc.batch.run import Attempt, AttemptPlan, Run, StagePlan
+from hpc.batch.spec import Spec
+from hpc.data.units import seconds
+
+SIGNAL_SECONDS = 120
+"""Slurm sends USR2 this long before the time limit (and up to 60 s earlier than asked)."""
+
+HEAD = """\
+#!/usr/bin/env bash
+# Attempt {attempt} of run {run}: exactly what `hpc submit` does. Reading this file is the dry run; running it submits.
+set -euo pipefail
+cd -- "$(dirname -- "${{BASH_SOURCE[0]}}")"
+
+if [ -e jobs.jsonl ]; then
+    echo "attempt {attempt} was submitted already (jobs.jsonl); 'hpc retry' makes a new one from what is missing" >&2
+    exit 1
+fi
+
+run={folder}
+scripts=$run/attempt-{attempt}/code/hpc/sbatch
+
+# The whole environment of the jobs. Secrets are passed by name, through a pipe: they stand in no file and no argument.
+declared=({declared})
+{secrets}
+clean() {{
+    env -i "${{declared[@]}}" bash -c \\
+        'while IFS= read -r -d "" pair; do export "${{pair?}}"; done <&3; exec "$@"' bash "$@" 3< <(secrets)
+}}
+
+# job STAGE PHASE FIRST_ROW TASKS <sbatch arguments>: submit, note the id in jobs.jsonl, print it
+job() {{
+    local id stage=$1 phase=$2 first_row=$3 tasks=$4
+    shift 4
+    id=$(clean sbatch --parsable "$@") || return
+    id=${{id%%;*}}
+    printf '{{"job":"%s","stage":"%s","phase":"%s","first_row":%d,"tasks":%d}}\\n' \\
+        "$id" "$stage" "$phase" "$first_row" "$tasks" >>jobs.jsonl
+    echo "$id"
+}}
+
+# All or nothing: if one submission is refused, the ones before it are taken back.
+undo() {{
+    local -a ids
+    if [ -e jobs.jsonl ]; then
+        mapfile -t ids < <(sed 's/.*"job":"\\([0-9]*\\)".*/\\1/' jobs.jsonl)
+        echo "submission failed: cancelling ${{ids[*]}}" >&2
+        clean scancel "${{ids[@]}}" || true
+        mv jobs.jsonl jobs.cancelled.jsonl
+    fi
+}}
+trap undo ERR
+
+# Claim the shard ids and the output folders that this plan counts on; fails if another plan was quicker.
+clean {python} -m hpc.batch.commit "$run" {attempt}
+"""
+
+
+class Shell(str):
+    """Shell source, put into the script as it is. Everything else is quoted."""
+
+
+def quote(value: object) -> str:
+    return value if isinstance(value, Shell) else shlex.quote(str(value))
+
+
+def environment(spec: Spec, cluster: Cluster, attempt: Attempt) -> dict[str, str]:
+    """What the jobs see, secrets apart."""
+    import os
+
+    python = cluster.python or sys.executable
+    sbatch = shutil.which("sbatch")
+    path = [str(Path(p).parent) for p in (python, sbatch) if p]
+    path += [p for p in ("/usr/local/bin", "/usr/bin", "/bin") if p not in path]
+    keep = {k: os.environ[k] for k in ("HOME", "USER", "LOGNAME", "SLURM_CONF") if k in os.environ}
+    return keep | {
+        "PATH": ":".join(dict.fromkeys(path)),
+        "LANG": "C.UTF-8",
+        "HPC_PYTHON": python,
+        "PYTHONPATH": str(attempt.code),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    } | cluster.env | spec.env  # fmt: skip
+
+
+def site_flags(cluster: Cluster) -> list[str]:
+    """Flags that the cluster preset gives to every job."""
+    flags = [
+        f"--{name}={value}"
+        for name in ("partition", "account", "qos", "constraint", "reservation", "wckey")
+        if (value := getattr(cluster, name))
+    ]
+    for name, value in cluster.sbatch.items():
+        if value is True:
+            flags.append(f"--{name}")
+        elif value is not False:
+            flags.append(f"--{name}={value}")
+    return flags
+
+
+def stage_flags(run: Run, plan: AttemptPlan, stage: StagePlan, cluster: Cluster, memory: float = 1.0,
+                time: float = 1.0) -> list[str]:  # fmt: skip
+    """Flags of one stage's array: everything but --array and --dependency."""
+    r = stage.resources
+    here = cluster.for_stage(stage.name, stage.kind)
+    minutes = math.ceil(r.time * time / 60)
+    flags = site_flags(here) + [
+        f"--job-name={run.id}/{stage.name}",
+        f"--comment={comment(run, plan, stage.name)}",
+        f"--time={minutes}",
+        f"--nodes={r.nodes}",
+        "--requeue",
+        "--open-mode=append",
+        "--export=ALL",
+        f"--chdir={run.folder}",
+        f"--signal={'' if 'gang' in stage.phases else 'B:'}USR2@{SIGNAL_SECONDS}",
+    ]
+    if here.whole_nodes:
+        flags += ["--exclusive", "--mem=0", f"--cpus-per-task={here.cpus_per_node}"]
+    else:
+        megabytes = math.ceil(r.memory * r.workers * memory / 2**20)
+        flags += [f"--mem={megabytes}M", f"--cpus-per-task={r.cpus * (1 if 'gang' in stage.phases else r.workers)}"]
+    if r.gpus:
+        kind = f"{here.gpu_type}:" if here.gpu_type else ""
+        flags.append(f"--gres=gpu:{kind}{r.gpus * r.workers}")
+    flags.append(f"--ntasks-per-node={r.workers if 'gang' in stage.phases else 1}")
+    return flags
+
+
+def comment(run: Run, plan: AttemptPlan, stage: str) -> str:
+    """For dashboards; Slurm takes 1024 characters at most."""
+    return json.dumps({"hpc": "1", "run": run.id, "stage": stage, "attempt": plan.attempt, "spec": plan.spec_hash})
+
+
+def output(run: Run, stage: str, pattern: str) -> str:
+    # Slurm expands % in file names; the run's own path must not be
+    return str(run.logs(stage)).replace("%", "%%") + "/" + pattern
+
+
+def write(run: Run, attempt: Attempt, plan: AttemptPlan, spec: Spec, cluster: Cluster, max_array_size: int,
+          exclude: list[str]) -> None:  # fmt: skip
+    """Write submit.sh."""
+    env = environment(spec, cluster, attempt)
+    names = list(spec.secrets)
+    secrets = ["secrets() {"]
+    secrets += [f"    printf '%s\\0' {name}=\"${{{name}:?set this secret before you submit}}\"" for name in names]
+    secrets += [] if names else ["    :"]
+    secrets += ["}"]
+    declared = "".join(f"\n    {quote(f'{k}={v}')}" for k, v in env.items()) + "\n"
+    lines = [
+        HEAD.format(
+            attempt=attempt.number, run=run.id, folder=quote(run.folder), declared=declared,
+            secrets="\n".join(secrets), python=quote(env["HPC_PYTHON"]),
+        )
+    ]  # fmt: skip
+    by_stage: dict[str, list[str]] = {}  # stage -> shell variables of its jobs
+    variables: list[str] = []
+
+    def submit(stage: str, phase: str, chunk: Chunk, flags: list[str], script: str, args: list[object]) -> str:
+        variable = f"j{len(variables)}_{stage.replace('-', '_')}"
+        words = [quote(f) for f in flags]
+        lines.append(
+            f"{variable}=$(job {quote(stage)} {phase} {chunk.first_row} {chunk.tasks} \\\n    "
+            + " \\\n    ".join(words)
+            + f' \\\n    "$scripts"/{script} "$run" '
+            + " ".join(quote(a) for a in args)
+            + ")"
+        )
+        variables.append(variable)
+        by_stage.setdefault(stage, []).append(variable)
+        return variable
+
+    def after(kind: str, variables: list[str]) -> list[str]:
+        if not variables:
+            return []
+        ids = ":".join(f"${v}" for v in variables)
+        return [Shell(f'--dependency="{kind}:{ids}"'), "--kill-on-invalid-dep=yes"]
+
+    def array(stage: StagePlan, chunk: Chunk, arrays: int, dependency: list[str], memory: float = 1.0,
+              time: float = 1.0) -> str:  # fmt: skip
+        throttle = f"%{max(1, stage.throttle // arrays)}" if stage.throttle else ""
+        flags = [
+            *stage_flags(run, plan, stage, cluster, memory, time),
+            f"--array=0-{chunk.tasks - 1}{throttle}",
+            f"--output={output(run, stage.name, '%A_%a.out')}",
+            *([f"--exclude={','.join(exclude)}"] if exclude else []),
+            *dependency,
+        ]
+        args = [stage.name, attempt.number, chunk.first_row]
+        return submit(stage.name, "map", chunk, flags, "array.sbatch", args)
+
+    for group in plan.groups:
+        words = f"{group.shards} shards, about {seconds(group.task_seconds)} a task"
+        lines.append(f"# {' -> '.join(group.stages)}: {words}")
+        for chunk in group.chunks:
+            made: dict[str, str] = {}
+            for name in group.stages:
+                stage = plan.stage(name)
+                needs = [made[n] for n in stage.needs if n in made]
+                made[name] = array(
+                    stage, chunk, len(group.chunks), after("aftercorr", needs), group.memory, group.time
+                )  # fmt: skip
+    for stage in plan.stages:
+        if stage.domain == "inputs":
+            continue
+        needs = [v for n in stage.needs for v in by_stage.get(n, [])]
+        if "barrier" in stage.phases:
+            lines.append(f"# {stage.name}: freeze what is there, then {stage.width} tasks at most")
+            flags = [
+                *site_flags(cluster.for_stage("barrier", "barrier")),
+                f"--job-name={run.id}/{stage.name}-barrier", f"--comment={comment(run, plan, stage.name)}",
+                "--time=240", "--nodes=1", "--ntasks=1", "--cpus-per-task=1", "--mem=4096M", "--requeue",
+                "--open-mode=append", "--export=ALL", f"--chdir={run.folder}",
+                f"--output={output(run, stage.name, 'barrier-%j.out')}", *after("afterany", needs),
+            ]  # fmt: skip
+            barrier = submit(stage.name, "barrier", Chunk(0, 1), flags, "array.sbatch",
+                             [stage.name, attempt.number, "barrier"])  # fmt: skip
+            by_stage[stage.name] = []
+            parts = chunks(stage.width, 0, max_array_size)
+            for chunk in parts:
+                array(stage, chunk, len(parts), after("afterok", [barrier]))
+        elif "gang" in stage.phases:
+            lines.append(f"# {stage.name}: {stage.resources.nodes} nodes x {stage.resources.workers} ranks")
+            flags = [*stage_flags(run, plan, stage, cluster), f"--output={output(run, stage.name, '%j.out')}",
+                     *after("afterok", needs)]  # fmt: skip
+            submit(stage.name, "gang", Chunk(0, 1), flags, "train.sbatch", [stage.name, attempt.number])
+        else:  # a map stage in a barrier's domain: its array has the width and the chunks of the one it needs
+            parts = chunks(stage.width, 0, max_array_size)
+            waits = [by_stage.get(n, []) for n in stage.needs]
+            for i, chunk in enumerate(parts):
+                array(stage, chunk, len(parts), after("aftercorr", [w[i] for w in waits if len(w) == len(parts)]))
+
+    lines.append("# when all of it has ended, however: the report, and unattended retries if the spec allows any")
+    flags = [
+        *site_flags(cluster.for_stage("report", "report")),
+        f"--job-name={run.id}/report", f"--comment={comment(run, plan, 'report')}",
+        "--time=60", "--nodes=1", "--ntasks=1", "--cpus-per-task=1", "--mem=2048M", "--requeue", "--open-mode=append",
+        "--export=ALL", f"--chdir={run.folder}", f"--output={output(run, 'report', '%j.out')}",
+    ]  # fmt: skip
+    if mail := spec.notify.mail or cluster.mail:
+        flags += [f"--mail-user={mail}", "--mail-type=END,FAIL"]
+    flags += after("afterany", list(variables))
+    submit("report", "report", Chunk(0, 1), flags, "report.sbatch", [attempt.number])
+    lines.append(f'echo "submitted {len(variables)} jobs of {run.id}, attempt {attempt.number}"')
+    attempt.submit.write_text("\n".join(lines) + "\n")
+    attempt.submit.chmod(0o750)

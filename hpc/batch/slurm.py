@@ -1,0 +1,181 @@
+"""The only module that runs Slurm commands. One call each, no loops, no daemon; works from Slurm 22.05 on.
+
+The plain-text forms (-o, -P) are used, not --json: in 22.05 `squeue --json` ignores --jobs, and the shapes of the JSON
+differ from release to release, while these columns have not changed in ten years.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import msgspec
+
+TIMEOUT = 60
+DONE = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "BOOT_FAIL",
+        "DEADLINE", "REVOKED")  # fmt: skip
+
+
+class SlurmError(Exception):
+    """A Slurm command failed: which one, what it said, what to try."""
+
+
+class Limits(msgspec.Struct, frozen=True):
+    version: str = ""
+    max_array_size: int = 1001
+    """Array indices must be below this (Slurm's default is 1001)."""
+    max_job_count: int = 10_000
+
+
+class Task(msgspec.Struct, frozen=True):
+    """An array task, or several pending ones that Slurm keeps as one entry."""
+
+    job: str
+    """The array's job id (or the job's own)."""
+    indices: tuple[int, ...]
+    """Array indices; empty for a job that is no array."""
+    state: str
+    reason: str = ""
+    node: str = ""
+    elapsed: float = 0.0
+    exit_code: str = ""
+    requested: str = ""
+    """Trackable resources as accounting prints them, e.g. "billing=4,cpu=4,gres/gpu=1,mem=4G,node=1"."""
+    max_rss: int = 0
+    raw_job: str = ""
+
+
+def available() -> bool:
+    return shutil.which("sbatch") is not None
+
+
+def call(command: Sequence[str], timeout: float = TIMEOUT) -> str:
+    """Run one Slurm command and return its stdout. Raises SlurmError."""
+    # TERM-less and unlocalised: some sites colour or translate the output
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("SQUEUE_", "SACCT_", "SBATCH_", "SINFO_", "SCANCEL_"))}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env | {"LC_ALL": "C.UTF-8"})
+    except FileNotFoundError:
+        raise SlurmError(
+            f"{command[0]}: not found. This machine has no Slurm client: run on a login node, or use `hpc run` here"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise SlurmError(f"{command[0]} did not answer in {timeout:.0f} s: is slurmctld up? try `scontrol ping`") from None
+    if done.returncode:
+        said = done.stderr.strip() or done.stdout.strip()
+        raise SlurmError(f"{' '.join(command)[:400]}: exit {done.returncode}: {said[:2000]}")
+    return done.stdout
+
+
+def limits() -> Limits:
+    text = call(["scontrol", "show", "config"])
+    found = dict(re.findall(r"^(\w+)\s*=\s*(.*?)\s*$", text, re.MULTILINE))
+    # max_array_tasks (in SchedulerParameters) limits how many, MaxArraySize which indices: both bind an array 0..n-1
+    tasks = re.search(r"max_array_tasks=(\d+)", found.get("SchedulerParameters", ""))
+    size = int(found.get("MaxArraySize", "1001"))
+    return Limits(
+        version=found.get("SLURM_VERSION", ""),
+        max_array_size=min(size, int(tasks[1]) if tasks else size),
+        max_job_count=int(found.get("MaxJobCount", "10000")),
+    )
+
+
+def parse_indices(text: str) -> tuple[int, ...]:
+    """The bracket of a pending array: "5-7,9%8" -> (5, 6, 7, 9)."""
+    out: list[int] = []
+    for part in text.split("%")[0].split(","):
+        if part and part != "...":
+            first, _, rest = part.partition("-")
+            last, _, step = rest.partition(":")
+            out.extend(range(int(first), int(last or first) + 1, int(step or 1)))
+    return tuple(out)
+
+
+def split_id(text: str) -> tuple[str, tuple[int, ...]]:
+    """"12" -> ("12", ()); "12_3" -> ("12", (3,)); "12_[0-4%2]" -> ("12", (0, 1, 2, 3, 4))."""
+    job, _, index = text.partition("_")
+    return job, parse_indices(index.strip("[]")) if index else ()
+
+
+def queue(jobs: Iterable[str]) -> list[Task]:
+    """What of these jobs is pending or running: one squeue call. Jobs that Slurm has forgotten are simply not there."""
+    ids = ",".join(jobs)
+    if not ids:
+        return []
+    try:
+        text = call(["squeue", "--noheader", "--jobs", ids, "--format=%i|%T|%r|%N|%A"])
+    except SlurmError as error:
+        if "Invalid job id" in str(error):
+            return []
+        raise
+    out = []
+    for line in text.splitlines():
+        ident, state, reason, node, raw = line.strip().split("|")
+        job, indices = split_id(ident)
+        out.append(Task(job=job, indices=indices, state=state, reason=reason, node=node, raw_job=raw))
+    return out
+
+
+def accounting(jobs: Iterable[str], since: float) -> list[Task]:
+    """What accounting knows of these jobs: one `sacct -nXP` call. Empty where the site keeps no accounting."""
+    import time
+
+    ids = ",".join(jobs)
+    if not ids:
+        return []
+    start = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since - 60))
+    fields = "JobID,State,NodeList,ElapsedRaw,ExitCode,AllocTRES,JobIDRaw,Reason"
+    try:
+        text = call(["sacct", "-nXP", "--jobs", ids, "--starttime", start, f"--format={fields}"])
+    except SlurmError as error:
+        if "accounting storage is disabled" in str(error).lower():
+            return []
+        raise
+    out = []
+    for line in text.splitlines():
+        ident, state, node, elapsed, code, tres, raw, reason = line.split("|")[:8]
+        job, indices = split_id(ident)
+        out.append(
+            Task(job=job, indices=indices, state=state, reason=reason, node=node, elapsed=float(elapsed or 0),
+                 exit_code=code, requested=tres, raw_job=raw)
+        )  # fmt: skip
+    return out
+
+
+def submit(script: Path) -> str:
+    """Run a run's submit.sh. Its own words reach the caller in the SlurmError."""
+    done = subprocess.run(["bash", str(script)], capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        raise SlurmError(f"bash {script}: exit {done.returncode}\n{(done.stderr or done.stdout).strip()}")
+    return done.stdout
+
+
+def test_only(flags: Sequence[str], script: Path) -> str:
+    """Ask Slurm whether it would take this job (partition, account, limits): `sbatch --test-only`. Raises SlurmError."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("SBATCH_", "SLURM_")) or k == "SLURM_CONF"}
+    done = subprocess.run(["sbatch", "--test-only", *flags, str(script)], capture_output=True, text=True, env=env)
+    if done.returncode:
+        raise SlurmError((done.stderr or done.stdout).strip())
+    return (done.stderr or done.stdout).strip()
+
+
+def cancel(jobs: Sequence[str]) -> None:
+    if jobs:
+        call(["scancel", *jobs])
+
+
+def throttle(job: str, tasks: int) -> None:
+    """Let at most `tasks` tasks of a live array run at once; 0 takes the limit away."""
+    call(["scontrol", "update", f"jobid={job}", f"arraytaskthrottle={tasks}"])
+
+
+def requeue(job: str) -> None:
+    """Requeue one array task, named <array>_<task>.
+
+    Never by its raw id: the last task of an array has the array's own id, and scontrol would requeue the whole array.
+    """
+    call(["scontrol", "requeue", job])

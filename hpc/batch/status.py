@@ -1,0 +1,192 @@
+"""What a run has come to, from its records, with at most one squeue and one sacct call. Read by status, retry, report."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hpc.batch import barrier, ledger, prepare, records, slurm
+from hpc.batch.run import Attempt, AttemptPlan, Job, Run, StagePlan
+
+
+class StageStatus(msgspec.Struct):
+    stage: str
+    kind: str
+    folder: str
+    shards: int
+    """0: not known yet (a barrier has still to plan them)."""
+    done: int = 0
+    failed: int = 0
+    running: int = 0
+    missing: int = 0
+    fraction: float = 0.0
+    """Done, with the parts of the shards in flight."""
+    failures: dict[str, int] = {}
+    """Class -> shards."""
+    quarantined: int = 0
+    """Inputs that can never work."""
+    counts: dict[str, float] = {}
+    tasks: dict[str, int] = {}
+    """Slurm's state words -> array tasks of the latest attempt."""
+    reasons: dict[str, int] = {}
+    """Why tasks are pending."""
+    worker_seconds: float = 0.0
+    cpu_seconds_held: float = 0.0
+    gpu_seconds: float = 0.0
+    eta_seconds: float = 0.0
+    last: float = 0.0
+    """Time of the last record."""
+
+
+class Status(msgspec.Struct):
+    run: str
+    folder: str
+    attempt: int
+    state: str
+    """done, running, waiting, failed, incomplete"""
+    stages: list[StageStatus]
+    jobs: list[str]
+    active: bool
+    """Slurm still has jobs of the latest attempt."""
+    slurm_calls: int = 0
+
+
+class Gathered(msgspec.Struct):
+    """Everything read, for those who print more of it."""
+
+    status: Status
+    plan: AttemptPlan
+    attempt: Attempt
+    folds: dict[str, records.Fold]
+    stages: dict[str, StagePlan]
+    scopes: dict[str, list[str]]
+    tasks: list[slurm.Task]
+    jobs: list[Job]
+
+
+def gather(run: Run, ask_slurm: bool = True) -> Gathered:
+    attempt = run.latest()
+    plan = attempt.plan()
+    jobs = attempt.jobs()
+    tasks, calls = slurm_tasks(jobs, plan.created) if ask_slurm else ([], 0)
+    active = any(not t.state.startswith(slurm.DONE) for t in tasks)
+    try:
+        runs = ledger.runs(plan.output)
+    except OSError:  # the store is out of reach: what this run knows is still worth showing
+        runs = [run.folder]
+    folds, stages, scopes, rows = {}, {}, {}, []
+    for planned in plan.stages:
+        stage = stages[planned.name] = barrier.frozen_stage(attempt, plan, planned.name)
+        fingerprint = None if stage.domain != "inputs" and not stage.folder else stage.fingerprint
+        fold = prepare.fold_stage(plan.output, runs, stage.name, fingerprint) if fingerprint else records.Fold()
+        folds[stage.name] = fold
+        scopes[stage.name] = scope_of(attempt, plan, stages, stage)
+        rows.append(stage_status(stage, fold, scopes[stage.name], active))
+        count_tasks(rows[-1], [j for j in jobs if j.stage == stage.name], tasks)
+    state = overall(rows, active, any(f.running for f in folds.values()))
+    status = Status(run.id, str(run.folder), attempt.number, state, rows, [j.job for j in jobs], active, calls)
+    return Gathered(status, plan, attempt, folds, stages, scopes, tasks, jobs)
+
+
+def slurm_tasks(jobs: list[Job], since: float) -> tuple[list[slurm.Task], int]:
+    """Tasks as squeue and sacct tell; squeue's word counts where both know one."""
+    ids = [j.job for j in jobs]
+    if not ids or not slurm.available():
+        return [], 0
+    live = slurm.queue(ids)
+    seen = {(t.job, i) for t in live for i in t.indices or (-1,)}
+    past = [
+        t for t in slurm.accounting(ids, since) if not all((t.job, i) in seen for i in t.indices or (-1,))
+    ]  # fmt: skip
+    return live + past, 2
+
+
+def scope_of(attempt: Attempt, plan: AttemptPlan, stages: dict[str, StagePlan], stage: StagePlan) -> list[str]:
+    if stage.domain == "inputs":
+        return attempt.scope(plan)
+    head = stages.get(stage.domain, stage)
+    if "gang" in stage.phases or not head.folder:
+        return []
+    try:
+        return [s.id for s in barrier.read_plan(head.folder)]
+    except OSError:
+        return []
+
+
+def stage_status(stage: StagePlan, fold: records.Fold, scope: list[str], active: bool) -> StageStatus:
+    wanted = set(scope)
+    done = [r for s, r in fold.done.items() if s in wanted]
+    failed = {s: r for s, r in fold.failed.items() if s in wanted and s not in fold.running}
+    counts: Counter[str] = Counter()
+    for record in done:
+        counts.update(record.counts)
+    # a shard that started and was not heard of since: in flight if its worker may live, lost if no job does
+    flying = {s: r for s, (w, r) in fold.running.items() if s in wanted and (w.job, w.restart) not in fold.ended}
+    if not active:
+        flying = {s: r for s, r in flying.items() if time.time() - r.t < 120}
+    held = [(w, last - w.t) for w, last in fold.workers.values()]
+    seconds = sum(r.seconds for r in done)
+    left = len(scope) - len(done)
+    width = max(1, len({(w.job, w.restart) for s, (w, _) in fold.running.items() if s in flying}))
+    return StageStatus(
+        stage=stage.name, kind=stage.kind, folder=stage.folder, shards=len(scope), done=len(done), failed=len(failed),
+        running=len(flying), missing=left - len(failed) - len(flying),
+        fraction=(len(done) + sum(r.fraction for r in flying.values())) / len(scope) if scope else 0.0,
+        failures=dict(Counter(r.failure for r in failed.values())),
+        quarantined=sum(len(r.bad) for r in done), counts=dict(counts),
+        worker_seconds=sum(s for _, s in held), cpu_seconds_held=sum(w.cpus * s for w, s in held),
+        gpu_seconds=sum(w.gpus * s for w, s in held),
+        eta_seconds=left * seconds / len(done) / width / stage.resources.workers if done and flying else 0.0,
+        last=max((last for _, last in fold.workers.values()), default=0.0),
+    )  # fmt: skip
+
+
+def count_tasks(row: StageStatus, jobs: list[Job], tasks: list[slurm.Task]) -> None:
+    ids = {j.job for j in jobs}
+    for task in tasks:
+        if task.job in ids:
+            word = task.state.split()[0]
+            n = max(1, len(task.indices))
+            row.tasks[word] = row.tasks.get(word, 0) + n
+            if word == "PENDING" and task.reason:
+                row.reasons[task.reason] = row.reasons.get(task.reason, 0) + n
+
+
+def overall(rows: list[StageStatus], active: bool, flying: bool) -> str:
+    if all(r.shards and r.done == r.shards for r in rows if r.kind and r.shards) and all(r.shards for r in rows):
+        return "done"
+    if active:
+        return "running" if any(r.running or r.tasks.get("RUNNING") for r in rows) else "waiting"
+    if any(r.running for r in rows):
+        return "running"
+    return "failed" if any(r.failed for r in rows) else "incomplete"
+
+
+def lines(status: Status) -> list[str]:
+    """For a terminal."""
+    out = [f"{status.run}  attempt {status.attempt}  {status.state}  {status.folder}"]
+    for r in status.stages:
+        total = str(r.shards) if r.shards else "?"
+        parts = [f"{r.done}/{total} shards"]
+        parts += [f"{r.running} running"] if r.running else []
+        parts += [f"{r.failed} failed ({', '.join(f'{n} {c}' for c, n in r.failures.items())})"] if r.failed else []
+        parts += [f"{r.quarantined} inputs quarantined"] if r.quarantined else []
+        if r.tasks:
+            parts.append("tasks: " + " ".join(f"{s} {n}" for s, n in sorted(r.tasks.items())))
+        if r.reasons:
+            parts.append("pending for: " + " ".join(f"{s} {n}" for s, n in sorted(r.reasons.items())))
+        out.append(f"  {r.stage:<12} {r.fraction:>6.1%}  " + "; ".join(parts))
+    return out
+
+
+def as_json(value: Any) -> Any:
+    return msgspec.to_builtins(value)
+
+
+def latest_log(run: Run, stage: str) -> Path | None:
+    logs = sorted(run.logs(stage).glob("*.out"), key=lambda p: p.stat().st_mtime)
+    return logs[-1] if logs else None

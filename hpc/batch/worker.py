@@ -1,0 +1,378 @@
+"""One array task: take its row of the plan, have its shards made one after the other, record each, obey signals.
+
+    python -m hpc.batch.worker RUN STAGE [ATTEMPT [FIRST_ROW | barrier]]
+
+Light: the stage itself runs in child processes (hpc.batch.runner), `workers` of them, which get their shards from here
+one at a time, so a fast one does more. Exit status 0 means that the bookkeeping is complete, whatever became of single
+shards: one bad shard never cancels eleven good ones downstream.
+
+USR2 (sent by Slurm ahead of the time limit): hand out no more shards, let those in flight finish while there is time,
+give up the rest, requeue this task alone. TERM (preemption, cancel): give up at once; who sent it decides what follows.
+Nothing depends on a signal being received: what is not recorded is done again.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import msgspec
+from submitit import JobEnvironment
+from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
+
+from hpc.batch import barrier, failure, jsons, records, slurm
+from hpc.batch.plan import RowShard
+from hpc.batch.run import Attempt, AttemptPlan, Run, StagePlan
+from hpc.batch.runner import Order, Reply, Setup
+from hpc.batch.script import SIGNAL_SECONDS
+
+FINISH_SECONDS = SIGNAL_SECONDS - 60
+"""After USR2, shards in flight may go on for this long (Slurm may send it 60 s late within its own tolerance)."""
+LEAVE_SECONDS = 15
+"""After TERM, a child has this long to notice and leave before it is killed."""
+MAX_TRIES = 2
+MAX_KILLS = 3
+"""A shard on which this many workers vanished is taken to be their killer."""
+MAX_IDLE_RESTARTS = 2
+"""A task that was restarted this often in a row without finishing a shard gives up the shard in flight."""
+MAX_NODE_FAILURES = 3
+"""After so many failures of the node's own in a row, its remaining shards are left for another node."""
+
+
+class Place(msgspec.Struct):
+    """Where this worker runs."""
+
+    job: str
+    raw_job: str
+    index: int
+    restart: int
+    node: str
+    on_slurm: bool
+
+
+class Child(msgspec.Struct):
+    k: int
+    """Its number in this task: which GPUs are its own."""
+    process: subprocess.Popen
+    scratch: Path
+    ready: bool = False
+    start_seconds: float = 0.0
+    order: Order | None = None
+    begun: float = 0.0
+    buffer: bytes = b""
+    stopping: bool = False
+
+
+class State(msgspec.Struct):
+    """What the loop knows."""
+
+    todo: list[RowShard]
+    tries: dict[str, int] = {}
+    closing: str = ""
+    """Why no more shards are handed out."""
+    deadline: float = 0.0
+    done: int = 0
+    node_failures: int = 0
+    left: int = 0
+    """Shards given up for now."""
+
+
+def place() -> Place:
+    """From Slurm's variables, through submitit. Without Slurm a task has no number but its row."""
+    if "SLURM_JOB_ID" in os.environ:
+        os.environ.setdefault("SUBMITIT_EXECUTOR", "slurm")  # how JobEnvironment knows which variables to read
+    else:
+        return Place("", "", 0, 0, os.uname().nodename, False)
+    env = JobEnvironment()
+    return Place(
+        job=env.job_id,
+        raw_job=env.raw_job_id,
+        index=int(env.array_task_id or 0),
+        restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+        node=os.environ.get("SLURMD_NODENAME", env.hostname),
+        on_slurm=True,
+    )
+
+
+def main(run_folder: str, stage_name: str, attempt_number: str = "", first: str = "0") -> int:
+    run = Run(Path(run_folder))
+    attempt = run.attempt(int(attempt_number)) if attempt_number else run.latest()
+    if first == "barrier":
+        return barrier.run(run, attempt, stage_name)
+    plan = attempt.plan()
+    stage = plan.stage(stage_name)
+    if stage.domain != "inputs":
+        frozen = attempt.barrier(stage_name)
+        if not frozen.exists():
+            print(f"{frozen} is missing: the barrier of {stage.domain} has not run in this attempt", file=sys.stderr)
+            return 1
+        stage = jsons.decode(frozen.read_bytes(), StagePlan)
+    here = place()
+    row = attempt.read_row(stage.domain, int(first) + here.index)
+    if row is None:
+        return 0  # this array is wider than what its barrier found to do
+    if not here.on_slurm:
+        here.job = f"local{attempt.number}_{row.row}"
+    return work(run, attempt, plan, stage, row.row, row.shards, here)
+
+
+def work(run: Run, attempt: Attempt, plan: AttemptPlan, stage: StagePlan, row: int, shards: list[RowShard],
+         here: Place) -> int:  # fmt: skip
+    log, here = open_log(run, attempt, stage, row, here)
+    earlier = earlier_starts(run, stage, here)
+    state = State([s for s in shards if s.id not in earlier.done])
+    give_up(log, state, earlier, here)
+    # A signal only sets a flag; the loop wakes up through this pipe.
+    wake_read, wake_write = os.pipe()
+    os.set_blocking(wake_write, False)
+    signal.set_wakeup_fd(wake_write)
+    caught: list[int] = []
+    for signum in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda signum, frame: caught.append(signum))
+
+    scratch = Path(tempfile.mkdtemp(prefix=f"hpc-{here.job}-", dir=plan.scratch or None))
+    selector = selectors.DefaultSelector()
+    selector.register(wake_read, selectors.EVENT_READ, None)
+    children: list[Child] = []
+    try:
+        for k in range(min(stage.resources.workers, len(state.todo))):
+            children.append(start_child(run, attempt, plan, stage, scratch / str(k), k, here))
+            selector.register(children[-1].process.stdout, selectors.EVENT_READ, children[-1])
+        while any(c.order or (state.todo and not state.closing) for c in children):
+            for child in children:
+                hand_out(child, state, log)
+            timeout = max(0.0, state.deadline - time.monotonic()) if state.closing and state.deadline else None
+            for key, _ in selector.select(timeout):
+                if key.data is None:
+                    os.read(wake_read, 4096)
+                elif not receive(key.data, state, log):
+                    selector.unregister(key.fileobj)
+                    replacement = bury(key.data, state, log)
+                    children.remove(key.data)
+                    if replacement and state.todo and not state.closing:
+                        child = start_child(run, attempt, plan, stage, key.data.scratch, key.data.k, here)
+                        children.append(child)
+                        selector.register(child.process.stdout, selectors.EVENT_READ, child)
+            while caught:
+                on_signal(caught.pop(0), state)
+            if state.closing and time.monotonic() >= state.deadline:
+                stop_children(children, state, log)
+                break
+    finally:
+        for child in children:
+            if child.process.poll() is None:
+                child.process.stdin.close()
+                try:
+                    child.process.wait(5)
+                except subprocess.TimeoutExpired:
+                    child.process.kill()
+        shutil.rmtree(scratch, ignore_errors=True)
+    unfinished = len(state.todo) + state.left
+    log.write(records.End(time.time(), state.closing or "row finished"))
+    log.close()
+    print(f"row {row} of {stage.name}: {state.done} shards done, {unfinished} left ({state.closing or 'finished'})", flush=True)
+    if state.closing == "time limit" and unfinished:
+        if here.on_slurm:
+            slurm.requeue(here.job)
+            time.sleep(60)  # Slurm ends us from here on
+        return LOCAL_REQUEUE_RETURN_CODE
+    return 0 if state.closing in ("", "node") else 128 + signal.SIGTERM
+
+
+def open_log(run: Run, attempt: Attempt, stage: StagePlan, row: int, here: Place) -> tuple[records.Log, Place]:
+    """This start's record file. Without Slurm nobody counts restarts: the first free number is ours."""
+    while True:
+        path = run.records(stage.name) / f"{here.job}.{here.restart}.jsonl"
+        try:
+            log = records.Log(path)
+            break
+        except FileExistsError:
+            here = msgspec.structs.replace(here, restart=here.restart + 1)
+    log.write(
+        records.Worker(
+            t=time.time(), run=run.id, attempt=attempt.number, stage=stage.name, fingerprint=stage.fingerprint,
+            job=here.job, restart=here.restart, row=row, node=here.node, raw_job=here.raw_job,
+            cpus=stage.resources.cpus * stage.resources.workers, gpus=stage.resources.gpus * stage.resources.workers,
+        )
+    )  # fmt: skip
+    return log, here
+
+
+def earlier_starts(run: Run, stage: StagePlan, here: Place) -> records.Fold:
+    """What earlier starts of this very task got done. Their files are opened by name: no folder is listed."""
+    out = records.Fold()
+    for restart in range(here.restart):
+        path = run.records(stage.name) / f"{here.job}.{restart}.jsonl"
+        if path.exists():
+            records.fold_lines(out, records.read(path), stage.fingerprint, None)
+    return out
+
+
+def give_up(log: records.Log, state: State, earlier: records.Fold, here: Place) -> None:
+    """Shards that stood in the way of earlier starts are failed now, so that the others get their turn."""
+    vanished = {s: n + (s in earlier.running) for s, n in earlier.kills.items()}
+    culprits = {shard: "lost" for shard, n in vanished.items() if n >= MAX_KILLS}
+    idle = 0
+    for restart in range(here.restart - 1, -1, -1):
+        finished = any(w.restart == restart and shard in earlier.done for shard, w in earlier.where.items())
+        if finished or earlier.ended.get((here.job, restart)) != "time limit":
+            break
+        idle += 1
+    if idle >= MAX_IDLE_RESTARTS:
+        culprits |= dict.fromkeys(earlier.stopped, "timeout")
+    for shard in [s for s in state.todo if s.id in culprits]:
+        state.todo.remove(shard)
+        why = culprits[shard.id]
+        detail = (
+            f"not finished in {idle} starts of this task in a row: it needs more time, or smaller shards"
+            if why == "timeout"
+            else f"{MAX_KILLS} workers vanished while they were on it"
+        )
+        log.write(records.Record("failed", shard.id, time.time(), failure=why, detail=detail))
+
+
+def start_child(run: Run, attempt: Attempt, plan: AttemptPlan, stage: StagePlan, scratch: Path, k: int,
+                here: Place) -> Child:  # fmt: skip
+    r = stage.resources
+    env = dict(os.environ)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        env.setdefault(name, str(r.cpus))
+    if r.gpus and r.workers > 1:  # each worker sees its own GPUs, of those that Slurm gave to this task
+        visible = (env.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(r.gpus * r.workers)))).split(",")
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(visible[k * r.gpus : (k + 1) * r.gpus])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hpc.batch.runner"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env
+    )
+    upstream = {}
+    for need in stage.needs:
+        if plan.stage(need).domain == stage.domain and stage.name != stage.domain:
+            needed = barrier.frozen_stage(attempt, plan, need)
+            upstream[need] = (needed.folder, needed.objects)
+    setup = Setup(stage, upstream, str(scratch), 30.0 if here.on_slurm else 0.5)
+    assert process.stdin
+    process.stdin.write(jsons.encode(setup) + b"\n")
+    process.stdin.flush()
+    os.set_blocking(process.stdout.fileno(), False)  # type: ignore[union-attr]
+    return Child(k, process, scratch, begun=time.monotonic())
+
+
+def hand_out(child: Child, state: State, log: records.Log) -> None:
+    """Give the next shard to a child that waits for one."""
+    if not child.ready or child.order or child.stopping or state.closing or not state.todo:
+        return
+    shard = state.todo.pop(0)
+    child.order, child.begun = Order(shard.id, shard.items), time.monotonic()
+    log.write(records.Record("start", shard.id, time.time()))
+    try:
+        child.process.stdin.write(msgspec.json.encode(child.order) + b"\n")  # type: ignore[union-attr]
+        child.process.stdin.flush()  # type: ignore[union-attr]
+    except BrokenPipeError:
+        pass  # it died while it waited; its end of the channel tells so next
+
+
+def receive(child: Child, state: State, log: records.Log) -> bool:
+    """Read what a child says. False when it is gone."""
+    data = child.process.stdout.read()  # type: ignore[union-attr]
+    if data == b"":
+        return False
+    *lines, child.buffer = (child.buffer + (data or b"")).split(b"\n")
+    for line in lines:
+        reply = msgspec.json.decode(line, type=Reply)
+        now, seconds = time.time(), time.monotonic() - child.begun
+        if reply.what == "ready":
+            child.ready, child.start_seconds = True, seconds
+            continue
+        assert child.order
+        if reply.what == "progress":
+            log.write(
+                records.Record("progress", reply.shard, now, seconds=seconds, detail=reply.detail, fraction=reply.fraction)
+            )
+            continue
+        if child.start_seconds:  # told once, with the first shard: interpreter, imports, models
+            reply.times["start"], child.start_seconds = child.start_seconds, 0.0
+        order, child.order = child.order, None
+        if reply.what == "stopped":
+            state.left += 1
+            log.write(records.Record("stopped", order.shard, now, seconds=seconds))
+        elif reply.what == "done":
+            state.done += 1
+            state.node_failures = 0
+            log.write(
+                records.Record("done", order.shard, now, seconds=seconds, times=reply.times, objects=reply.objects,
+                               counts=reply.counts, bad=reply.bad)
+            )  # fmt: skip
+        else:
+            failed(order, reply.failure, reply.detail, seconds, state, log)
+    return True
+
+
+def failed(order: Order, why: str, detail: str, seconds: float, state: State, log: records.Log) -> None:
+    """Try again later in this row, or record the failure."""
+    tries = state.tries[order.shard] = state.tries.get(order.shard, 0) + 1
+    print(f"shard {order.shard}: {why}: {detail} (try {tries})", file=sys.stderr, flush=True)
+    if why in failure.AGAIN_AT_ONCE and tries < MAX_TRIES:
+        state.todo.append(RowShard(order.shard, order.items))
+        log.write(records.Record("stopped", order.shard, time.time(), seconds=seconds, failure=why, detail=detail))
+    else:
+        log.write(records.Record("failed", order.shard, time.time(), seconds=seconds, failure=why, detail=detail))
+    state.node_failures = state.node_failures + 1 if why == "node" else 0
+    if state.node_failures >= MAX_NODE_FAILURES and not state.closing:
+        state.closing = "node"
+        state.deadline = time.monotonic()
+
+
+def bury(child: Child, state: State, log: records.Log) -> bool:
+    """A child died. True if another should take its place."""
+    status = child.process.wait()
+    if child.order:
+        order, child.order = child.order, None
+        words = f"its process ended with {'signal ' + signal.Signals(-status).name if status < 0 else f'exit {status}'}"
+        failed(order, failure.of_exit(status), words, time.monotonic() - child.begun, state, log)
+        return True
+    if not child.ready and not child.stopping:  # it never came up: an import error, a model that does not load
+        for shard in state.todo:
+            log.write(records.Record("failed", shard.id, time.time(), failure="code",
+                                     detail=f"the stage did not start (exit {status}): see the log"))  # fmt: skip
+        state.todo.clear()
+    return False
+
+
+def on_signal(signum: int, state: State) -> None:
+    print(f"got {signal.Signals(signum).name}", file=sys.stderr, flush=True)
+    now = time.monotonic()
+    if signum == signal.SIGUSR2 and not state.closing:
+        state.closing, state.deadline = "time limit", now + FINISH_SECONDS
+    elif signum != signal.SIGUSR2:
+        state.closing, state.deadline = "stopped by signal", now
+
+
+def stop_children(children: list[Child], state: State, log: records.Log) -> None:
+    """Ask the children to leave; kill those that don't. What they were on counts as given up."""
+    for child in children:
+        child.stopping = True
+        if child.process.poll() is None:
+            child.process.terminate()
+    until = time.monotonic() + LEAVE_SECONDS
+    while any(c.order for c in children) and time.monotonic() < until:
+        for child in children:
+            if child.order and not receive(child, state, log):
+                break
+        time.sleep(0.05)
+    for child in children:
+        if child.process.poll() is None:
+            child.process.kill()
+        if child.order:
+            log.write(records.Record("stopped", child.order.shard, time.time(), detail="killed: did not leave in time"))
+            child.order = None
+            state.left += 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,313 @@
+"""hpc: from raw video to trained models on plain Slurm.
+
+Verbs are thin: each parses its arguments, calls one function, and prints either a few lines or, with --json, the same
+facts as one JSON value. Exit status: 0 all well, 1 the run failed or is incomplete, 2 the call or the spec is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hpc.batch.run import Run
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest:  # overrides (a.b=c) may stand anywhere; anything else is a mistake
+        overrides = getattr(args, "overrides", None)
+        if overrides is None or any(word.startswith("-") or "=" not in word for word in rest):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        overrides.extend(rest)
+    try:
+        return args.call(args)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `hpc status | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0
+    except Exception as error:
+        if not _expected(error) or os.environ.get("HPC_TRACEBACK"):
+            raise
+        print(f"hpc {args.verb}: {error}", file=sys.stderr)
+        return 2
+
+
+def _expected(error: Exception) -> bool:
+    """Errors that a person can act on are shown as their text alone."""
+    names = {cls.__name__ for cls in type(error).__mro__}
+    known = {"SpecErrors", "InputError", "SlurmError", "StorageError", "Conflict", "Busy", "FileNotFoundError",
+             "PermissionError", "ValueError"}  # fmt: skip
+    return bool(names & known)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hpc", description=__doc__.split("\n")[0])
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, call: Any, about: str, *, spec: bool = False, run: bool = False) -> argparse.ArgumentParser:
+        p = verbs.add_parser(name, help=about, description=about)
+        p.set_defaults(call=call)
+        p.add_argument("--json", action="store_true", help="print one JSON value instead of text")
+        p.add_argument("--runs", type=Path, default=Path(os.environ.get("HPC_RUNS", "runs")), metavar="DIR",
+                       help="folder of the run folders (default: ./runs, or $HPC_RUNS)")  # fmt: skip
+        if spec:
+            p.add_argument("spec", help="a job spec, e.g. jobs/quickstart.yaml")
+            p.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE",
+                           help="e.g. stages.clips.split.min_clip=3s")  # fmt: skip
+            p.add_argument("--cluster", help="a preset: a name in jobs/clusters/, or a path; `local` for this machine")
+        if run:
+            p.add_argument("run", help="a run: its id, the beginning of its id, or its folder")
+        return p
+
+    verb("check", check, "check a spec: every mistake at once, with file and line", spec=True)
+    verb("plan", plan, "the dry run: write the run folder and print the exact commands; submit nothing", spec=True)
+    verb("run", run, "run a spec on this machine", spec=True)
+    verb("submit", submit, "submit a spec to Slurm and exit", spec=True)
+    p = verb("status", status, "how far a run is", run=True)
+    p.add_argument("--watch", action="store_true", help="again and again: after 30 s, then doubling to 10 minutes")
+    p = verb("logs", logs, "where the logs are, and their ends", run=True)
+    p.add_argument("--failed", action="store_true", help="of failed shards and tasks only")
+    p.add_argument("--stage", help="of this stage only")
+    p.add_argument("-n", "--lines", type=int, default=20, help="lines of each log (default 20)")
+    verb("retry", retry, "plan what is missing as a new attempt and submit it", run=True)
+    verb("cancel", cancel, "cancel all jobs of a run", run=True)
+    p = verb("throttle", throttle, "change how many array tasks of a run may run at once, live", run=True)
+    p.add_argument("tasks", type=int, help="0 takes the limit away")
+    p.add_argument("--stage", help="of this stage only")
+    p = verb("report", report, "write the report (text, JSON, HTML, Prometheus) and print it", run=True)
+    verb("schema", schema, "print the JSON Schema of job specs")
+    return parser
+
+
+def emit(args: argparse.Namespace, value: Any, lines: list[str]) -> None:
+    if args.json:
+        from hpc.batch import jsons
+
+        print(jsons.pretty(value).decode(), end="")
+    else:
+        print("\n".join(lines))
+
+
+def load(args: argparse.Namespace) -> list[Any]:
+    from hpc.batch import spec
+
+    return spec.load(args.spec, args.overrides, args.cluster)
+
+
+def cluster_for(spec: Any) -> Any:
+    from hpc.batch.cluster import load_cluster
+
+    return load_cluster(spec.cluster, spec.path)
+
+
+def find(args: argparse.Namespace) -> Run:
+    from hpc.batch import run
+
+    return run.find(args.run, args.runs)
+
+
+def check(args: argparse.Namespace) -> int:
+    from hpc.batch import inputs, prepare, slurm
+
+    facts, lines, status = [], [], 0
+    for spec in load(args):
+        cluster = cluster_for(spec)
+        where = prepare.domains(spec)
+        suffixes = tuple(x for s in spec.stages.values() if not s.needs for x in s.settings.INPUT_SUFFIXES)
+        listing = inputs.resolve(spec.inputs, suffixes)
+        total = sum(e.size for e in listing.entries)
+        lines.append(f"{spec.name}-{spec.hash}: {len(listing.entries)} inputs, {total / 2**30:.2f} GiB; stages "
+                     + ", ".join(f"{n} ({s.kind})" for n, s in spec.stages.items()))  # fmt: skip
+        lines += [f"  ignored {n} x {suffix}" for suffix, n in sorted(listing.ignored.items())]
+        refused = {}
+        if spec.cluster != "local" and slurm.available():
+            refused = prepare.refused(spec, cluster)
+            lines += [f"  Slurm would refuse {stage}: {why}" for stage, why in refused.items()]
+            lines += [] if refused else [f"  Slurm would take every stage on {spec.cluster}"]
+        status = 1 if refused else status
+        facts.append({"name": spec.name, "hash": spec.hash, "inputs": len(listing.entries), "bytes": total,
+                      "ignored": listing.ignored, "domains": where, "refused": refused})  # fmt: skip
+    emit(args, facts, lines)
+    return status
+
+
+def _prepared(args: argparse.Namespace, spec: Any, cluster: Any, on_slurm: bool) -> Any:
+    from hpc.batch import launch
+
+    return launch.plan(spec, cluster, args.runs, on_slurm=on_slurm, command=sys.argv)
+
+
+def _facts(p: Any) -> dict[str, Any]:
+    return {
+        "run": p.run.id, "folder": str(p.run.folder), "attempt": p.attempt.number if p.attempt else None,
+        "inputs": p.inputs, "shards": p.shards, "new_shards": p.new_shards, "missing": p.missing,
+        "ignored": p.ignored, "excluded_nodes": p.excluded, "folders": p.folders,
+        "submit": str(p.attempt.submit) if p.attempt else None,
+    }  # fmt: skip
+
+
+def _summary(p: Any) -> list[str]:
+    ignored = "".join(f"; ignored {n} x {s}" for s, n in sorted(p.ignored.items()))
+    lines = [f"{p.run.id}: {p.inputs} inputs in {p.shards} shards ({p.new_shards} new){ignored}"]
+    if p.attempt is None:
+        folders = "".join(f"\n  {name}: {folder}" for name, folder in p.folders.items())
+        return [*lines, f"nothing to do: every shard of every stage is done{folders}"]
+    for name, n in p.missing.items():
+        lines.append(f"  {name}: {p.shards - n} done, {n} to do")
+    if p.excluded:
+        lines.append(f"  nodes kept away from: {', '.join(p.excluded)}")
+    return lines
+
+
+def plan(args: argparse.Namespace) -> int:
+    facts, lines = [], []
+    for spec in load(args):
+        on_slurm = spec.cluster != "local"
+        p = _prepared(args, spec, cluster_for(spec), on_slurm)
+        facts.append(_facts(p))
+        lines += _summary(p)
+        if p.attempt:
+            lines += ["", p.attempt.submit.read_text(), f"# nothing was submitted. To submit exactly this: bash {p.attempt.submit}"]
+    emit(args, facts, lines)
+    return 0
+
+
+def submit(args: argparse.Namespace) -> int:
+    from hpc.batch import launch
+
+    facts, lines = [], []
+    for spec in load(args):
+        if spec.cluster == "local":
+            raise ValueError("`local` is this machine: use `hpc run`, or name a cluster preset with --cluster NAME")
+        p = _prepared(args, spec, cluster_for(spec), True)
+        lines += _summary(p)
+        if p.attempt:
+            lines += [launch.submit(p).strip(), f"  hpc status {p.run.id}"]
+        facts.append(_facts(p) | {"jobs": [j.job for j in p.attempt.jobs()] if p.attempt else []})
+    emit(args, facts, lines)
+    return 0
+
+
+def run(args: argparse.Namespace) -> int:
+    from hpc.batch import finale, launch, progress
+
+    facts, bad = [], 0
+    for spec in load(args):
+        cluster = cluster_for(spec) if args.cluster is None else cluster_for(spec)
+        p = _prepared(args, spec, cluster, False)
+        if not args.json:
+            print("\n".join(_summary(p)), flush=True)
+        fact = _facts(p)
+        if p.attempt:
+            with progress.bars(p.run, p.attempt, quiet=args.json) as tick:
+                launch.here(p, spec, cluster, tick)
+            made, _ = finale.finale(p.run, ask_slurm=False, say=not args.json)
+            fact["state"] = made.status.state
+            bad += made.status.state != "done"
+            if not args.json:
+                print(f"\nreport: {p.run.report('html')}")
+        facts.append(fact)
+    if args.json:
+        emit(args, facts, [])
+    return 1 if bad else 0
+
+
+def status(args: argparse.Namespace) -> int:
+    from hpc.batch import status as st
+
+    pause = 30.0
+    while True:
+        s = st.gather(find(args)).status
+        emit(args, s, st.lines(s))
+        if not args.watch or not s.active:
+            return 0 if s.state in ("done", "running", "waiting") else 1
+        sys.stdout.flush()
+        time.sleep(pause)
+        pause = min(2 * pause, 600.0)
+
+
+def logs(args: argparse.Namespace) -> int:
+    from hpc.batch import logs as lg
+
+    found = lg.collect(find(args), args.stage, args.failed, args.lines)
+    lines = []
+    for entry in found:
+        lines += [f"==> {entry.path}  ({entry.why})", *entry.tail, ""]
+    emit(args, found, lines or ["no logs" + (" of failed shards or tasks" if args.failed else "")])
+    return 0
+
+
+def retry(args: argparse.Namespace) -> int:
+    from hpc.batch import launch
+
+    found = find(args)
+    spec = launch.spec_of(found)
+    cluster = launch.cluster_of(found)
+    on_slurm = found.latest().plan().cluster != "local"
+    args.runs = found.folder.parent
+    p = _prepared(args, spec, cluster, on_slurm)
+    lines = _summary(p)
+    if p.attempt and on_slurm:
+        lines.append(launch.submit(p).strip())
+    elif p.attempt:
+        raise ValueError(f"{found.id} ran on this machine: `hpc run` with the same spec goes on from what is missing")
+    emit(args, _facts(p) | {"jobs": [j.job for j in p.attempt.jobs()] if p.attempt else []}, lines)
+    return 0
+
+
+def cancel(args: argparse.Namespace) -> int:
+    from hpc.batch import slurm
+
+    found = find(args)
+    jobs = [j.job for n in found.attempts() for j in found.attempt(n).jobs()]
+    alive = sorted({t.job for t in slurm.queue(jobs)}, key=int) if jobs else []
+    slurm.cancel(alive)
+    emit(args, {"run": found.id, "cancelled": alive},
+         [f"cancelled {', '.join(alive)}; `hpc retry {found.id}` goes on from what is done" if alive else "no jobs to cancel"])  # fmt: skip
+    return 0
+
+
+def throttle(args: argparse.Namespace) -> int:
+    from hpc.batch import slurm
+
+    found = find(args)
+    jobs = [j for j in found.latest().jobs() if j.phase == "map" and args.stage in (None, j.stage)]
+    alive = {t.job for t in slurm.queue([j.job for j in jobs])}
+    changed = [j for j in jobs if j.job in alive]
+    for job in changed:  # several arrays of one stage share the limit
+        share = max(1, args.tasks // sum(j.stage == job.stage for j in changed)) if args.tasks else 0
+        slurm.throttle(job.job, share)
+    emit(args, {"run": found.id, "changed": [j.job for j in changed], "tasks": args.tasks},
+         [f"{j.stage} ({j.job}): at most {args.tasks or 'any number of'} tasks at once" for j in changed] or ["no live arrays"])  # fmt: skip
+    return 0
+
+
+def report(args: argparse.Namespace) -> int:
+    from hpc.batch import report as rp
+    from hpc.batch import status as st
+
+    found = find(args)
+    made = rp.write(found, st.gather(found))
+    emit(args, made, [rp.text(made), f"\nreport: {found.report('html')}"])
+    return 0 if made.status.state in ("done", "running", "waiting") else 1
+
+
+def schema(args: argparse.Namespace) -> int:
+    import json
+
+    from hpc.batch import spec
+
+    print(json.dumps(spec.schema(), indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,56 @@
+"""Stages for tests of the batch machinery: no video, no models, quick. Named in specs as stages:Echo and so on."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import msgspec
+
+
+class Echo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Reads its inputs and writes what it read, in order; misbehaves as told by the names of the inputs."""
+
+    KIND: ClassVar[str] = "stages:Echo"
+    CODE: ClassVar[str] = "stages.echo"
+    PHASES: ClassVar[tuple[str, ...]] = ("map",)
+    OBJECTS: ClassVar[tuple[str, ...]] = (".jsonl",)
+    INPUT_SUFFIXES: ClassVar[tuple[str, ...]] = (".txt", ".mp4")
+    VERSION: ClassVar[int] = 1
+    NEUTRAL: ClassVar[tuple[str, ...]] = ("seconds", "flags")
+    SECONDS_PER_GIB: ClassVar[float] = 1.0
+
+    seconds: float = 0.0
+    """Work this long per shard, in small steps."""
+    prompt: str = ""
+    flags: str = ""
+    """A folder where inputs' misbehaviour is counted, so that a second try can do better."""
+
+
+class Note(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A layer over Echo: one line a shard."""
+
+    KIND: ClassVar[str] = "stages:Note"
+    CODE: ClassVar[str] = "stages.note"
+    PHASES: ClassVar[tuple[str, ...]] = ("map",)
+    OBJECTS: ClassVar[tuple[str, ...]] = (".note",)
+    INPUT_SUFFIXES: ClassVar[tuple[str, ...]] = ()
+    VERSION: ClassVar[int] = 1
+    NEUTRAL: ClassVar[tuple[str, ...]] = ()
+    SECONDS_PER_GIB: ClassVar[float] = 1.0
+
+    prompt: str = "what is this?"
+
+
+class Join(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A barrier over Echo: lines are dealt to shards of `lines` lines."""
+
+    KIND: ClassVar[str] = "stages:Join"
+    CODE: ClassVar[str] = "stages.join"
+    PHASES: ClassVar[tuple[str, ...]] = ("barrier", "map")
+    OBJECTS: ClassVar[tuple[str, ...]] = (".txt",)
+    INPUT_SUFFIXES: ClassVar[tuple[str, ...]] = ()
+    VERSION: ClassVar[int] = 1
+    NEUTRAL: ClassVar[tuple[str, ...]] = ()
+    SECONDS_PER_GIB: ClassVar[float] = 1.0
+
+    lines: int = 3

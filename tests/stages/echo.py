@@ -1,0 +1,63 @@
+"""Echo's work. An input's content may ask for trouble, e.g. "crash", "fail", "oom 1" (the first time only), "sleep 5"."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+from hpc.data import storage
+from hpc.data.work import Bad, Made, Work
+
+
+def start(settings):
+    def process(work: Work) -> Made:
+        lines, bad = [], []
+        steps = max(1, int(settings.seconds / 0.02))
+        for i in range(steps if settings.seconds else 0):
+            work.check()
+            work.progress(i / steps, "working")
+            time.sleep(settings.seconds / steps)
+        for item in work.items:
+            text = storage.read(item.uri).decode(errors="replace").strip()
+            word, _, times = text.partition(" ")
+            if word == "sleep":
+                for _ in range(int(float(times) * 50)):
+                    work.check()
+                    time.sleep(0.02)
+            elif word in ("crash", "fail", "oom", "disk", "hang") and _again(settings.flags, work.shard, word, times):
+                _misbehave(word)
+            elif word == "bad":
+                bad.append(Bad(item.uri, "no-good", text))
+                continue
+            lines.append({"uri": item.uri, "part": item.part, "parts": item.parts, "text": text[:200], "prompt": settings.prompt})
+        out = work.scratch / f"{work.shard}.jsonl"
+        out.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return Made([out], {"lines": len(lines)}, bad)
+
+    return process
+
+
+def _again(flags: str, shard: str, word: str, times: str) -> bool:
+    """Whether to misbehave this time: always, or the first `times` times."""
+    if not times:
+        return True
+    seen = Path(flags) / f"{shard}.{word}"
+    n = int(seen.read_text()) if seen.exists() else 0
+    seen.write_text(str(n + 1))
+    return n < int(times)
+
+
+def _misbehave(word: str) -> None:
+    if word == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if word == "oom":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if word == "disk":
+        raise OSError(errno.ENOSPC, "No space left on device")
+    if word == "hang":
+        time.sleep(10_000)
+    raise RuntimeError("told to fail")
