@@ -1,0 +1,242 @@
+"""Cluster presets: what a site's Slurm wants to hear, written once and used by every spec.
+
+    cluster = load_cluster("h100", spec.path)          # clusters/h100.yaml beside the spec, or in the site's folder
+    resources = cluster.resources(stage)               # the stage's, with the preset's changes; whole nodes filled
+    there = cluster.for_stage(stage.name, stage.kind)  # partition, account... for this stage
+
+`local` is built in: this machine, without Slurm.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from hpc.batch import check, yaml_lines
+from hpc.batch.kinds import KINDS
+from hpc.batch.spec import Count, Mail, Resources, Stage, Variable
+from hpc.batch.yaml_lines import Node, Problem, SpecErrors
+from hpc.data.units import Bytes, Seconds
+
+OWN: dict[str, str] = {
+    name: do
+    for names, do in {
+        "array dependency job-name output error input open-mode parsable signal requeue no-requeue comment chdir wrap "
+        "kill-on-invalid-dep export export-file get-user-env test-only wait hold begin ntasks ntasks-per-node clusters "
+        "help version quiet verbose": "hpc decides on this itself",
+        "exclusive": "give `whole_nodes: true`, so that the node is filled with workers",
+        "partition account qos constraint reservation wckey": "it has a key of its own in the preset",
+        "mail-user mail-type": "give `mail`: one mail per run, never one per task",
+        "cpus-per-task mem mem-per-cpu mem-per-gpu gpus gpus-per-node gpus-per-task gres nodes time":
+            "give it in the stage's `resources`, or under `stages` in the preset",
+        "exclude nodelist": "hpc excludes nodes that failed; give `constraint` or `reservation` to choose nodes",
+    }.items()
+    for name in names.split()
+}  # fmt: skip
+"""sbatch's long options that a preset may not give, and what to do instead."""
+
+Option = Annotated[
+    str, Meta(pattern=r"^[a-z]+(-[a-z]+)*$", description="a long option of sbatch without the dashes, e.g. `licenses`")
+]
+Name = Annotated[str, Meta(min_length=1, pattern=r"^[^\s]+$", description="a name without spaces")]
+
+
+class Placement(Struct, frozen=True, kw_only=True):
+    """Where jobs go."""
+
+    partition: Name | None = None
+    """Slurm partition; several, separated by commas, mean the one that starts first. null: the site's default."""
+    account: Name | None = None
+    """Account to charge."""
+    qos: Name | None = None
+    """Quality of service."""
+    constraint: Name | None = None
+    """Node features, e.g. "h100&nvme"."""
+    reservation: Name | None = None
+    """Reservation to run in."""
+    wckey: Name | None = None
+    """Workload key, at sites that account by it."""
+    gpu_type: Name | None = None
+    """Type of GPU as the site calls it: --gres=gpu:h100:8. null: any."""
+
+
+class Override(Placement, frozen=True, kw_only=True):
+    """Changes for some stages. What is left out stays as it is."""
+
+    whole_nodes: bool | None = None
+    """See the preset's `whole_nodes`; a partition of another kind of node may want another answer."""
+    cpus_per_node: Count | None = None
+    """See the preset's `cpus_per_node`."""
+    gpus_per_node: Annotated[int, Meta(ge=0)] | None = None
+    """See the preset's `gpus_per_node`."""
+    memory_per_node: Bytes | None = None
+    """See the preset's `memory_per_node`."""
+    sbatch: dict[Option, str | bool] = {}
+    """More options of sbatch, on top of the preset's."""
+    cpus: Count | None = None
+    """Per worker, instead of the spec's, as are the following."""
+    memory: Bytes | None = None
+    """Per worker."""
+    gpus: Annotated[int, Meta(ge=0)] | None = None
+    """Per worker."""
+    time: Seconds | None = None
+    """Time limit of one array task."""
+    workers: Count | None = None
+    """Workers per array task."""
+    nodes: Count | None = None
+    """Stages that train only."""
+
+
+class ClusterFile(Placement, frozen=True, kw_only=True):
+    """A cluster preset."""
+
+    whole_nodes: bool = False
+    """The site gives out whole nodes: one array task takes a node and runs as many workers as fit on it."""
+    cpus_per_node: Count | None = None
+    """Cores of a node. Needed with `whole_nodes`."""
+    gpus_per_node: Annotated[int, Meta(ge=0)] = 0
+    """GPUs of a node. Needed with `whole_nodes` where stages use GPUs."""
+    memory_per_node: Bytes | None = None
+    """Memory of a node that jobs may use (RealMemory in `scontrol show node`). null: not looked at."""
+    max_array_size: Count | None = None
+    """Array indices stay below this. null: what `scontrol show config` says (MaxArraySize)."""
+    max_tasks: Count | None = None
+    """Tasks of one array at most, where the site limits that (max_array_tasks, MaxSubmitJobs). null: no limit."""
+    env: dict[Variable, str] = {}
+    """Environment of every job, e.g. NCCL's; a spec's `env` adds to it and wins."""
+    sbatch: dict[Option, str | bool] = {}
+    """More long options of sbatch, without the dashes: {licenses: "scratch:1", contiguous: true}. false: not given."""
+    python: Annotated[str, Meta(pattern=r"^/", description="an absolute path")] | None = None
+    """Path of the Python interpreter on the compute nodes. null: the one that submits."""
+    scratch: Annotated[str, Meta(pattern=r"^/", description="an absolute path")] | None = None
+    """Node-local folder for files in the making. null: the node's TMPDIR, else /tmp."""
+    mail: Mail | None = None
+    """Who gets the mail of a run whose spec names nobody."""
+    stages: dict[Name, Override] = {}
+    """Changes for some stages, by kind ("curate.clips") or by name ("clips"); the name wins where both speak. Also for
+    hpc's own small jobs, "barrier" and "report": send them to a partition of cheap CPU nodes."""
+
+    def __post_init__(self) -> None:
+        if self.whole_nodes and self.cpus_per_node is None:
+            raise ValueError("cpus_per_node: needed with whole_nodes: true, to know how many workers fit on a node")
+
+
+class Cluster(ClusterFile, frozen=True, kw_only=True):
+    """A preset, loaded."""
+
+    name: str = "local"
+    path: str = ""
+    """Of the file; empty for `local`."""
+
+    def for_stage(self, name: str, kind: str) -> Cluster:
+        """The preset with what its `stages` say about where this stage goes."""
+        changes: dict[str, Any] = {}
+        for key in (kind, name):
+            if override := self.stages.get(key):
+                sbatch = changes.get("sbatch", self.sbatch) | override.sbatch
+                changes |= _given(override, Cluster) | {"sbatch": sbatch}
+        return msgspec.structs.replace(self, **changes)
+
+    def resources(self, stage: Stage) -> Resources:
+        """What the stage asks for here. Where nodes are given out whole, a task has as many workers as fit on one.
+
+        Raises ValueError if not even one worker fits, or if changes and resources don't go together.
+        """
+        changes: dict[str, Any] = {}
+        for key in (stage.kind, stage.name):
+            if override := self.stages.get(key):
+                changes |= _given(override, Resources)
+        wanted = msgspec.structs.replace(stage.resources, **changes)
+        here = self.for_stage(stage.name, stage.kind)
+        if not here.whole_nodes:
+            return wanted
+        fits = {"cpus": (here.cpus_per_node, wanted.cpus), "memory": (here.memory_per_node, wanted.memory)}
+        if wanted.gpus:
+            fits["gpus"] = (here.gpus_per_node, wanted.gpus)
+        for what, (there, each) in fits.items():
+            if there is not None and there < each:
+                raise ValueError(
+                    f"stages.{stage.name}.resources.{what}: a worker asks for {check.plain(each)}, a node of cluster "
+                    f"{self.name} has {check.plain(there)} ({what}_per_node in {self.path})"
+                )
+        # a worker per GPU even if the last ones get fewer cores than they asked for: an idle GPU costs more
+        if wanted.gpus:
+            del fits["cpus"]
+        return msgspec.structs.replace(wanted, workers=min(n // each for n, each in fits.values() if n is not None))
+
+
+LOCAL = Cluster()
+
+
+def load_cluster(name: str, spec_path: str | os.PathLike[str] = "") -> Cluster:
+    """A preset by name, or by a path that ends in .yaml (relative ones count from the spec). Raises SpecErrors."""
+    if name == LOCAL.name:
+        return LOCAL
+    beside = Path(spec_path).parent
+    file = beside / name if name.endswith(".yaml") else _find(name, beside, spec_path)
+    problems: list[Problem] = []
+    root = yaml_lines.read(str(file), problems)
+    if root is None:
+        raise SpecErrors(problems)
+    values = check.fields(root, [ClusterFile], "", problems)
+    if problems:
+        raise SpecErrors(problems + _reserved(root))
+    problems = _reserved(root)
+    preset = check.build(Cluster, values | {"name": file.stem, "path": os.path.abspath(file)}, root, "", problems)  # noqa: PTH100
+    for key in preset.stages if preset is not None else ():
+        place = root.value["stages"].value[key]
+        if "." in key and ":" not in key and key not in KINDS:
+            problems.append(place.problem(f"stages.{key}", check.unknown(key, KINDS, "kind")))
+        try:
+            preset.for_stage(key, key)
+        except ValueError as error:
+            problems.append(place.problem(f"stages.{key}", str(error)))
+    if problems:
+        raise SpecErrors(problems)
+    return preset
+
+
+def _find(name: str, beside: Path, spec_path: str | os.PathLike[str]) -> Path:
+    folders = [beside / "clusters", Path(os.environ.get("HOME", "/"), ".config/hpc/clusters")]
+    if site := os.environ.get("HPC_CLUSTERS"):
+        folders.insert(1, Path(site))
+    for folder in folders if re.fullmatch(r"[\w.-]{1,64}", name) else ():
+        if os.access(folder / f"{name}.yaml", os.R_OK):
+            return folder / f"{name}.yaml"
+    names = ["local", *sorted({preset.stem for folder in folders for preset in folder.glob("*.yaml")})]
+    looked = ", ".join(map(str, folders)) + ("" if site else " ($HPC_CLUSTERS is not set)")
+    message = f"{name!r}: {check.unknown(name, names, 'cluster')}\n    looked for {name}.yaml in {looked}"
+    raise SpecErrors([Problem(os.fspath(spec_path), 0, "cluster", message)])
+
+
+def _reserved(root: Node) -> list[Problem]:
+    """Options under `sbatch` that hpc gives itself. sbatch takes abbreviations too: `depend` is `dependency`."""
+    problems = []
+    stages = root.value.get("stages") if isinstance(root.value, dict) else None
+    blocks = {"": root} | ({f"stages.{key}.": child for key, child in stages.value.items()} if stages else {})
+    for where, block in blocks.items():
+        given = block.value.get("sbatch") if isinstance(block.value, dict) else None
+        for option, child in given.value.items() if given and isinstance(given.value, dict) else ():
+            own = next((own for own in OWN if option and own.startswith(option)), None)
+            if own:
+                message = f"sbatch's --{own} can't be given here: {OWN[own]}"
+                problems.append(child.problem(f"{where}sbatch.{option}", message))
+    return problems
+
+
+def cluster_schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of a preset, for editors."""
+    from hpc.batch import json_schema
+
+    return json_schema.one(ClusterFile, "hpc cluster preset")
+
+
+def _given(override: Override, target: type[Struct]) -> dict[str, Any]:
+    """The fields that an override gives and `target` has."""
+    values = {name: getattr(override, name) for name in target.__struct_fields__ if hasattr(override, name)}
+    return {name: value for name, value in values.items() if value is not None}
