@@ -14,21 +14,23 @@ import re
 import tarfile
 from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+Out = TypeVar("Out")
+
 BLOCK = 512
 END_OF_ARCHIVE = bytes(2 * BLOCK)
 LARGEST_MEMBER = 8**11 - 1  # what the twelve octal digits of a header can say without an extension: 8 GiB - 1
 PIECE = 8 * 1024**2  # one read of copy_ranges
-READERS = 8  # reads in flight in copy_ranges: 8 x 8 MiB of memory, enough to hide the latency of an object store
+READERS = 8  # reads in flight: enough to hide the latency of an object store; copy_ranges holds 64 MiB with it
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -43,6 +45,15 @@ class Entry(msgspec.Struct, frozen=True):
 
 class TornTar(Exception):
     """A tar that is cut short, overwritten, or not written by TarWriter."""
+
+    def __init__(self, what: str, last: int = 0, end: int = 0) -> None:
+        super().__init__(what, last, end)
+        self.what = what
+        self.last, self.end = last, end
+        """Where the last good member begins and ends, in bytes."""
+
+    def __str__(self) -> str:
+        return self.what
 
 
 class TarWriter:
@@ -109,30 +120,31 @@ def index(file: BinaryIO) -> Iterator[tuple[str, Entry]]:
     Raises TornTar for a tar that does not consist of whole keys from its first byte to the end-of-archive block.
     """
     file.seek(0)
+    key, start, last, end = "", 0, 0, 0
+    members: dict[str, tuple[int, int]] = {}
     try:
         with tarfile.open(fileobj=file, mode="r:", encoding="utf-8") as tar:
-            key, start, end = "", 0, 0
-            members: dict[str, tuple[int, int]] = {}
             for info in iter(tar.next, None):
                 name, dot, suffix = info.name.partition(".")
                 if not dot or not info.isreg():
-                    raise TornTar(f"the member {info.name!r} at byte {info.offset} is not a file named <key>.<suffix>")
+                    raise TornTar(f"{info.name!r} at byte {end} is not a file named <key>.<suffix>", last, end)
                 if members and name != key:
                     yield key, Entry(start, end - start, members)
                     start, members = end, {}
                 if dot + suffix in members:
-                    raise TornTar(f"the member {info.name!r} at byte {info.offset} is there twice")
+                    raise TornTar(f"{info.name!r} at byte {end} is there twice", last, end)
                 key = name
                 members[dot + suffix] = (info.offset_data, info.size)
+                last = info.offset
                 end = info.offset_data + info.size + -info.size % BLOCK
                 tar.members.clear()  # type: ignore[attr-defined]  # it would keep every header
             file.seek(end)
             if file.read(BLOCK) != bytes(BLOCK):  # tarfile takes the first bad header for the end
-                raise TornTar(f"no valid header and no end of archive at byte {end}")
+                raise TornTar(f"no valid header and no end of archive at byte {end}", last, end)
             if members:
                 yield key, Entry(start, end - start, members)
     except tarfile.TarError as error:
-        raise TornTar(str(error)) from error
+        raise TornTar(f"{error} at byte {end}", last, end) from error
 
 
 def read_tar(file: BinaryIO) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -147,39 +159,52 @@ def read_tar(file: BinaryIO) -> Iterator[tuple[str, dict[str, bytes]]]:
         yield key, members
 
 
+def map_ahead(function: Callable[[Any], Out], items: Iterable[Any]) -> Iterator[Out]:
+    """map() by READERS threads, in order; no more than READERS results are waiting at any time."""
+    waiting: deque[Future[Out]] = deque()
+    with ThreadPoolExecutor(READERS) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(function, item))
+                if len(waiting) == READERS:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
 def copy_ranges(
     path: str | Path,
     ranges: Sequence[tuple[str, int, int]],
     read: Callable[[str, int, int], bytes],
-    check: Callable[[], None] = lambda: None,
+    tick: Callable[[int], None] = lambda written: None,
 ) -> int:
     """Write a new tar from byte ranges of other tars; returns how many keys it holds.
 
     ranges: (source, offset, size) in the order of the new tar, each of whole keys as `TarWriter.add` returned them.
     read(source, start, end): the bytes [start, end) of a source; called from several threads, source by source in the
-    order of offsets. check() is called between reads and may raise. Raises TornTar, naming the source, when a range is
-    cut short or does not begin and end with a key.
+    order of offsets. tick(bytes written so far) is called between reads and may raise. Raises TornTar, naming the
+    source, when a range is cut short or does not begin and end with a key.
     """
     starts = [0]
     for _, _, size in ranges:
         starts.append(starts[-1] + size)
-    pieces = deque(
+    pieces = (
         (source, at, min(at + PIECE, offset + size), start + at - offset)
         for (source, offset, size), start in sorted(zip(ranges, starts, strict=False))
         for at in range(offset, offset + size, PIECE)
     )
-    reads: deque[tuple[tuple[str, int, int, int], Any]] = deque()
-    with Path(path).open("w+b") as file, ThreadPoolExecutor(READERS) as pool:
-        while pieces or reads:
-            while pieces and len(reads) < READERS:
-                reads.append((pieces[0], pool.submit(read, *pieces.popleft()[:3])))
-            (source, begin, end, to), future = reads.popleft()
-            check()
-            data = future.result()
+    written = 0
+    with Path(path).open("w+b") as file:
+        for (source, begin, end, to), data in map_ahead(lambda piece: (piece, read(*piece[:3])), pieces):
+            tick(written)
             if len(data) != end - begin:
                 raise TornTar(f"{source}: bytes {begin} to {end} are cut short: {len(data)} of {end - begin} bytes")
             file.seek(to)
             file.write(data)
+            written += len(data)
         file.seek(starts[-1])
         file.write(END_OF_ARCHIVE)
         return _verify_ranges(file, ranges, starts)
@@ -187,19 +212,21 @@ def copy_ranges(
 
 def _verify_ranges(file: BinaryIO, ranges: Sequence[tuple[str, int, int]], starts: list[int]) -> int:
     """Walk the headers of the new tar: each range must begin where a key begins."""
-    keys, end, open_starts = 0, 0, deque(starts)
+    keys, end, expected = 0, 0, deque(starts)
     try:
         for _, entry in index(file):
-            if open_starts[0] == entry.offset:
-                open_starts.popleft()
             keys, end = keys + 1, entry.offset + entry.size
-            if end > open_starts[0]:
-                raise TornTar(f"a key goes on past the end of its range, to byte {end}")
+            if expected[0] == entry.offset:
+                expected.popleft()
+            if end > expected[0]:
+                raise TornTar(f"the key at byte {entry.offset} goes on past {expected[0]}", entry.offset, entry.offset)
         if end != starts[-1]:
-            raise TornTar(f"the headers end at byte {end} of {starts[-1]}")
+            raise TornTar(f"the keys end at byte {end}, not {starts[-1]}", end, end)
     except TornTar as error:
-        source, offset, size = ranges[min(bisect_right(starts, end), len(ranges)) - 1]
-        raise TornTar(f"{source}: bytes {offset} to {offset + size} are not whole keys of a tar: {error}") from error
+        # A member that ends with its range is fine, and the next range is not; any other member went astray itself.
+        at = error.end if error.end in starts[:-1] else error.last
+        source, offset, size = ranges[bisect_right(starts, at) - 1]
+        raise TornTar(f"{source}: bytes {offset} to {offset + size} are not whole keys of a tar ({error})") from error
     return keys
 
 
