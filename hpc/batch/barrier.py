@@ -28,7 +28,7 @@ def run(run: Run, attempt: Attempt, name: str) -> int:
     needed = [frozen_stage(attempt, attempt_plan, n) for n in stage.needs]
     for need in needed:
         records.compact(run.records(need.name))
-    folds = {n.name: prepare.fold_stage(attempt_plan.output, runs, n.name, n.fingerprint) for n in needed}
+    folds = {n.name: prepare.fold_stage(runs, n.name, n.fingerprint) for n in needed}
     good, parts = prepare.good_shards(scope, folds)
     share = len(good) / len(scope) if scope else 0.0
     print(f"{name}: {len(good)} of {len(scope)} shards are good ({share:.1%}; required {stage.required:.1%})")
@@ -42,7 +42,7 @@ def run(run: Run, attempt: Attempt, name: str) -> int:
     stage.fingerprint = prepare.frozen_fingerprint(stage.fingerprint, frozen)
     stage.folder = begin(attempt_plan.output, stage, frozen)
     shards = frozen_plan(stage, good, {n.name: n for n in needed}, attempt_plan)
-    fold = prepare.fold_stage(attempt_plan.output, runs, name, stage.fingerprint)
+    fold = prepare.fold_stage(runs, name, stage.fingerprint)
     members = [s for s in attempt_plan.stages if s.domain == name and s.name != name]
     missing = [s for s in shards if s.id not in fold.done] if not members else shards
     cuts = plan.pack([1.0] * len(missing), max(1.0, len(missing) / stage.width), float("inf"), stage.width)
@@ -89,7 +89,9 @@ def read_plan(folder: str) -> list[plan.RowShard]:
     return msgspec.json.Decoder(plan.RowShard).decode_lines(data)
 
 
-def frozen_plan(stage: StagePlan, good: list[str], needed: dict[str, StagePlan], attempt_plan: AttemptPlan) -> list[plan.RowShard]:
+def frozen_plan(
+    stage: StagePlan, good: list[str], needed: dict[str, StagePlan], attempt_plan: AttemptPlan
+) -> list[plan.RowShard]:
     """The shards behind the barrier: as planned before, or now, once for all."""
     try:
         return read_plan(stage.folder)
@@ -109,4 +111,3 @@ def frozen_plan(stage: StagePlan, good: list[str], needed: dict[str, StagePlan],
                 out.write(encode(plan.RowShard(f"{i:06}", rows)) + b"\n")
         storage.put_new(storage.join(stage.folder, "_plan.jsonl"), path)
     return read_plan(stage.folder)  # whoever was first: its plan holds
-

@@ -10,7 +10,7 @@ import fnmatch
 import os
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import msgspec
 
@@ -54,16 +54,17 @@ def resolve(inputs: Iterable[Inputs], suffixes: tuple[str, ...]) -> Listing:
     for one in inputs:
         entries = sorted(_entries(one, weights), key=lambda e: e.uri)
         is_folder = len(entries) != 1 or entries[0].uri != one.uri
-        kept = []
-        for e in entries:
-            suffix = os.path.splitext(e.uri)[1].lower()
-            if one.match is not None:
-                if fnmatch.fnmatchcase(e.uri[len(one.uri) :].lstrip("/") if is_folder else e.uri, one.match):
-                    kept.append(e)
-            elif suffix in suffixes or not is_folder:
-                kept.append(e)
-            else:
-                ignored[suffix or "(none)"] = ignored.get(suffix or "(none)", 0) + 1
+        if one.match is not None:
+            names = (e.uri[len(one.uri) :].lstrip("/") if is_folder else e.uri for e in entries)
+            kept = [e for e, name in zip(entries, names, strict=True) if fnmatch.fnmatchcase(name, one.match)]
+        elif is_folder:
+            kept = [e for e in entries if e.uri.lower().endswith(suffixes)]
+            for e in entries if len(kept) < len(entries) else ():
+                if not e.uri.lower().endswith(suffixes):
+                    suffix = PurePosixPath(e.uri).suffix.lower() or "(none)"
+                    ignored[suffix] = ignored.get(suffix, 0) + 1
+        else:
+            kept = entries
         for e in kept[: one.limit]:
             out.setdefault(e.uri, e)
     if not out:
@@ -97,7 +98,7 @@ def _entries(one: Inputs, weights: dict[str, float]) -> Iterator[storage.Entry]:
 def _glob(pattern: str) -> re.Pattern[str]:
     parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", pattern)
     known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    return re.compile("".join(known.get(p) or (p if p.startswith("[") and i % 2 else re.escape(p)) for i, p in enumerate(parts)))
+    return re.compile("".join(known.get(p) or (p if i % 2 else re.escape(p)) for i, p in enumerate(parts)))
 
 
 def _list_file(uri: str, weights: dict[str, float]) -> Iterator[storage.Entry]:
@@ -114,7 +115,7 @@ def _list_file(uri: str, weights: dict[str, float]) -> Iterator[storage.Entry]:
         except msgspec.DecodeError as error:
             problems.append(f'{uri}:{number}: {error}; allowed: {{"uri": ..., "seconds"?, "size"?, "etag"?}}')
             continue
-        path = listed.uri if storage.is_s3(listed.uri) else os.path.normpath(os.path.join(base, listed.uri))
+        path = listed.uri if storage.is_s3(listed.uri) else os.path.normpath(Path(base, listed.uri))
         if listed.seconds > 0:
             weights[path] = listed.seconds * BYTES_PER_SECOND
         if listed.size >= 0 and listed.etag:
@@ -132,7 +133,7 @@ def _earlier(folder: str, info: ledger.StageInfo) -> Iterator[storage.Entry]:
     """The finished shards of an earlier stage's output folder: those whose objects are all there."""
     there: dict[str, dict[str, storage.Entry]] = {}
     for e in storage.listing(folder):
-        stem, suffix = os.path.splitext(e.uri)
+        suffix = PurePosixPath(e.uri).suffix
         if suffix in info.objects:
-            there.setdefault(stem, {})[suffix] = e
+            there.setdefault(e.uri.removesuffix(suffix), {})[suffix] = e
     yield from (found[info.objects[0]] for found in there.values() if len(found) == len(info.objects))

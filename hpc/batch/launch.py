@@ -28,7 +28,7 @@ def check_idle(run: Run, own_job: str = "") -> dict[tuple[str, str], str]:
     gathered = status.gather(run)
     alive = sorted({t.job for t in gathered.tasks if not t.state.startswith(slurm.DONE)} - {own_job})
     if alive:
-        raise Busy(f"{run.id} still has jobs {', '.join(alive)}: see `hpc status {run.id}`, or `hpc cancel {run.id}` first")
+        raise Busy(f"{run.id} has jobs {', '.join(alive)} going: `hpc status {run.id}`, or `hpc cancel {run.id}` first")
     ended = {f"{t.job}_{i}": t for t in gathered.tasks for i in t.indices}
     lost = {}
     for name, fold in gathered.folds.items():
@@ -79,7 +79,9 @@ def spec_of(run: Run) -> Spec:
     """The spec as it was resolved for this run."""
     specs = load(run.spec, check_paths=False)
     if len(specs) != 1 or f"{specs[0].name}-{specs[0].hash}" != run.id:
-        raise ValueError(f"{run.spec} was changed: it no longer is the spec of {run.id}. Put it back, or submit your spec anew")
+        raise ValueError(
+            f"{run.spec} was changed and no longer is the spec of {run.id}: put it back, or submit yours anew"
+        )
     return specs[0]
 
 

@@ -82,7 +82,7 @@ def assign(ledger: Ledger, entries: Iterable[storage.Entry], size: int, split_ab
     weights: uri -> work, in the units of size, where more is known than bytes.
     """
     known = {(item.uri, item.etag) for shard in ledger.shards for item in shard.items}
-    fresh = sorted((e for e in entries if (e.uri, e.etag) not in known), key=lambda e: e.uri)
+    fresh = sorted((e for e in entries if not known or (e.uri, e.etag) not in known), key=lambda e: e.uri)
     weight = (lambda e: (weights or {}).get(e.uri, e.size)) if weights else (lambda e: e.size)
     spans: list[list[Item]] = []
     small: list[storage.Entry] = []
@@ -149,7 +149,7 @@ def runs(output: str) -> list[Path]:
 
 
 def version(output: str, stage: str, fingerprint: str) -> tuple[str, bool]:
-    """The folder for a stage with this fingerprint, and whether it exists: an earlier version's, or the next free one."""
+    """The folder for a stage with this fingerprint, and whether it exists: an earlier version's, or the next free."""
     n = 1
     while True:
         folder = storage.join(output, f"{stage}@v{n}")
@@ -172,4 +172,4 @@ def claim(folder: str, info: StageInfo) -> None:
     if not storage.put_new(uri, msgspec.json.format(msgspec.json.encode(info), indent=1)):
         there = info_of(folder)
         if there is None or there.fingerprint != info.fingerprint:
-            raise Conflict(f"{folder} was begun by another run with other settings in between: run the same command again")
+            raise Conflict(f"{folder} was begun with other settings by another run in between: try again")

@@ -51,7 +51,8 @@ def _of(run: Run, stage: str, job: str) -> Path | None:
     local = re.fullmatch(r"local(\d+)_(\d+)", job)
     if local:
         logs = sorted(run.logs(stage).glob("*_log.out"), key=lambda p: -p.stat().st_mtime)
-        return next((p for p in logs if f"row {local[2]} of {stage}" in p.read_text(errors="replace")), logs[0] if logs else None)
+        words = f"row {local[2]} of {stage}"
+        return next((p for p in logs if words in p.read_text(errors="replace")), logs[0] if logs else None)
     for name in (f"{job}.out", f"barrier-{job}.out"):
         if (run.logs(stage) / name).exists():
             return run.logs(stage) / name
@@ -63,5 +64,3 @@ def _tail(path: Path, lines: int) -> list[str]:
         f.seek(0, 2)
         f.seek(max(0, f.tell() - 400 * (lines + 1)))
         return f.read().decode(errors="replace").splitlines()[-lines:]
-
-

@@ -1,12 +1,13 @@
-"""From what is there and what is missing to rows of shards, arrays of rows, and how they depend on each other. Pure.
+"""From what is there and what is missing to rows of shards, arrays of rows, and how they depend on one another.
 
-A *domain* is a set of shards that stages share: "inputs", or the name of a barrier stage, which plans shards of its own.
+Pure. A *domain* is a set of shards that stages share: "inputs", or the name of a barrier stage, which plans its own.
 Within the domain "inputs", shards that miss the same stages form a *group*: a chain of arrays of the same width,
 row i of one waiting for row i of the one before (aftercorr). A first attempt is one group; a retry is a few.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 
@@ -57,10 +58,6 @@ def shard_seconds(weight: float, seconds_per_gib: float, fixed: float = 0.0) -> 
     return fixed + weight / 2**30 * seconds_per_gib
 
 
-def workers(resources: Resources) -> int:
-    return resources.workers
-
-
 def pack(weights: Sequence[float], target: float, limit: float, max_tasks: int) -> list[tuple[int, int]]:
     """Cut a list of shards (by expected seconds each) into rows [first, last) of about `target` seconds.
 
@@ -74,7 +71,8 @@ def pack(weights: Sequence[float], target: float, limit: float, max_tasks: int) 
     if rows > max_tasks:
         rows = max(max_tasks, math.ceil(total / limit))
     rows = min(rows, len(weights))
-    out, first, done = [], 0, 0.0
+    out: list[tuple[int, int]] = []
+    first, done = 0, 0.0
     for i, w in enumerate(weights):
         done += w
         left_shards, left_rows = len(weights) - i - 1, rows - len(out) - 1
@@ -90,7 +88,7 @@ def chunks(rows: int, first_row: int, max_array_size: int) -> tuple[Chunk, ...]:
         return ()
     count = math.ceil(rows / max_array_size)
     bounds = [rows * i // count for i in range(count + 1)]
-    return tuple(Chunk(first_row + a, b - a) for a, b in zip(bounds, bounds[1:], strict=False))
+    return tuple(Chunk(first_row + a, b - a) for a, b in itertools.pairwise(bounds))
 
 
 def group(
@@ -112,11 +110,12 @@ def group(
         stages = missing.get(shard.id)
         if stages:
             keyed.setdefault((stages, boosts.get(shard.id, (1.0, 1.0))), []).append(shard)
-    groups, rows = [], []
+    groups: list[Group] = []
+    rows: list[Row] = []
     for (stages, (memory, time)), members in sorted(keyed.items(), key=lambda kv: (-len(kv[0][0]), kv[0])):
         weights = [sum(item.size / item.parts for item in shard.items) for shard in members]
-        slowest = max(stages, key=lambda s: seconds_per_gib[s] / workers(resources[s]))
-        rate, width = seconds_per_gib[slowest], workers(resources[slowest])
+        slowest = max(stages, key=lambda s: seconds_per_gib[s] / resources[s].workers)
+        rate, width = seconds_per_gib[slowest], resources[slowest].workers
         seconds = [max(shard_seconds(w, rate), 0.001) / width for w in weights]
         limit = LONGEST_SHARE * time * min(resources[s].time for s in stages)
         cuts = pack(seconds, min(task_seconds, limit), limit, max_array_size)

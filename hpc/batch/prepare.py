@@ -17,6 +17,7 @@ import msgspec
 
 from hpc.batch import check, failure, inputs, jsons, ledger, plan, records, run, script, slurm
 from hpc.batch.cluster import Cluster
+from hpc.batch.run import Attempt, AttemptPlan, Run, StagePlan
 from hpc.batch.spec import KINDS, Spec, Stage, fingerprint, text
 from hpc.data import storage
 
@@ -29,10 +30,10 @@ BARRIER_WIDTH = 64
 class Prepared(msgspec.Struct):
     """What a planning came to."""
 
-    run: run.Run
-    attempt: run.Attempt | None
+    run: Run
+    attempt: Attempt | None
     """None: nothing to do."""
-    plan: run.AttemptPlan | None
+    plan: AttemptPlan | None
     shards: int
     """In the domain "inputs"."""
     missing: dict[str, int]
@@ -48,10 +49,10 @@ class Prepared(msgspec.Struct):
 
 
 def domains(spec: Spec) -> dict[str, str]:
-    """stage -> the domain whose shards it maps over. A barrier stage has its own; a map stage shares that of its needs."""
+    """stage -> the domain whose shards it maps over: a barrier stage has its own, a map stage that of its needs."""
     out: dict[str, str] = {}
     for name, stage in spec.stages.items():
-        if "barrier" in stage.settings.PHASES or "gang" in stage.settings.PHASES:
+        if "barrier" in stage.settings.PHASES:
             out[name] = name
         else:
             of_needs = sorted({out[n] for n in stage.needs} or {"inputs"})
@@ -87,12 +88,12 @@ def good_shards(scope: Iterable[str], folds: dict[str, records.Fold]) -> tuple[l
     return good, parts
 
 
-def fold_stage(output: str, runs: list[Path], stage: str, fingerprint: str) -> records.Fold:
+def fold_stage(runs: list[Path], stage: str, fingerprint: str) -> records.Fold:
     """Records of a stage over all runs that wrote to this output."""
     return records.fold([folder / "records" / stage for folder in runs], fingerprint)
 
 
-def barrier_missing(stage: run.StagePlan, folder: str, fold: records.Fold) -> set[str] | None:
+def barrier_missing(stage: StagePlan, folder: str, fold: records.Fold) -> set[str] | None:
     """Shards of a barrier stage's version that are still to be made; None if nothing was ever planned there."""
     try:
         lines = storage.read(storage.join(folder, "_plan.jsonl")).splitlines()
@@ -117,26 +118,27 @@ def prepare(spec: Spec, cluster: Cluster, base: Path, *, on_slurm: bool, command
     fresh = ledger.assign(book, listing.entries, spec.shards.size, spec.shards.split_above, listing.weights)
     listed = {(e.uri, e.etag) for e in listing.entries}
     every = book.shards + fresh
-    scope = [s for s in every if any((i.uri, i.etag) in listed for i in s.items)]
-    replaced = sorted(ledger.superseded(every))
+    old = [s for s in book.shards if any((i.uri, i.etag) in listed for i in s.items)]
+    scope = old + fresh
+    replaced = sorted(ledger.superseded(every)) if book.shards else []
 
-    run_ = run.Run((base / f"{spec.name}-{spec.hash}").resolve())
+    run_ = Run((base / f"{spec.name}-{spec.hash}").resolve())
     known_runs = ledger.runs(spec.output)
     if run_.folder.is_dir() and run_.folder not in known_runs:
         known_runs.append(run_.folder)
 
-    stages: dict[str, run.StagePlan] = {}
+    stages: dict[str, StagePlan] = {}
     folds: dict[str, records.Fold] = {}
     todo: dict[str, list[str]] = {}
     rates: dict[str, float] = {}
     weights = {s.id: sum(i.size / i.parts for i in s.items) for s in every}
-    for name, stage in spec.stages.items():
-        stages[name] = _stage_plan(spec, stage, where[name], cluster)
-        if where[name] != "inputs":
+    for name, block in spec.stages.items():
+        stage = stages[name] = _stage_plan(spec, block, where[name], cluster)
+        if stage.domain != "inputs":
             continue
-        stages[name].folder, _ = ledger.version(spec.output, name, stages[name].fingerprint)
-        folds[name] = fold_stage(spec.output, known_runs, name, stages[name].fingerprint)
-        rates[name] = _rate(folds[name], weights, stage.settings.SECONDS_PER_GIB)
+        stage.folder, _ = ledger.version(spec.output, name, stage.fingerprint)
+        folds[name] = fold_stage(known_runs, name, stage.fingerprint)
+        rates[name] = _rate(folds[name], weights, block.settings.SECONDS_PER_GIB)
         for s in scope:
             if s.id not in folds[name].done:
                 todo.setdefault(s.id, []).append(name)
@@ -168,10 +170,10 @@ def prepare(spec: Spec, cluster: Cluster, base: Path, *, on_slurm: bool, command
     needed = [n for n in stages if n in behind or any(n in g.stages for g in groups)]
     kept = [stages[n] for n in stages if n in needed or any(n in stages[m].needs for m in needed)]
     for stage in kept:
-        if stage.domain != "inputs" and "gang" not in stage.phases:
+        if stage.domain != "inputs":
             seconds = total_bytes / 2**30 * spec.stages[stage.domain].settings.SECONDS_PER_GIB
             stage.width = max(1, min(BARRIER_WIDTH, round(seconds / 60), len(scope)))
-    attempt_plan = run.AttemptPlan(
+    attempt_plan = AttemptPlan(
         run=run_.id, attempt=attempt.number, spec_hash=spec.hash, output=spec.output, created=time.time(),
         stages=kept, groups=groups, domain_size=len(scope), scope="scope.txt", superseded=replaced,
         generation=book.generation + 1 if fresh else 0, scratch=cluster.scratch or "", cluster=spec.cluster,
@@ -191,9 +193,21 @@ def prepare(spec: Spec, cluster: Cluster, base: Path, *, on_slurm: bool, command
     return result
 
 
-def _stage_plan(spec: Spec, stage: Stage, domain: str, cluster: Cluster) -> run.StagePlan:
+def refused(spec: Spec, cluster: Cluster) -> dict[str, str]:
+    """Stages that Slurm would not take as they are (partition, account, limits), and what it says. Submits nothing."""
+    out = {}
+    for name, stage in spec.stages.items():
+        planned = _stage_plan(spec, stage, "inputs", cluster)
+        try:
+            slurm.test_only(script.resource_flags(planned, cluster), run.sibling("sbatch") / "array.sbatch")
+        except slurm.SlurmError as error:
+            out[name] = str(error)
+    return out
+
+
+def _stage_plan(spec: Spec, stage: Stage, domain: str, cluster: Cluster) -> StagePlan:
     s = stage.settings
-    return run.StagePlan(
+    return StagePlan(
         name=stage.name, kind=stage.kind, settings=check.plain(s), fingerprint=fingerprint(spec, stage.name),
         folder="", objects=s.OBJECTS, phases=s.PHASES, needs=stage.needs, domain=domain,
         resources=cluster.resources(stage), required=stage.required, throttle=stage.throttle,
@@ -207,7 +221,7 @@ def _rate(fold: records.Fold, weights: dict[str, float], guess: float) -> float:
     return max(sum(s for s, _ in work) / gib, 0.001) if gib > 0.01 else guess
 
 
-def _task_seconds(spec: Spec, rates: dict[str, float], stages: dict[str, run.StagePlan], weights: dict[str, float],
+def _task_seconds(spec: Spec, rates: dict[str, float], stages: dict[str, StagePlan], weights: dict[str, float],
                   scope: list[ledger.Shard], tasks: int | None) -> float:  # fmt: skip
     """Target duration of an array task: the spec's, or shorter where this machine's cores would idle."""
     if tasks is None or not rates:
@@ -241,7 +255,7 @@ def _remedies(folds: dict[str, records.Fold], scope: list[ledger.Shard],
     return boosts, sorted(nodes)
 
 
-def _behind(spec: Spec, stages: dict[str, run.StagePlan], scope: list[ledger.Shard], folds: dict[str, records.Fold],
+def _behind(spec: Spec, stages: dict[str, StagePlan], scope: list[ledger.Shard], folds: dict[str, records.Fold],
             known_runs: list[Path], replaced: list[tuple[str, str]], upstream_missing: bool) -> set[str]:  # fmt: skip
     """Stages behind a barrier that have something to do. While anything before them is missing, all of them may."""
     behind: set[str] = set()
@@ -249,18 +263,18 @@ def _behind(spec: Spec, stages: dict[str, run.StagePlan], scope: list[ledger.Sha
     for name, stage in stages.items():
         if stage.domain == "inputs":
             continue
-        if upstream_missing or any(n in behind for n in stage.needs) or "gang" in stage.phases:
+        if upstream_missing or any(n in behind for n in stage.needs):
             behind.add(name)
             continue
         if "barrier" in stage.phases:
             shards = [s.id for s in scope] if all(stages[n].domain == "inputs" for n in stage.needs) else \
                 plans[stages[stage.needs[0]].domain][0]  # fmt: skip
-            good, parts = good_shards(shards, {n: folds[n] for n in stage.needs})
+            _, parts = good_shards(shards, {n: folds[n] for n in stage.needs})
             print_ = frozen_fingerprint(stage.fingerprint, frozen_digest(parts, replaced))
         else:
             print_ = frozen_fingerprint(stage.fingerprint, plans[stage.domain][1])
         folder, exists = ledger.version(spec.output, name, print_)
-        fold = folds[name] = fold_stage(spec.output, known_runs, name, print_)
+        fold = folds[name] = fold_stage(known_runs, name, print_)
         left = barrier_missing(stage, folder, fold) if exists and "barrier" in stage.phases else None
         if "barrier" in stage.phases:
             plans[name] = (sorted(fold.done), print_)

@@ -50,5 +50,3 @@ def bars(run: Run, attempt: Attempt, quiet: bool) -> Iterator[Callable[[object],
 
         yield tick
         tick(None, last=True)
-
-

@@ -43,13 +43,13 @@ class Record(msgspec.Struct, tag="shard", omit_defaults=True):
     """One line about one shard."""
 
     state: Literal["start", "progress", "done", "failed", "stopped"]
-    """start and progress are passing; done is final; failed may be tried again; stopped: given up for now, untouched."""
+    """start and progress are passing; done is final; failed may be tried again; stopped: given up for now."""
     shard: str
     t: float
     seconds: float = 0.0
     """Wall time of this shard, publishing included."""
     times: dict[str, float] = {}
-    """Where they went: {"work": 12.1, "publish": 0.3}; the first shard of a worker process carries {"start": ...} too."""
+    """Where they went: {"work": 12.1, "publish": 0.3}; a worker process's first shard carries {"start": ...} too."""
     objects: list[Object] = []
     counts: dict[str, float] = {}
     bad: list[Bad] = []
@@ -187,9 +187,9 @@ def _add(out: Fold, worker: Worker, line: Record) -> None:
 
 
 def compact(folder: Path) -> int:
-    """Join the files of one stage into one. Call it when no worker of the stage is running. Returns how many there were.
+    """Join the files of one stage into one, when no worker of the stage is running. Returns how many there were.
 
-    Passing lines of finished shards go; everything else stays. A crash in between leaves both, which folds to the same.
+    Passing lines of finished shards go, all others stay. A crash in between leaves both, which folds to the same.
     """
     paths = files(folder)
     if len(paths) < 2:

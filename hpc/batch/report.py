@@ -11,13 +11,14 @@ import html
 import importlib
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from hpc.batch import failure, jsons, status
-from hpc.batch.run import Run
+from hpc.batch.run import Run, StagePlan
 from hpc.batch.spec import settings_of
 from hpc.data import storage
 from hpc.data.units import seconds, size
@@ -77,14 +78,19 @@ class Report(msgspec.Struct):
 
 
 def build(run: Run, gathered: status.Gathered) -> Report:
-    rows, failures, bad, nodes, times = gathered.status, [], [], Counter(), []
-    first, last = [], []
+    rows = gathered.status
+    failures: list[Failed] = []
+    bad: list[Quarantined] = []
+    nodes: Counter[str] = Counter()
+    times: list[StageTime] = []
+    first: list[float] = []
+    last: list[float] = []
     for name, fold in gathered.folds.items():
         wanted = set(gathered.scopes[name])
         for shard, record in sorted(fold.failed.items()):
             if shard in wanted:
                 worker = fold.where[shard]
-                remedy = failure.REMEDIES[record.failure].words if record.failure in failure.REMEDIES else ""
+                remedy = failure.REMEDIES[record.failure].words
                 failures.append(
                     Failed(name, shard, record.failure, record.detail, worker.node, worker.job, remedy)
                 )  # fmt: skip
@@ -120,7 +126,7 @@ def _advice(rows: status.Status, failures: list[Failed], times: list[StageTime])
     if failures:
         classes = Counter(f.failure for f in failures)
         for name, n in classes.most_common():
-            out.append(f"{n} shards failed ({name}): {failure.REMEDIES[name].words if name in failure.REMEDIES else ''}")
+            out.append(f"{n} shards failed ({name}): {failure.REMEDIES[name].words}")
         out.append(f"next: hpc logs {rows.run} --failed; hpc retry {rows.run}")
     elif rows.state == "incomplete":
         out.append(f"some shards are missing: hpc retry {rows.run}")
@@ -158,10 +164,11 @@ def text(report: Report) -> str:
         out.append(f"  ... all of them in {report.status.folder}/report.json")
     gpu_hours = sum(s.gpu_seconds for s in report.status.stages) / 3600
     git = p.get("git", {})
+    code = (git.get("sha") or "unversioned")[:12] + ("+changes" if git.get("changed") else "")
     out.append(
         f"  took {seconds(report.wall_seconds)} from first to last record; "
         f"{sum(s.cpu_seconds_held for s in report.status.stages) / 3600:.2f} CPU-hours, {gpu_hours:.2f} GPU-hours; "
-        f"spec {p.get('spec_hash', '')}, code {(git.get('sha') or 'unversioned')[:12]}{'+changes' if git.get('changed') else ''}"
+        f"spec {p.get('spec_hash', '')}, code {code}"
     )
     out += [f"  {a}" for a in report.advice]
     return "\n".join(out)
@@ -187,7 +194,8 @@ def prometheus(report: Report) -> str:
         rows = out.setdefault(name, [f"# HELP {name} {about}", f"# TYPE {name} {kind}"])
         rows.append(f"{name}{{{labels}}} {value:.10g}")
 
-    info = f'{run},spec="{e(p.get("spec_hash", ""))}",git_sha="{e(p.get("git", {}).get("sha", ""))}",user="{e(p.get("user", ""))}"'
+    facts = {"spec": p.get("spec_hash", ""), "git_sha": p.get("git", {}).get("sha", ""), "user": p.get("user", "")}
+    info = ",".join([run, *(f'{k}="{e(v)}"' for k, v in facts.items())])
     add("hpc_run_info", "gauge", "What the run is.", info, 1)
     for r in s.stages:
         label = f'{run},stage="{e(r.stage)}"'
@@ -209,29 +217,38 @@ def gallery(gathered: status.Gathered, limit: int = THUMBNAILS) -> list[tuple[st
     for name, fold in gathered.folds.items():
         stage = gathered.stages[name]
         code = importlib.import_module(settings_of(stage.kind, stage.settings).CODE)
-        if not hasattr(code, "gallery"):
-            continue
-        shards = [s for s in gathered.scopes[name] if s in fold.done and fold.done[s].counts.get("clips")]
-        step = max(1, len(shards) // 12)
-        chosen = shards[::step][:12]
-        out: list[tuple[str, str, bytes]] = []
-        for i, shard in enumerate(chosen):
-            share = -(-(limit - len(out)) // (len(chosen) - i))
-            out += code.gallery(lambda suffix, shard=shard: storage.open(storage.join(stage.folder, shard + suffix)), share)
-        return out
+        if hasattr(code, "gallery"):
+            return _pick(code.gallery, stage, fold, gathered.scopes[name], limit)
     return []
+
+
+def _pick(
+    of_shard: Callable, stage: StagePlan, fold: status.records.Fold, scope: list[str], limit: int
+) -> list[tuple[str, str, bytes]]:
+    shards = [s for s in scope if s in fold.done and fold.done[s].counts.get("clips")]
+    chosen = shards[:: max(1, len(shards) // 12)][:12]
+    out: list[tuple[str, str, bytes]] = []
+    for i, shard in enumerate(chosen):
+        objects = {suffix: storage.join(stage.folder, shard + suffix) for suffix in stage.objects}
+        out += of_shard(
+            lambda suffix, objects=objects: storage.open(objects[suffix]), -(-(limit - len(out)) // (len(chosen) - i))
+        )
+    return out
 
 
 STYLE = """
 :root{color-scheme:light dark;--line:#8884;--dim:#888;--good:#2a9d4a;--bad:#d33}
 body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.5rem;margin:0}h2{font-size:1.1rem;margin:2rem 0 .5rem}.dim{color:var(--dim)}
-table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:.3rem .6rem;border-bottom:1px solid var(--line);vertical-align:top}
+table{border-collapse:collapse;width:100%}
+td,th{text-align:left;padding:.3rem .6rem;border-bottom:1px solid var(--line);vertical-align:top}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}code{font-size:.9em;overflow-wrap:anywhere}
-.bar{background:#8882;height:.6rem;border-radius:.3rem;min-width:6rem}.bar i{display:block;height:100%;border-radius:.3rem;background:var(--good)}
+.bar{background:#8882;height:.6rem;border-radius:.3rem;min-width:6rem}
+.bar i{display:block;height:100%;border-radius:.3rem;background:var(--good)}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(200px,1fr));gap:.8rem}
 figure{margin:0}figure img{width:100%;border-radius:.3rem;display:block}figcaption{font-size:.8rem;color:var(--dim)}
-.state{padding:.1rem .6rem;border-radius:1rem;color:#fff;background:var(--dim)}.state.done{background:var(--good)}.state.failed,.state.incomplete{background:var(--bad)}
+.state{padding:.1rem .6rem;border-radius:1rem;color:#fff;background:var(--dim)}
+.state.done{background:var(--good)}.state.failed,.state.incomplete{background:var(--bad)}
 .scroll{overflow-x:auto}
 """
 
@@ -241,13 +258,15 @@ def page(report: Report, pictures: list[tuple[str, str, bytes]], note: str = "")
     s, p = report.status, report.provenance
     git = p.get("git", {})
     out = [
-        "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width,initial-scale=1'>",
+        "<!doctype html><html lang=en><meta charset=utf-8>",
+        "<meta name=viewport content='width=device-width,initial-scale=1'>",
         f"<title>{e(s.run)}</title><style>{STYLE}</style>",
         f"<h1>{e(s.run)} <span class='state {e(s.state)}'>{e(s.state)}</span></h1>",
         f"<p class=dim>attempt {s.attempt}, {seconds(report.wall_seconds)} from first to last record, "
         f"spec {e(p.get('spec_hash', ''))}, code {e((git.get('sha') or 'unversioned')[:12])}"
-        f"{' with local changes' if git.get('changed') else ''}, by {e(p.get('user', '?'))} on {e(p.get('host', '?'))}; "
-        f"written {e(report.made)}<br><code>{e(s.folder)}</code></p>",
+        f"{' with local changes' if git.get('changed') else ''}, "
+        f"by {e(p.get('user', '?'))} on {e(p.get('host', '?'))}; written {e(report.made)}<br>",
+        f"<code>{e(s.folder)}</code></p>",
     ]
     out += [f"<p><b>{e(a)}</b></p>" for a in report.advice]
     out.append("<h2>Stages</h2><div class=scroll><table><tr><th>stage<th>progress<th class=n>shards<th class=n>failed"
@@ -261,15 +280,17 @@ def page(report: Report, pictures: list[tuple[str, str, bytes]], note: str = "")
             f"<td>{e(made)}<br><code class=dim>{e(r.folder)}</code>"
             f"<td class=n>{r.cpu_seconds_held / 3600:.2f}<td class=n>{r.gpu_seconds / 3600:.2f}</tr>"
         )
-    out.append("</table></div><h2>Where the time went</h2><div class=scroll><table><tr><th>stage<th class=n>start<th class=n>work"
-               "<th class=n>publish<th class=n>rest<th class=n>a shard<th class=n>slowest<th class=n>longest task<th class=n>time limit</tr>")  # fmt: skip
+    columns = ("start", "work", "publish", "rest", "a shard", "slowest", "longest task", "time limit")
+    head = "".join(f"<th class=n>{c}" for c in columns)
+    out.append(f"</table></div><h2>Where the time went</h2><div class=scroll><table><tr><th>stage{head}</tr>")
     for t in report.times:
         cells = [f"{v:.1f} s" for v in (t.start, t.work, t.publish, t.rest, t.median_shard, t.slowest_shard)]
         cells += [seconds(t.longest_task), seconds(t.requested_seconds)]
         out.append(f"<tr><td>{e(t.stage)}" + "".join(f"<td class=n>{c}" for c in cells) + "</tr>")
     out.append("</table></div>")
     if report.failures:
-        out.append("<h2>Failures</h2><div class=scroll><table><tr><th>stage<th>shard<th>class<th>what<th>node<th>what now</tr>")
+        head = "".join(f"<th>{c}" for c in ("stage", "shard", "class", "what", "node", "what now"))
+        out.append(f"<h2>Failures</h2><div class=scroll><table><tr>{head}</tr>")
         for f in report.failures[:SHOWN]:
             out.append(f"<tr><td>{e(f.stage)}<td>{e(f.shard)}<td>{e(f.failure)}<td><code>{e(f.detail)}</code>"
                        f"<td>{e(f.node)}<td>{e(f.remedy)}</tr>")  # fmt: skip

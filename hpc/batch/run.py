@@ -1,16 +1,16 @@
 """The run folder: every path, and what is written when an attempt is planned. A person can read all of it.
 
-    runs/<name>-<hash>/
-      spec.yaml               the spec as resolved: overrides applied, defaults as they were
-      attempt-1/
-        plan.json  plan.jsonl  plan.idx     the stages; row i = array task i; where each row begins
-        submit.sh             the exact submission: `bash submit.sh` is what `hpc submit` does
-        provenance.json       code, host, versions, command; code.diff: what was not committed
-        jobs.jsonl            what submit.sh was told by Slurm
-        code/                 the code that runs, laid out as installed
-        <stage>.json .jsonl .idx            written by a barrier: what it froze, and its rows
-      logs/<stage>/  records/<stage>/
-      report.txt  report.json  report.html
+runs/<name>-<hash>/
+  spec.yaml               the spec as resolved: overrides applied, defaults as they were
+  attempt-1/
+    plan.json  plan.jsonl  plan.idx     the stages; row i = array task i; where each row begins
+    submit.sh             the exact submission: `bash submit.sh` is what `hpc submit` does
+    provenance.json       code, host, versions, command; code.diff: what was not committed
+    jobs.jsonl            what submit.sh was told by Slurm
+    code/                 the code that runs, laid out as installed
+    <stage>.json .jsonl .idx            written by a barrier: what it froze, and its rows
+  logs/<stage>/  records/<stage>/
+  report.txt  report.json  report.html
 """
 
 from __future__ import annotations
@@ -266,7 +266,7 @@ def finish(attempt: Attempt, plan: AttemptPlan) -> None:
 
 
 def find(name: str, base: Path) -> Run:
-    """A run by its folder, its id, or the beginning of its id under `base`. Raises FileNotFoundError with what is there."""
+    """A run by its folder, its id, or the beginning of its id under `base`. Raises FileNotFoundError."""
     direct = Path(name)
     if direct.is_dir() and any(direct.glob("attempt-*")):
         return Run(direct.resolve())
@@ -274,5 +274,5 @@ def find(name: str, base: Path) -> Run:
     match = [n for n in there if n == name] or [n for n in there if n.startswith(name)]
     if len(match) == 1:
         return Run((base / match[0]).resolve())
-    what = f"{len(match)} runs begin with it: {', '.join(match)}" if match else f"runs there: {', '.join(there) or 'none'}"
+    what = f"several begin with it: {', '.join(match)}" if match else f"runs there: {', '.join(there) or 'none'}"
     raise FileNotFoundError(f"{name}: no such run under {base} ({what}); --runs names another folder")

@@ -113,8 +113,8 @@ def _one(order: Order, setup: Setup, process: Any, scratch: Path, check: Any, pr
         name: {suffix: storage.join(folder, order.shard + suffix) for suffix in suffixes}
         for name, (folder, suffixes) in setup.upstream.items()
     }
-    for name, objects in upstream.items():
-        last = list(objects.values())[-1]  # published last: if it is there, all of them are
+    for name, needed in upstream.items():
+        last = list(needed.values())[-1]  # published last: if it is there, all of them are
         if storage.stat(last) is None:
             return Reply("failed", order.shard, failure="upstream", detail=f"{name} has no shard {order.shard}: {last}")
     begun = time.monotonic()
@@ -159,7 +159,7 @@ def publish(folder: str, shard: str, suffixes: tuple[str, ...], made: list[Path]
             storage.put(storage.join(folder, path.name), path)
         for obj in out:
             if storage.sha256(obj.uri)[0] != obj.sha256:
-                raise storage.StorageError(obj.uri, "another worker is writing the same shard", "try again: `hpc retry`")
+                raise storage.StorageError(obj.uri, "another worker is writing the same shard", "try again")
     return out
 
 

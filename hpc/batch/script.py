@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shlex
 import shutil
 import sys
@@ -41,6 +42,7 @@ scripts=$run/attempt-{attempt}/code/hpc/sbatch
 declared=({declared})
 {secrets}
 clean() {{
+    # shellcheck disable=SC2016 # the inner bash expands it
     env -i "${{declared[@]}}" bash -c \\
         'while IFS= read -r -d "" pair; do export "${{pair?}}"; done <&3; exec "$@"' bash "$@" 3< <(secrets)
 }}
@@ -83,8 +85,6 @@ def quote(value: object) -> str:
 
 def environment(spec: Spec, cluster: Cluster, attempt: Attempt) -> dict[str, str]:
     """What the jobs see, secrets apart."""
-    import os
-
     python = cluster.python or sys.executable
     sbatch = shutil.which("sbatch")
     path = [str(Path(p).parent) for p in (python, sbatch) if p]
@@ -114,33 +114,27 @@ def site_flags(cluster: Cluster) -> list[str]:
     return flags
 
 
-def stage_flags(run: Run, plan: AttemptPlan, stage: StagePlan, cluster: Cluster, memory: float = 1.0,
-                time: float = 1.0) -> list[str]:  # fmt: skip
-    """Flags of one stage's array: everything but --array and --dependency."""
+def resource_flags(stage: StagePlan, cluster: Cluster, memory: float = 1.0, time: float = 1.0) -> list[str]:
+    """Where a stage's tasks go and what they get; memory and time are factors on what the spec asks for."""
     r = stage.resources
     here = cluster.for_stage(stage.name, stage.kind)
-    minutes = math.ceil(r.time * time / 60)
-    flags = site_flags(here) + [
-        f"--job-name={run.id}/{stage.name}",
-        f"--comment={comment(run, plan, stage.name)}",
-        f"--time={minutes}",
-        f"--nodes={r.nodes}",
-        "--requeue",
-        "--open-mode=append",
-        "--export=ALL",
-        f"--chdir={run.folder}",
-        f"--signal={'' if 'gang' in stage.phases else 'B:'}USR2@{SIGNAL_SECONDS}",
-    ]
+    flags = [*site_flags(here), f"--time={math.ceil(r.time * time / 60)}", "--nodes=1", "--ntasks=1"]
     if here.whole_nodes:
         flags += ["--exclusive", "--mem=0", f"--cpus-per-task={here.cpus_per_node}"]
     else:
-        megabytes = math.ceil(r.memory * r.workers * memory / 2**20)
-        flags += [f"--mem={megabytes}M", f"--cpus-per-task={r.cpus * (1 if 'gang' in stage.phases else r.workers)}"]
+        flags += [f"--mem={math.ceil(r.memory * r.workers * memory / 2**20)}M", f"--cpus-per-task={r.cpus * r.workers}"]
     if r.gpus:
         kind = f"{here.gpu_type}:" if here.gpu_type else ""
         flags.append(f"--gres=gpu:{kind}{r.gpus * r.workers}")
-    flags.append(f"--ntasks-per-node={r.workers if 'gang' in stage.phases else 1}")
     return flags
+
+
+def job_flags(run: Run, plan: AttemptPlan, stage: str, job: str) -> list[str]:
+    """What every job of a run has in common."""
+    return [
+        f"--job-name={run.id}/{job}", f"--comment={comment(run, plan, stage)}", "--requeue", "--open-mode=append",
+        "--export=ALL", f"--chdir={run.folder}",
+    ]  # fmt: skip
 
 
 def comment(run: Run, plan: AttemptPlan, stage: str) -> str:
@@ -196,7 +190,9 @@ def write(run: Run, attempt: Attempt, plan: AttemptPlan, spec: Spec, cluster: Cl
               time: float = 1.0) -> str:  # fmt: skip
         throttle = f"%{max(1, stage.throttle // arrays)}" if stage.throttle else ""
         flags = [
-            *stage_flags(run, plan, stage, cluster, memory, time),
+            *resource_flags(stage, cluster, memory, time),
+            *job_flags(run, plan, stage.name, stage.name),
+            f"--signal=B:USR2@{SIGNAL_SECONDS}",
             f"--array=0-{chunk.tasks - 1}{throttle}",
             f"--output={output(run, stage.name, '%A_%a.out')}",
             *([f"--exclude={','.join(exclude)}"] if exclude else []),
@@ -224,9 +220,8 @@ def write(run: Run, attempt: Attempt, plan: AttemptPlan, spec: Spec, cluster: Cl
             lines.append(f"# {stage.name}: freeze what is there, then {stage.width} tasks at most")
             flags = [
                 *site_flags(cluster.for_stage("barrier", "barrier")),
-                f"--job-name={run.id}/{stage.name}-barrier", f"--comment={comment(run, plan, stage.name)}",
-                "--time=240", "--nodes=1", "--ntasks=1", "--cpus-per-task=1", "--mem=4096M", "--requeue",
-                "--open-mode=append", "--export=ALL", f"--chdir={run.folder}",
+                *job_flags(run, plan, stage.name, f"{stage.name}-barrier"),
+                "--time=240", "--nodes=1", "--ntasks=1", "--cpus-per-task=1", "--mem=4096M",
                 f"--output={output(run, stage.name, 'barrier-%j.out')}", *after("afterany", needs),
             ]  # fmt: skip
             barrier = submit(stage.name, "barrier", Chunk(0, 1), flags, "array.sbatch",
@@ -235,11 +230,6 @@ def write(run: Run, attempt: Attempt, plan: AttemptPlan, spec: Spec, cluster: Cl
             parts = chunks(stage.width, 0, max_array_size)
             for chunk in parts:
                 array(stage, chunk, len(parts), after("afterok", [barrier]))
-        elif "gang" in stage.phases:
-            lines.append(f"# {stage.name}: {stage.resources.nodes} nodes x {stage.resources.workers} ranks")
-            flags = [*stage_flags(run, plan, stage, cluster), f"--output={output(run, stage.name, '%j.out')}",
-                     *after("afterok", needs)]  # fmt: skip
-            submit(stage.name, "gang", Chunk(0, 1), flags, "train.sbatch", [stage.name, attempt.number])
         else:  # a map stage in a barrier's domain: its array has the width and the chunks of the one it needs
             parts = chunks(stage.width, 0, max_array_size)
             waits = [by_stage.get(n, []) for n in stage.needs]
@@ -248,15 +238,15 @@ def write(run: Run, attempt: Attempt, plan: AttemptPlan, spec: Spec, cluster: Cl
 
     lines.append("# when all of it has ended, however: the report, and unattended retries if the spec allows any")
     flags = [
-        *site_flags(cluster.for_stage("report", "report")),
-        f"--job-name={run.id}/report", f"--comment={comment(run, plan, 'report')}",
-        "--time=60", "--nodes=1", "--ntasks=1", "--cpus-per-task=1", "--mem=2048M", "--requeue", "--open-mode=append",
-        "--export=ALL", f"--chdir={run.folder}", f"--output={output(run, 'report', '%j.out')}",
+        *site_flags(cluster.for_stage("report", "report")), *job_flags(run, plan, "report", "report"),
+        "--time=60", "--nodes=1", "--ntasks=1", "--cpus-per-task=1", "--mem=2048M",
+        f"--output={output(run, 'report', '%j.out')}",
     ]  # fmt: skip
     if mail := spec.notify.mail or cluster.mail:
         flags += [f"--mail-user={mail}", "--mail-type=END,FAIL"]
     flags += after("afterany", list(variables))
-    submit("report", "report", Chunk(0, 1), flags, "report.sbatch", [attempt.number])
-    lines.append(f'echo "submitted {len(variables)} jobs of {run.id}, attempt {attempt.number}"')
+    last = submit("report", "report", Chunk(0, 1), flags, "report.sbatch", [attempt.number])
+    said = f"submitted {len(variables)} jobs of {run.id}, attempt {attempt.number}; the report is job ${last}"
+    lines.append(f'echo "{said}"')
     attempt.submit.write_text("\n".join(lines) + "\n")
     attempt.submit.chmod(0o750)

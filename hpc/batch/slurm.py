@@ -55,8 +55,8 @@ def available() -> bool:
 
 def call(command: Sequence[str], timeout: float = TIMEOUT) -> str:
     """Run one Slurm command and return its stdout. Raises SlurmError."""
-    # TERM-less and unlocalised: some sites colour or translate the output
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("SQUEUE_", "SACCT_", "SBATCH_", "SINFO_", "SCANCEL_"))}
+    own = ("SQUEUE_", "SACCT_", "SBATCH_", "SINFO_", "SCANCEL_")  # a user's habits would change formats and filters
+    env = {k: v for k, v in os.environ.items() if not k.startswith(own)}
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env | {"LC_ALL": "C.UTF-8"})
     except FileNotFoundError:
@@ -64,7 +64,9 @@ def call(command: Sequence[str], timeout: float = TIMEOUT) -> str:
             f"{command[0]}: not found. This machine has no Slurm client: run on a login node, or use `hpc run` here"
         ) from None
     except subprocess.TimeoutExpired:
-        raise SlurmError(f"{command[0]} did not answer in {timeout:.0f} s: is slurmctld up? try `scontrol ping`") from None
+        raise SlurmError(
+            f"{command[0]} did not answer in {timeout:.0f} s: is slurmctld up? try `scontrol ping`"
+        ) from None
     if done.returncode:
         said = done.stderr.strip() or done.stdout.strip()
         raise SlurmError(f"{' '.join(command)[:400]}: exit {done.returncode}: {said[:2000]}")
@@ -96,7 +98,7 @@ def parse_indices(text: str) -> tuple[int, ...]:
 
 
 def split_id(text: str) -> tuple[str, tuple[int, ...]]:
-    """"12" -> ("12", ()); "12_3" -> ("12", (3,)); "12_[0-4%2]" -> ("12", (0, 1, 2, 3, 4))."""
+    """ "12" -> ("12", ()); "12_3" -> ("12", (3,)); "12_[0-4%2]" -> ("12", (0, 1, 2, 3, 4))."""
     job, _, index = text.partition("_")
     return job, parse_indices(index.strip("[]")) if index else ()
 
@@ -155,7 +157,7 @@ def submit(script: Path) -> str:
 
 
 def test_only(flags: Sequence[str], script: Path) -> str:
-    """Ask Slurm whether it would take this job (partition, account, limits): `sbatch --test-only`. Raises SlurmError."""
+    """Ask Slurm whether it would take this job: `sbatch --test-only`. Raises SlurmError."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("SBATCH_", "SLURM_")) or k == "SLURM_CONF"}
     done = subprocess.run(["sbatch", "--test-only", *flags, str(script)], capture_output=True, text=True, env=env)
     if done.returncode:

@@ -1,4 +1,4 @@
-"""What a run has come to, from its records, with at most one squeue and one sacct call. Read by status, retry, report."""
+"""What a run has come to, from its records, with at most one squeue and one sacct call."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def gather(run: Run, ask_slurm: bool = True) -> Gathered:
     for planned in plan.stages:
         stage = stages[planned.name] = barrier.frozen_stage(attempt, plan, planned.name)
         fingerprint = None if stage.domain != "inputs" and not stage.folder else stage.fingerprint
-        fold = prepare.fold_stage(plan.output, runs, stage.name, fingerprint) if fingerprint else records.Fold()
+        fold = prepare.fold_stage(runs, stage.name, fingerprint) if fingerprint else records.Fold()
         folds[stage.name] = fold
         scopes[stage.name] = scope_of(attempt, plan, stages, stage)
         rows.append(stage_status(stage, fold, scopes[stage.name], active))
@@ -109,7 +109,7 @@ def scope_of(attempt: Attempt, plan: AttemptPlan, stages: dict[str, StagePlan], 
     if stage.domain == "inputs":
         return attempt.scope(plan)
     head = stages.get(stage.domain, stage)
-    if "gang" in stage.phases or not head.folder:
+    if not head.folder:
         return []
     try:
         return [s.id for s in barrier.read_plan(head.folder)]

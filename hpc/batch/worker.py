@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import IO
 
 import msgspec
 from submitit import JobEnvironment
@@ -61,6 +62,8 @@ class Child(msgspec.Struct):
     k: int
     """Its number in this task: which GPUs are its own."""
     process: subprocess.Popen
+    orders: IO[bytes]
+    replies: IO[bytes]
     scratch: Path
     ready: bool = False
     start_seconds: float = 0.0
@@ -144,7 +147,7 @@ def work(run: Run, attempt: Attempt, plan: AttemptPlan, stage: StagePlan, row: i
     try:
         for k in range(min(stage.resources.workers, len(state.todo))):
             children.append(start_child(run, attempt, plan, stage, scratch / str(k), k, here))
-            selector.register(children[-1].process.stdout, selectors.EVENT_READ, children[-1])
+            selector.register(children[-1].replies, selectors.EVENT_READ, children[-1])
         while any(c.order or (state.todo and not state.closing) for c in children):
             for child in children:
                 hand_out(child, state, log)
@@ -159,7 +162,7 @@ def work(run: Run, attempt: Attempt, plan: AttemptPlan, stage: StagePlan, row: i
                     if replacement and state.todo and not state.closing:
                         child = start_child(run, attempt, plan, stage, key.data.scratch, key.data.k, here)
                         children.append(child)
-                        selector.register(child.process.stdout, selectors.EVENT_READ, child)
+                        selector.register(child.replies, selectors.EVENT_READ, child)
             while caught:
                 on_signal(caught.pop(0), state)
             if state.closing and time.monotonic() >= state.deadline:
@@ -168,7 +171,7 @@ def work(run: Run, attempt: Attempt, plan: AttemptPlan, stage: StagePlan, row: i
     finally:
         for child in children:
             if child.process.poll() is None:
-                child.process.stdin.close()
+                child.orders.close()
                 try:
                     child.process.wait(5)
                 except subprocess.TimeoutExpired:
@@ -177,7 +180,8 @@ def work(run: Run, attempt: Attempt, plan: AttemptPlan, stage: StagePlan, row: i
     unfinished = len(state.todo) + state.left
     log.write(records.End(time.time(), state.closing or "row finished"))
     log.close()
-    print(f"row {row} of {stage.name}: {state.done} shards done, {unfinished} left ({state.closing or 'finished'})", flush=True)
+    why = state.closing or "finished"
+    print(f"row {row} of {stage.name}: {state.done} shards done, {unfinished} left ({why})", flush=True)
     if state.closing == "time limit" and unfinished:
         if here.on_slurm:
             slurm.requeue(here.job)
@@ -256,11 +260,11 @@ def start_child(run: Run, attempt: Attempt, plan: AttemptPlan, stage: StagePlan,
             needed = barrier.frozen_stage(attempt, plan, need)
             upstream[need] = (needed.folder, needed.objects)
     setup = Setup(stage, upstream, str(scratch), 30.0 if here.on_slurm else 0.5)
-    assert process.stdin
+    assert process.stdin and process.stdout
     process.stdin.write(jsons.encode(setup) + b"\n")
     process.stdin.flush()
-    os.set_blocking(process.stdout.fileno(), False)  # type: ignore[union-attr]
-    return Child(k, process, scratch, begun=time.monotonic())
+    os.set_blocking(process.stdout.fileno(), False)
+    return Child(k, process, process.stdin, process.stdout, scratch, begun=time.monotonic())
 
 
 def hand_out(child: Child, state: State, log: records.Log) -> None:
@@ -271,15 +275,15 @@ def hand_out(child: Child, state: State, log: records.Log) -> None:
     child.order, child.begun = Order(shard.id, shard.items), time.monotonic()
     log.write(records.Record("start", shard.id, time.time()))
     try:
-        child.process.stdin.write(msgspec.json.encode(child.order) + b"\n")  # type: ignore[union-attr]
-        child.process.stdin.flush()  # type: ignore[union-attr]
+        child.orders.write(msgspec.json.encode(child.order) + b"\n")
+        child.orders.flush()
     except BrokenPipeError:
         pass  # it died while it waited; its end of the channel tells so next
 
 
 def receive(child: Child, state: State, log: records.Log) -> bool:
     """Read what a child says. False when it is gone."""
-    data = child.process.stdout.read()  # type: ignore[union-attr]
+    data = child.replies.read()
     if data == b"":
         return False
     *lines, child.buffer = (child.buffer + (data or b"")).split(b"\n")
@@ -291,9 +295,9 @@ def receive(child: Child, state: State, log: records.Log) -> bool:
             continue
         assert child.order
         if reply.what == "progress":
-            log.write(
-                records.Record("progress", reply.shard, now, seconds=seconds, detail=reply.detail, fraction=reply.fraction)
-            )
+            note = records.Record("progress", reply.shard, now, seconds=seconds, detail=reply.detail)
+            note.fraction = reply.fraction
+            log.write(note)
             continue
         if child.start_seconds:  # told once, with the first shard: interpreter, imports, models
             reply.times["start"], child.start_seconds = child.start_seconds, 0.0

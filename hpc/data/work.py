@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 
 
-class Item(msgspec.Struct, frozen=True, array_like=True):
+class Item(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One input of a shard, frozen when it was planned."""
 
     uri: str

@@ -1,4 +1,4 @@
-"""Echo's work. An input's content may ask for trouble, e.g. "crash", "fail", "oom 1" (the first time only), "sleep 5"."""
+"""Echo's work. An input's content may ask for trouble: "crash", "fail", "oom 1" (the first time only), "sleep 5"."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ def start(settings):
             elif word == "bad":
                 bad.append(Bad(item.uri, "no-good", text))
                 continue
-            lines.append({"uri": item.uri, "part": item.part, "parts": item.parts, "text": text[:200], "prompt": settings.prompt})
+            line = {"uri": item.uri, "part": item.part, "parts": item.parts, "text": text[:200]}
+            lines.append(line | {"prompt": settings.prompt})
         out = work.scratch / f"{work.shard}.jsonl"
         out.write_text("".join(json.dumps(line) + "\n" for line in lines))
         return Made([out], {"lines": len(lines)}, bad)
