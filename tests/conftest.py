@@ -122,14 +122,15 @@ class Cluster:
             time.sleep(0.2)
 
     def release_requeue(self, job: str, timeout: float = 30) -> None:
-        """Lets a requeued job or array task start now: Slurm makes it wait two minutes after a requeue."""
+        """Lets a requeued job or array task start in 2 s: Slurm makes it wait two minutes after a requeue."""
         deadline = time.monotonic() + timeout
         waiting = ("squeue", "--noheader", "--array", "--format=%T %r", f"--jobs={job}")
         while self.run(*waiting).stdout.strip() != "PENDING BeginTime":
             if time.monotonic() > deadline:
                 raise AssertionError(f"job {job} was not requeued in {timeout:g} s: {self.states().get(job)}")
             time.sleep(0.2)
-        self.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+        # a start within the second of the requeue fails: "Job credential revoked", which is why Slurm waits at all
+        self.run("scontrol", "update", f"JobId={job}", "StartTime=now+2")
 
     def kill_slurmd(self, node: str) -> None:
         """kill -9: to Slurm the node is lost (within 30 s, or at once by `scontrol update nodename=N state=down`);
