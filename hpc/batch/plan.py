@@ -16,6 +16,7 @@ import msgspec
 from hpc.batch.ledger import Shard
 from hpc.batch.spec import Resources
 
+LEAST_SECONDS = 0.02
 LONGEST_SHARE = 0.8
 """Packing plans array tasks of at most this share of their time limit."""
 
@@ -54,8 +55,9 @@ class Group(msgspec.Struct, frozen=True):
     """Expected duration of one task of the slowest stage."""
 
 
-def shard_seconds(weight: float, seconds_per_gib: float, fixed: float = 0.0) -> float:
-    return fixed + weight / 2**30 * seconds_per_gib
+def shard_seconds(shard: Shard, seconds_per_gib: float, workers: int) -> float:
+    """Expected time that a shard adds to its array task. Even an empty one costs a little."""
+    return max(sum(item.size / item.parts for item in shard.items) / 2**30 * seconds_per_gib, LEAST_SECONDS) / workers
 
 
 def pack(weights: Sequence[float], target: float, limit: float, max_tasks: int) -> list[tuple[int, int]]:
@@ -99,11 +101,13 @@ def group(
     resources: dict[str, Resources],
     task_seconds: float,
     max_array_size: int,
+    cores: int | None = None,
 ) -> tuple[list[Group], list[Row]]:
     """All rows of an attempt for the domain "inputs".
 
     missing: shard -> stages to do, in chain order (shards that miss nothing are not in it). boosts: shard -> (memory,
     time) factors where an earlier failure asks for more. The slowest stage decides how many shards make a row.
+    cores: of this machine, for a local run: no more rows than they need to be busy.
     """
     keyed: dict[tuple, list[Shard]] = {}
     for shard in shards:
@@ -113,12 +117,14 @@ def group(
     groups: list[Group] = []
     rows: list[Row] = []
     for (stages, (memory, time)), members in sorted(keyed.items(), key=lambda kv: (-len(kv[0][0]), kv[0])):
-        weights = [sum(item.size / item.parts for item in shard.items) for shard in members]
         slowest = max(stages, key=lambda s: seconds_per_gib[s] / resources[s].workers)
-        rate, width = seconds_per_gib[slowest], resources[slowest].workers
-        seconds = [max(shard_seconds(w, rate), 0.001) / width for w in weights]
+        rate, r = seconds_per_gib[slowest], resources[slowest]
+        seconds = [shard_seconds(shard, rate, r.workers) for shard in members]
         limit = LONGEST_SHARE * time * min(resources[s].time for s in stages)
-        cuts = pack(seconds, min(task_seconds, limit), limit, max_array_size)
+        target = min(task_seconds, limit)
+        if cores:
+            target = min(limit, sum(seconds) / max(1, cores // (r.cpus * r.workers)) + LEAST_SECONDS / 2)
+        cuts = pack(seconds, target, limit, max_array_size)
         first = len(rows)
         rows += [Row(first + i, [RowShard(s.id, s.items) for s in members[a:b]]) for i, (a, b) in enumerate(cuts)]
         groups.append(

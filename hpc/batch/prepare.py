@@ -102,11 +102,11 @@ def barrier_missing(stage: StagePlan, folder: str, fold: records.Fold) -> set[st
     return {msgspec.json.decode(line)[0] for line in lines} - set(fold.done)
 
 
-def prepare(spec: Spec, cluster: Cluster, base: Path, *, on_slurm: bool, command: list[str], tasks: int | None = None,
+def prepare(spec: Spec, cluster: Cluster, base: Path, *, on_slurm: bool, command: list[str], cores: int | None = None,
             lost: dict[tuple[str, str], str] | None = None) -> Prepared:  # fmt: skip
     """Plan the next attempt of a spec.
 
-    base: the folder of run folders. tasks: local runs make this many rows at least, so that all cores have work.
+    base: the folder of run folders. cores: of this machine, for a run without Slurm.
     lost: (stage, shard) -> class of failure, for shards whose workers vanished.
     Raises inputs.InputError, slurm.SlurmError, ValueError; nothing is written then but the run folder.
     """
@@ -146,7 +146,7 @@ def prepare(spec: Spec, cluster: Cluster, base: Path, *, on_slurm: bool, command
     boosts, exclude = _remedies(folds, scope, lost or {})
     limits = slurm.limits() if on_slurm else slurm.Limits()
     max_array = min(cluster.max_array_size or limits.max_array_size, cluster.max_tasks or limits.max_array_size)
-    if tasks is not None:
+    if cores is not None:
         max_array = 1_000_000
     groups, rows = plan.group(
         scope,
@@ -154,8 +154,9 @@ def prepare(spec: Spec, cluster: Cluster, base: Path, *, on_slurm: bool, command
         boosts,
         rates,
         {name: stages[name].resources for name in folds},
-        _task_seconds(spec, rates, stages, weights, scope, tasks),
+        spec.shards.task,
         max_array,
+        cores,
     )
 
     behind = _behind(spec, stages, scope, folds, known_runs, replaced, bool(groups))
@@ -219,16 +220,6 @@ def _rate(fold: records.Fold, weights: dict[str, float], guess: float) -> float:
     work = [(r.seconds, weights.get(shard, 0.0)) for shard, r in fold.done.items()]
     gib = sum(w for _, w in work) / 2**30
     return max(sum(s for s, _ in work) / gib, 0.001) if gib > 0.01 else guess
-
-
-def _task_seconds(spec: Spec, rates: dict[str, float], stages: dict[str, StagePlan], weights: dict[str, float],
-                  scope: list[ledger.Shard], tasks: int | None) -> float:  # fmt: skip
-    """Target duration of an array task: the spec's, or shorter where this machine's cores would idle."""
-    if tasks is None or not rates:
-        return spec.shards.task
-    slowest = max(rates, key=lambda n: rates[n] / stages[n].resources.workers)
-    total = sum(weights[s.id] for s in scope) / 2**30 * rates[slowest] / stages[slowest].resources.workers
-    return max(min(spec.shards.task, total / tasks), 0.001)
 
 
 def _remedies(folds: dict[str, records.Fold], scope: list[ledger.Shard],
