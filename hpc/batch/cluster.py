@@ -189,7 +189,7 @@ def load_cluster(name: str, spec_path: str | os.PathLike[str] = "") -> Cluster:
     problems = _reserved(root)
     preset = check.build(Cluster, values | {"name": file.stem, "path": os.path.abspath(file)}, root, "", problems)  # noqa: PTH100
     for key in preset.stages if preset is not None else ():
-        place = root.value["stages"].value[key]
+        place = root.below("stages").below(key)
         if "." in key and ":" not in key and key not in KINDS:
             problems.append(place.problem(f"stages.{key}", check.unknown(key, KINDS, "kind")))
         try:
@@ -217,11 +217,9 @@ def _find(name: str, beside: Path, spec_path: str | os.PathLike[str]) -> Path:
 def _reserved(root: Node) -> list[Problem]:
     """Options under `sbatch` that hpc gives itself. sbatch takes abbreviations too: `depend` is `dependency`."""
     problems = []
-    stages = root.value.get("stages") if isinstance(root.value, dict) else None
-    blocks = {"": root} | ({f"stages.{key}.": child for key, child in stages.value.items()} if stages else {})
+    blocks = {"": root} | {f"stages.{key}.": child for key, child in root.below("stages").entries().items()}
     for where, block in blocks.items():
-        given = block.value.get("sbatch") if isinstance(block.value, dict) else None
-        for option, child in given.value.items() if given and isinstance(given.value, dict) else ():
+        for option, child in block.below("sbatch").entries().items():
             own = next((own for own in OWN if option and own.startswith(option)), None)
             if own:
                 message = f"sbatch's --{own} can't be given here: {OWN[own]}"

@@ -30,11 +30,11 @@ def kind_type(kind: str) -> Any:
         raise ValueError(f"{kind!r}: {check.unknown(kind, KINDS, 'kind')}, or package.module:Class for one of your own")
     module, name = kind.split(":")
     try:
-        found = getattr(importlib.import_module(module), name)
+        found = getattr(importlib.import_module(module), name, None)
     except Exception as error:  # someone else's module: anything can come out of it
         raise ValueError(f"{kind} cannot be imported: {error} (is {module} installed, or on PYTHONPATH?)") from error
     if not check.is_struct(found):
-        raise ValueError(f"{kind} is not a msgspec.Struct with the settings of a stage")
+        raise ValueError(f"{module} has no msgspec.Struct {name} with the settings of a stage")
     if missing := [name for name in CONTRACT if not hasattr(found, name)]:
         raise ValueError(f"{kind} lacks the class variables {', '.join(missing)}; hpc/curate/settings.py explains them")
     return found

@@ -253,14 +253,14 @@ def _spec(tree: Node, suffix: str, file: str, cluster: str | None, check_paths: 
           problems: list[Problem]) -> Spec | None:  # fmt: skip
     before = len(problems)
     values = check.fields(tree, [JobFile], "", problems)
-    stages = _stages(tree.value.get("stages"), problems)
+    stages = _stages(tree.below("stages"), problems)
     uris, output = _places(tree, file, check_paths, problems)
     _environment(tree, problems)
     if suffix and "name" in values:
         values["name"] += suffix
         check.convert(Node(values["name"], file, tree.value["name"].line), SpecName, "name", problems)
-    preset = Node(cluster, "override", 0) if cluster is not None else tree.value.get("cluster")
-    if preset is not None and str(preset.value).endswith(".yaml"):
+    preset = tree.below("cluster") if cluster is None else Node(cluster, "--cluster", 0)
+    if str(preset.value).endswith(".yaml"):
         values["cluster"] = places.absolute(str(preset.value), preset, file)
     elif cluster is not None:
         values["cluster"] = cluster
@@ -275,30 +275,28 @@ def _spec(tree: Node, suffix: str, file: str, cluster: str | None, check_paths: 
     return msgspec.structs.replace(spec, hash=_digest({k: v for k, v in _file(spec).items() if k != "cluster"})[:8])
 
 
-def _stages(node: Node | None, problems: list[Problem]) -> dict[str, Stage]:
+def _stages(node: Node, problems: list[Problem]) -> dict[str, Stage]:
     """All stages that are right, in topological order."""
-    if node is None or not isinstance(node.value, dict):
-        return {}
     stages: dict[str, Stage] = {}
-    for name, block in node.value.items():
+    for name, block in node.entries().items():
         where = f"stages.{name}"
         if not isinstance(block.value, dict):
             problems.append(block.problem(where, f"{check.shown(block)} is not a stage: write {{kind: ...}}"))
             continue
-        kind: Any = block.value.get("kind")
-        struct: Any = None
-        if kind is not None and isinstance(kind.value, str):
+        kind, struct = block.below("kind"), None
+        if isinstance(kind.value, str):
             try:
                 struct = kind_type(kind.value)
+                if taken := set(_keys(StageBlock)) & set(_keys(struct)):
+                    struct = None
+                    names = ", ".join(sorted(taken))
+                    raise ValueError(f"{kind.value} has settings that every stage has: rename {names}")
             except ValueError as error:
                 problems.append(kind.problem(f"{where}.kind", str(error)))
         if struct is None:  # of an unknown kind the common keys can be checked, no others
             common = {key: child for key, child in block.value.items() if key in _keys(StageBlock)}
             check.fields(Node(common, block.file, block.line), [StageBlock], where, problems)
             continue
-        if taken := set(_keys(StageBlock)) & set(_keys(struct)):
-            message = f"{kind.value} has settings named {', '.join(sorted(taken))}: every stage has such keys already"
-            problems.append(kind.problem(f"{where}.kind", message))
         before = len(problems)
         values = check.fields(block, [StageBlock, struct], where, problems)
         needs = values.get("needs", [])
@@ -307,10 +305,10 @@ def _stages(node: Node | None, problems: list[Problem]) -> dict[str, Stage]:
             if need not in node.value:
                 others = [other for other in node.value if other != name]
                 message = f"{need!r}: {check.unknown(need, others, 'stage')}"
-                problems.append(block.value["needs"].problem(f"{where}.needs", message))
+                problems.append(block.below("needs").problem(f"{where}.needs", message))
         if "resources" in values and values["resources"].nodes > 1 and "gang" not in struct.PHASES:
             message = f"a task of {kind.value} runs on one node: leave this out, its array spreads over the cluster"
-            place = block.value["resources"].value["nodes"]
+            place = block.below("resources").below("nodes")
             problems.append(place.problem(f"{where}.resources.nodes", message))
         if len(problems) > before:
             continue
@@ -332,7 +330,7 @@ def _ordered(stages: dict[str, Stage], node: Node, problems: list[Problem]) -> d
             while chain[-1] not in chain[:-1]:
                 chain.append(next(n for n in left[chain[-1]].needs if n in left))
             cycle = chain[chain.index(chain[-1]) :]
-            place = node.value[cycle[0]].value["needs"]
+            place = node.below(cycle[0]).below("needs")
             message = f"needs go round in a circle: {' -> '.join(cycle)}"
             problems.append(place.problem(f"stages.{cycle[0]}.needs", message))
             return {}
@@ -343,17 +341,17 @@ def _ordered(stages: dict[str, Stage], node: Node, problems: list[Problem]) -> d
 def _places(tree: Node, file: str, check_paths: bool, problems: list[Problem]) -> tuple[list[str], str]:
     """The URIs of inputs and output, absolute. Looks at the nodes, so that paths are checked whatever else is wrong."""
     uris, output = [], ""
-    place = tree.value.get("output")
-    if place is not None and isinstance(place.value, str) and place.value:
+    place = tree.below("output")
+    if isinstance(place.value, str) and place.value:
         output = places.absolute(place.value, place, file)
         reasons = places.refused(place.value) or (places.unwritable(output) if check_paths else [])
         problems += [place.problem("output", reason) for reason in reasons]
-    given = tree.value.get("inputs", Node(None, file, 0))
+    given = tree.below("inputs")
     several = isinstance(given.value, list)
     for i, place in enumerate(given.value if several else [given]):
         where = f"inputs.{i}" if several else "inputs"
         if isinstance(place.value, dict):
-            place, where = place.value.get("uri", place), f"{where}.uri"
+            place, where = place.below("uri"), f"{where}.uri"
         if isinstance(place.value, str) and place.value:
             uri = places.absolute(place.value, place, file)
             reasons = places.refused(place.value) or (places.unreadable(uri) if check_paths else [])
@@ -365,17 +363,14 @@ def _places(tree: Node, file: str, check_paths: bool, problems: list[Problem]) -
 
 
 def _environment(tree: Node, problems: list[Problem]) -> None:
-    def entries(key: str) -> dict[str, Node]:
-        node = tree.value.get(key)
-        if node is not None and isinstance(node.value, list):
-            return {str(child.value): child for child in node.value}
-        return node.value if node is not None and isinstance(node.value, dict) else {}
-
-    env, secrets, webhook = entries("env"), entries("secrets"), entries("notify").get("webhook")
-    for name in env.keys() & secrets.keys():
-        message = "is in `secrets` too: a secret's value comes from the shell and is never written down"
-        problems.append(env[name].problem(f"env.{name}", message))
-    if webhook is not None and isinstance(webhook.value, str) and webhook.value not in secrets:
+    listed = tree.below("secrets").value
+    secrets = [name.value for name in listed if isinstance(name.value, str)] if isinstance(listed, list) else []
+    for name, node in tree.below("env").entries().items():
+        if name in secrets:
+            message = "is in `secrets` too: a secret's value comes from the shell and is never written down"
+            problems.append(node.problem(f"env.{name}", message))
+    webhook = tree.below("notify").below("webhook")
+    if isinstance(webhook.value, str) and webhook.value not in secrets:
         message = check.unknown(webhook.value, secrets, "secret")
         if "/" in webhook.value:
             message = "the URL is a secret: put it into a variable, list the name in `secrets`, and give the name here"

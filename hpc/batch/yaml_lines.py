@@ -63,6 +63,14 @@ class Node(msgspec.Struct, frozen=True):
     def problem(self, where: str, message: str) -> Problem:
         return Problem(self.file, self.line, where, message)
 
+    def entries(self) -> dict[str, Node]:
+        """Of a mapping; none for any other value."""
+        return self.value if isinstance(self.value, dict) else {}
+
+    def below(self, key: str) -> Node:
+        """What a mapping gives for a key; a null for what it doesn't."""
+        return self.entries().get(key) or Node(None, self.file, self.line)
+
     def plain(self) -> Any:
         """The value without places."""
         if isinstance(self.value, dict):
