@@ -64,7 +64,10 @@ def build_parser() -> argparse.ArgumentParser:
             p.add_argument("spec", help="a job spec, e.g. jobs/quickstart.yaml")
             p.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE",
                            help="e.g. stages.clips.split.min_clip=3s")  # fmt: skip
-            p.add_argument("--cluster", help="a preset: a name in jobs/clusters/, or a path; `local` for this machine")
+            if name == "run":
+                p.set_defaults(cluster="local")
+            else:
+                p.add_argument("--cluster", help="a preset: a name in clusters/ beside the spec, or a path")
         if run:
             p.add_argument("run", help="a run: its id, the beginning of its id, or its folder")
         return p
@@ -201,17 +204,17 @@ def submit(args: argparse.Namespace) -> int:
 
 def run(args: argparse.Namespace) -> int:
     from hpc.batch import finale, launch, progress
+    from hpc.batch.cluster import LOCAL
 
     facts, bad = [], 0
     for spec in load(args):
-        cluster = cluster_for(spec)
-        p = _prepared(args, spec, cluster, False)
+        p = _prepared(args, spec, LOCAL, False)
         if not args.json:
             print("\n".join(_summary(p)), flush=True)
         fact = _facts(p)
         if p.attempt:
             with progress.bars(p.run, p.attempt, quiet=args.json) as tick:
-                launch.here(p, spec, cluster, tick)
+                launch.here(p, spec, LOCAL, tick)
             made, _ = finale.finale(p.run, ask_slurm=False, say=not args.json)
             fact["state"] = made.status.state
             bad += made.status.state != "done"

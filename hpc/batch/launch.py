@@ -50,7 +50,8 @@ def plan(spec: Spec, cluster: Cluster, base: Path, *, on_slurm: bool, command: l
          own_job: str = "") -> prepare.Prepared:  # fmt: skip
     run = Run((base / f"{spec.name}-{spec.hash}").resolve())
     lost = check_idle(run, own_job) if run.folder.is_dir() else {}
-    return prepare.prepare(spec, cluster, base, on_slurm=on_slurm, command=command, cores=None if on_slurm else cores(), lost=lost)
+    here = None if on_slurm else cores()
+    return prepare.prepare(spec, cluster, base, on_slurm=on_slurm, command=command, cores=here, lost=lost)
 
 
 def submit(prepared: prepare.Prepared) -> str:

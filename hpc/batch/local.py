@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from hpc.batch.run import Attempt, AttemptPlan, Run, StagePlan
-from hpc.batch.script import SIGNAL_SECONDS
+from hpc.batch.script import warning
 
 
 class Task(msgspec.Struct):
@@ -44,7 +44,7 @@ def tasks_of(attempt: Attempt, plan: AttemptPlan) -> list[Task]:
                     made[name, row] = len(out)
                     out.append(Task(name, row, after, True, stage.resources.cpus * stage.resources.workers))
     for stage in plan.stages:
-        if stage.domain == "inputs":
+        if not stage.width:
             continue
         if "barrier" in stage.phases:
             after = [i for i, t in enumerate(out) if t.stage in stage.needs]
@@ -109,7 +109,7 @@ def execute(run: Run, attempt: Attempt, env: dict[str, str], cores: int, tick: C
 def _start(executor_class: type, run: Run, attempt: Attempt, stage: StagePlan, task: Task) -> None:
     executor = executor_class(folder=run.logs(stage.name), max_num_timeout=1_000_000)
     executor.update_parameters(
-        timeout_min=stage.resources.time / 60, signal_delay_s=SIGNAL_SECONDS, stderr_to_stdout=True,
+        timeout_min=stage.resources.time / 60, signal_delay_s=warning(stage.resources.time), stderr_to_stdout=True,
         gpus_per_node=stage.resources.gpus * stage.resources.workers,
     )  # fmt: skip
     task.job = executor.submit(run_task, str(run.folder), stage.name, attempt.number, task.row)

@@ -168,16 +168,14 @@ def prepare(spec: Spec, cluster: Cluster, base: Path, *, on_slurm: bool, command
 
     attempt = run.new_attempt(run_)
     total_bytes = sum(weights[s.id] for s in scope)
-    needed = [n for n in stages if n in behind or any(n in g.stages for g in groups)]
-    kept = [stages[n] for n in stages if n in needed or any(n in stages[m].needs for m in needed)]
-    for stage in kept:
-        if stage.domain != "inputs":
+    for stage in stages.values():
+        if stage.name in behind:
             seconds = total_bytes / 2**30 * spec.stages[stage.domain].settings.SECONDS_PER_GIB
             stage.width = max(1, min(BARRIER_WIDTH, round(seconds / 60), len(scope)))
     attempt_plan = AttemptPlan(
         run=run_.id, attempt=attempt.number, spec_hash=spec.hash, output=spec.output, created=time.time(),
-        stages=kept, groups=groups, domain_size=len(scope), scope="scope.txt", superseded=replaced,
-        generation=book.generation + 1 if fresh else 0, scratch=cluster.scratch or "", cluster=spec.cluster,
+        stages=list(stages.values()), groups=groups, domain_size=len(scope), scope="scope.txt", superseded=replaced,
+        generation=book.generation + 1 if fresh else 0, scratch=cluster.scratch or "", cluster=cluster.name,
         retries=spec.retries, notify={"mail": spec.notify.mail, "webhook": spec.notify.webhook},
     )  # fmt: skip
     (attempt.folder / "scope.txt").write_text("".join(f"{s.id}\n" for s in scope))
@@ -224,9 +222,13 @@ def _rate(fold: records.Fold, weights: dict[str, float], guess: float) -> float:
 
 def _remedies(folds: dict[str, records.Fold], scope: list[ledger.Shard],
               lost: dict[tuple[str, str], str]) -> tuple[dict[str, tuple[float, float]], list[str]]:  # fmt: skip
-    """What earlier failures ask for: shard -> (memory, time) factors, and the nodes to keep away from."""
+    """What earlier failures ask for: shard -> (memory, time) factors, and the nodes to keep away from.
+
+    Where every node that was seen failed, it isn't the nodes (a full shared disk, say), and none is kept away from.
+    """
     boosts: dict[str, tuple[float, float]] = {}
     nodes: set[str] = set()
+    seen = {w.node for fold in folds.values() for w in fold.where.values()}
     ids = {s.id for s in scope}
     for name, fold in folds.items():
         failures = [(shard, r.failure, fold.where[shard]) for shard, r in fold.failed.items()]
@@ -243,7 +245,7 @@ def _remedies(folds: dict[str, records.Fold], scope: list[ledger.Shard],
                     max(memory, min(remedy.memory**worker.attempt, MAX_BOOST)),
                     max(seconds, min(remedy.time**worker.attempt, MAX_BOOST)),
                 )
-    return boosts, sorted(nodes)
+    return boosts, sorted(nodes) if seen - nodes else []
 
 
 def _behind(spec: Spec, stages: dict[str, StagePlan], scope: list[ledger.Shard], folds: dict[str, records.Fold],
@@ -273,7 +275,8 @@ def _behind(spec: Spec, stages: dict[str, StagePlan], scope: list[ledger.Shard],
                 behind.add(name)
         elif set(plans[stage.domain][0]) - set(fold.done):
             behind.add(name)
-        stage.folder = folder if name not in behind else ""
+        if name not in behind:
+            stage.folder, stage.fingerprint = folder, print_
     return behind
 
 

@@ -97,8 +97,9 @@ def build(run: Run, gathered: status.Gathered) -> Report:
         for shard, record in sorted(fold.done.items()):
             bad += [Quarantined(name, shard, b.uri, b.reason, b.detail) for b in record.bad if shard in wanted]
             nodes[fold.where[shard].node] += 1
-        first += [w.t for w, _ in fold.workers.values()]
-        last += [t for _, t in fold.workers.values()]
+        own = [(w.t, t) for w, t in fold.workers.values() if w.run == run.id]
+        first += [a for a, _ in own]
+        last += [b for _, b in own]
         times.append(_times(name, fold, gathered.stages[name].resources.time))
     path = gathered.attempt.folder / "provenance.json"
     return Report(

@@ -51,7 +51,7 @@ class StagePlan(msgspec.Struct):
     required: float
     throttle: int | None
     width: int = 0
-    """Tasks of the array after a barrier, fixed when the attempt is submitted."""
+    """Tasks of the array after a barrier, fixed when the attempt is submitted; 0: nothing to do there."""
 
 
 class AttemptPlan(msgspec.Struct):

@@ -21,8 +21,8 @@ from hpc.batch.run import Attempt, AttemptPlan, Run, StagePlan
 from hpc.batch.spec import Spec
 from hpc.data.units import seconds
 
-SIGNAL_SECONDS = 120
-"""Slurm sends USR2 this long before the time limit (and up to 60 s earlier than asked)."""
+WARNING_SECONDS = 120
+"""A task is warned (USR2) this long before its time limit; Slurm may do so up to 60 s earlier."""
 
 HEAD = """\
 #!/usr/bin/env bash
@@ -99,6 +99,11 @@ def environment(spec: Spec, cluster: Cluster, attempt: Attempt) -> dict[str, str
     } | cluster.env | spec.env  # fmt: skip
 
 
+def warning(time_limit: float) -> int:
+    """Seconds before the time limit at which a task is warned: a quarter of short limits, so that work can be done."""
+    return int(min(WARNING_SECONDS, time_limit / 4))
+
+
 def site_flags(cluster: Cluster) -> list[str]:
     """Flags that the cluster preset gives to every job."""
     flags = [
@@ -160,7 +165,7 @@ def write(run: Run, attempt: Attempt, plan: AttemptPlan, spec: Spec, cluster: Cl
     lines = [
         HEAD.format(
             attempt=attempt.number, run=run.id, folder=quote(run.folder), declared=declared,
-            secrets="\n".join(secrets), python=quote(env["HPC_PYTHON"]),
+            secrets="\n".join(secrets), python=quote(sys.executable),
         )
     ]  # fmt: skip
     by_stage: dict[str, list[str]] = {}  # stage -> shell variables of its jobs
@@ -192,7 +197,7 @@ def write(run: Run, attempt: Attempt, plan: AttemptPlan, spec: Spec, cluster: Cl
         flags = [
             *resource_flags(stage, cluster, memory, time),
             *job_flags(run, plan, stage.name, stage.name),
-            f"--signal=B:USR2@{SIGNAL_SECONDS}",
+            f"--signal=B:USR2@{warning(stage.resources.time)}",
             f"--array=0-{chunk.tasks - 1}{throttle}",
             f"--output={output(run, stage.name, '%A_%a.out')}",
             *([f"--exclude={','.join(exclude)}"] if exclude else []),
@@ -213,7 +218,7 @@ def write(run: Run, attempt: Attempt, plan: AttemptPlan, spec: Spec, cluster: Cl
                     stage, chunk, len(group.chunks), after("aftercorr", needs), group.memory, group.time
                 )  # fmt: skip
     for stage in plan.stages:
-        if stage.domain == "inputs":
+        if not stage.width:
             continue
         needs = [v for n in stage.needs for v in by_stage.get(n, [])]
         if "barrier" in stage.phases:

@@ -85,7 +85,7 @@ def gather(run: Run, ask_slurm: bool = True) -> Gathered:
         fold = prepare.fold_stage(runs, stage.name, fingerprint) if fingerprint else records.Fold()
         folds[stage.name] = fold
         scopes[stage.name] = scope_of(attempt, plan, stages, stage)
-        rows.append(stage_status(stage, fold, scopes[stage.name], active))
+        rows.append(stage_status(run, stage, fold, scopes[stage.name], active))
         count_tasks(rows[-1], [j for j in jobs if j.stage == stage.name], tasks)
     state = overall(rows, active, any(f.running for f in folds.values()))
     status = Status(run.id, str(run.folder), attempt.number, state, rows, [j.job for j in jobs], active, calls)
@@ -117,7 +117,7 @@ def scope_of(attempt: Attempt, plan: AttemptPlan, stages: dict[str, StagePlan], 
         return []
 
 
-def stage_status(stage: StagePlan, fold: records.Fold, scope: list[str], active: bool) -> StageStatus:
+def stage_status(run: Run, stage: StagePlan, fold: records.Fold, scope: list[str], active: bool) -> StageStatus:
     wanted = set(scope)
     done = [r for s, r in fold.done.items() if s in wanted]
     failed = {s: r for s, r in fold.failed.items() if s in wanted and s not in fold.running}
@@ -128,7 +128,7 @@ def stage_status(stage: StagePlan, fold: records.Fold, scope: list[str], active:
     flying = {s: r for s, (w, r) in fold.running.items() if s in wanted and (w.job, w.restart) not in fold.ended}
     if not active:
         flying = {s: r for s, r in flying.items() if time.time() - r.t < 120}
-    held = [(w, last - w.t) for w, last in fold.workers.values()]
+    held = [(w, last - w.t) for w, last in fold.workers.values() if w.run == run.id]
     seconds = sum(r.seconds for r in done)
     left = len(scope) - len(done)
     width = max(1, len({(w.job, w.restart) for s, (w, _) in fold.running.items() if s in flying}))
@@ -141,7 +141,7 @@ def stage_status(stage: StagePlan, fold: records.Fold, scope: list[str], active:
         worker_seconds=sum(s for _, s in held), cpu_seconds_held=sum(w.cpus * s for w, s in held),
         gpu_seconds=sum(w.gpus * s for w, s in held),
         eta_seconds=left * seconds / len(done) / width / stage.resources.workers if done and flying else 0.0,
-        last=max((last for _, last in fold.workers.values()), default=0.0),
+        last=max((last for w, last in fold.workers.values() if w.run == run.id), default=0.0),
     )  # fmt: skip
 
 

@@ -32,12 +32,12 @@ from hpc.batch import barrier, failure, jsons, records, slurm
 from hpc.batch.plan import RowShard
 from hpc.batch.run import Attempt, AttemptPlan, Run, StagePlan
 from hpc.batch.runner import Order, Reply, Setup
-from hpc.batch.script import SIGNAL_SECONDS
+from hpc.batch.script import warning
 
-FINISH_SECONDS = SIGNAL_SECONDS - 60
-"""After USR2, shards in flight may go on for this long (Slurm may send it 60 s late within its own tolerance)."""
+FINISH_SHARE = 0.5
+"""After the warning, shards in flight may go on for this share of the time that is left."""
 LEAVE_SECONDS = 15
-"""After TERM, a child has this long to notice and leave before it is killed."""
+"""After TERM, a child has this long at most to notice and leave before it is killed."""
 MAX_TRIES = 2
 MAX_KILLS = 3
 """A shard on which this many workers vanished is taken to be their killer."""
@@ -77,6 +77,8 @@ class State(msgspec.Struct):
     """What the loop knows."""
 
     todo: list[RowShard]
+    warning: float
+    """Seconds between USR2 and the time limit."""
     tries: dict[str, int] = {}
     closing: str = ""
     """Why no more shards are handed out."""
@@ -130,7 +132,7 @@ def work(run: Run, attempt: Attempt, plan: AttemptPlan, stage: StagePlan, row: i
          here: Place) -> int:  # fmt: skip
     log, here = open_log(run, attempt, stage, row, here)
     earlier = earlier_starts(run, stage, here)
-    state = State([s for s in shards if s.id not in earlier.done])
+    state = State([s for s in shards if s.id not in earlier.done], warning(stage.resources.time))
     give_up(log, state, earlier, here)
     # A signal only sets a flag; the loop wakes up through this pipe.
     wake_read, wake_write = os.pipe()
@@ -230,7 +232,7 @@ def give_up(log: records.Log, state: State, earlier: records.Fold, here: Place) 
             break
         idle += 1
     if idle >= MAX_IDLE_RESTARTS:
-        culprits |= dict.fromkeys(earlier.stopped, "timeout")
+        culprits |= dict.fromkeys(earlier.stopped or [s.id for s in state.todo[:1]], "timeout")
     for shard in [s for s in state.todo if s.id in culprits]:
         state.todo.remove(shard)
         why = culprits[shard.id]
@@ -352,7 +354,7 @@ def on_signal(signum: int, state: State) -> None:
     print(f"got {signal.Signals(signum).name}", file=sys.stderr, flush=True)
     now = time.monotonic()
     if signum == signal.SIGUSR2 and not state.closing:
-        state.closing, state.deadline = "time limit", now + FINISH_SECONDS
+        state.closing, state.deadline = "time limit", now + FINISH_SHARE * state.warning
     elif signum != signal.SIGUSR2:
         state.closing, state.deadline = "stopped by signal", now
 
@@ -363,7 +365,7 @@ def stop_children(children: list[Child], state: State, log: records.Log) -> None
         child.stopping = True
         if child.process.poll() is None:
             child.process.terminate()
-    until = time.monotonic() + LEAVE_SECONDS
+    until = time.monotonic() + min(LEAVE_SECONDS, state.warning / 4)
     while any(c.order for c in children) and time.monotonic() < until:
         for child in children:
             if child.order and not receive(child, state, log):
