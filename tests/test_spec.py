@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -226,7 +227,7 @@ def mutants(draw: st.DrawFn) -> dict:
             parent = parent[key]
         action = draw(st.sampled_from(["delete", "replace", "replace", "rename", "wrap"]))
         if action == "replace" or last not in (parent if isinstance(parent, dict) else range(len(parent))):
-            parent[last] = draw(VALUES)
+            parent[last] = copy.deepcopy(draw(VALUES))
         elif action == "delete":
             del parent[last]
         elif action == "wrap":
