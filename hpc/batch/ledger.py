@@ -102,7 +102,10 @@ def assign(ledger: Ledger, entries: Iterable[storage.Entry], size: int, split_ab
         for e in sorted(small, key=lambda e: (-weight(e), e.uri)):
             work, items, i = heap[0]
             bins[i].append(Item(e.uri, e.size, e.etag))
-            heapq.heapreplace(heap, (work + max(weight(e), 1), items + 1, i))
+            if items + 1 < MAX_ITEMS:
+                heapq.heapreplace(heap, (work + max(weight(e), 1), items + 1, i))
+            else:
+                heapq.heappop(heap)
         for b in bins:
             b.sort(key=lambda item: item.uri)
         bins.sort(key=lambda b: b[0].uri)
