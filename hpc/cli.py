@@ -82,13 +82,14 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--failed", action="store_true", help="of failed shards and tasks only")
     p.add_argument("--stage", help="of this stage only")
     p.add_argument("-n", "--lines", type=int, default=20, help="lines of each log (default 20)")
-    verb("retry", retry, "plan what is missing as a new attempt and submit it", run=True)
+    verb("retry", retry, "plan what is missing as a new attempt and submit it (or run it, if the run is local)", run=True)
     verb("cancel", cancel, "cancel all jobs of a run", run=True)
     p = verb("throttle", throttle, "change how many array tasks of a run may run at once, live", run=True)
     p.add_argument("tasks", type=int, help="0 takes the limit away")
     p.add_argument("--stage", help="of this stage only")
     p = verb("report", report, "write the report (text, JSON, HTML, Prometheus) and print it", run=True)
-    verb("schema", schema, "print the JSON Schema of job specs")
+    p = verb("schema", schema, "print the JSON Schema of job specs")
+    p.add_argument("--cluster", action="store_true", help="of cluster presets instead")
     return parser
 
 
@@ -203,27 +204,32 @@ def submit(args: argparse.Namespace) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    from hpc.batch import finale, launch, progress
-    from hpc.batch.cluster import LOCAL
-
     facts, bad = [], 0
     for spec in load(args):
-        p = _prepared(args, spec, LOCAL, False)
-        if not args.json:
-            print("\n".join(_summary(p)), flush=True)
-        fact = _facts(p)
-        if p.attempt:
-            with progress.bars(p.run, p.attempt, quiet=args.json) as tick:
-                launch.here(p, spec, LOCAL, tick)
-            made, _ = finale.finale(p.run, ask_slurm=False, say=not args.json)
-            fact["state"] = made.status.state
-            bad += made.status.state != "done"
-            if not args.json:
-                print(f"\nreport: {p.run.report('html')}")
+        fact = _run_here(args, spec)
+        bad += fact.get("state", "done") != "done"
         facts.append(fact)
     if args.json:
         emit(args, facts, [])
     return 1 if bad else 0
+
+
+def _run_here(args: argparse.Namespace, spec: Any) -> dict[str, Any]:
+    from hpc.batch import finale, launch, progress
+    from hpc.batch.cluster import LOCAL
+
+    p = _prepared(args, spec, LOCAL, False)
+    fact = _facts(p)
+    if not args.json:
+        print("\n".join(_summary(p)), flush=True)
+    if p.attempt:
+        with progress.bars(p.run, p.attempt, quiet=args.json) as tick:
+            launch.here(p, spec, LOCAL, tick)
+        made, _ = finale.finale(p.run, ask_slurm=False, say=not args.json)
+        fact["state"] = made.status.state
+        if not args.json:
+            print(f"\nreport: {p.run.report('html')}")
+    return fact
 
 
 def status(args: argparse.Namespace) -> int:
@@ -255,16 +261,17 @@ def retry(args: argparse.Namespace) -> int:
     from hpc.batch import launch
 
     found = find(args)
-    spec = launch.spec_of(found)
-    cluster = launch.cluster_of(found)
-    on_slurm = found.latest().plan().cluster != "local"
     args.runs = found.folder.parent
-    p = _prepared(args, spec, cluster, on_slurm)
+    spec = launch.spec_of(found)
+    if found.latest().plan().cluster == "local":
+        fact = _run_here(args, spec)
+        if args.json:
+            emit(args, fact, [])
+        return 0 if fact.get("state", "done") == "done" else 1
+    p = _prepared(args, spec, launch.cluster_of(found), True)
     lines = _summary(p)
-    if p.attempt and on_slurm:
+    if p.attempt:
         lines.append(launch.submit(p).strip())
-    elif p.attempt:
-        raise ValueError(f"{found.id} ran on this machine: `hpc run` with the same spec goes on from what is missing")
     emit(args, _facts(p) | {"jobs": [j.job for j in p.attempt.jobs()] if p.attempt else []}, lines)
     return 0
 
@@ -311,9 +318,9 @@ def report(args: argparse.Namespace) -> int:
 def schema(args: argparse.Namespace) -> int:
     import json
 
-    from hpc.batch import spec
+    from hpc.batch import cluster, spec
 
-    print(json.dumps(spec.schema(), indent=1))
+    print(json.dumps(cluster.cluster_schema() if args.cluster else spec.schema(), indent=1))
     return 0
 
 

@@ -127,7 +127,7 @@ def _advice(rows: status.Status, failures: list[Failed], times: list[StageTime])
     if failures:
         classes = Counter(f.failure for f in failures)
         for name, n in classes.most_common():
-            out.append(f"{n} shards failed ({name}): {failure.REMEDIES[name].words}")
+            out.append(f"{n} shard{'s' * (n > 1)} failed ({name}): {failure.REMEDIES[name].words}")
         out.append(f"next: hpc logs {rows.run} --failed; hpc retry {rows.run}")
     elif rows.state == "incomplete":
         out.append(f"some shards are missing: hpc retry {rows.run}")

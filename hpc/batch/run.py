@@ -15,6 +15,7 @@ runs/<name>-<hash>/
 
 from __future__ import annotations
 
+import getpass
 import os
 import platform
 import shutil
@@ -243,13 +244,20 @@ def provenance(attempt: Attempt, spec_hash: str, command: list[str]) -> None:
         "spec_hash": spec_hash,
         "git": {"sha": sha.strip(), "changed": bool(diff), "diff": "code.diff" if diff else ""},
         "host": platform.node(),
-        "user": os.environ.get("USER", str(os.getuid())),
+        "user": user(),
         "python": {"version": platform.python_version(), "path": sys.executable},
         "platform": platform.platform(),
         "packages": packages,
         "image": os.environ.get("HPC_IMAGE", ""),
     }
     jsons.write(attempt.folder / "provenance.json", facts)
+
+
+def user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a uid without a name, as in some containers
+        return str(os.getuid())
 
 
 def _git(folder: Path, *args: str) -> str:
