@@ -82,7 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--failed", action="store_true", help="of failed shards and tasks only")
     p.add_argument("--stage", help="of this stage only")
     p.add_argument("-n", "--lines", type=int, default=20, help="lines of each log (default 20)")
-    verb("retry", retry, "plan what is missing as a new attempt and submit it (or run it, if the run is local)", run=True)
+    verb("retry", retry, "plan what is missing as a new attempt, and submit it (a local run: run it)", run=True)
     verb("cancel", cancel, "cancel all jobs of a run", run=True)
     p = verb("throttle", throttle, "change how many array tasks of a run may run at once, live", run=True)
     p.add_argument("tasks", type=int, help="0 takes the limit away")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from hpc.batch import records
 from hpc.batch.run import Attempt, AttemptPlan, Run, StagePlan
 from hpc.batch.script import warning
 
@@ -79,7 +80,7 @@ def execute(run: Run, attempt: Attempt, env: dict[str, str], cores: int, tick: C
     os.environ.update(env, PYTHONPATH=str(attempt.code), PYTHONDONTWRITEBYTECODE="1", PYTHONUNBUFFERED="1")
     try:
         while any(t.state in ("waiting", "running") for t in tasks):
-            _reap(tasks)
+            _reap(run, attempt, tasks)
             _skip_rows_that_are_not_there(attempt, plan, tasks)
             for task in tasks:
                 used = sum(t.cpus for t in tasks if t.state == "running")
@@ -116,12 +117,20 @@ def _start(executor_class: type, run: Run, attempt: Attempt, stage: StagePlan, t
     task.state = "running"
 
 
-def _reap(tasks: list[Task]) -> None:
+def _reap(run: Run, attempt: Attempt, tasks: list[Task]) -> None:
     for task in tasks:
         if task.state == "running" and task.job.done():  # type: ignore[attr-defined]
-            # A task that left no result was killed, left with an error, or was started again too often by submitit.
+            # A task that left no result was killed, left with an error, or asked to be started again
             ok = task.job.paths.result_pickle.exists() and task.job.exception() is None  # type: ignore[attr-defined]
-            task.state = "done" if ok else "failed"
+            task.state = "done" if ok else "waiting" if _asks_again(run, attempt, task) else "failed"
+
+
+def _asks_again(run: Run, attempt: Attempt, task: Task) -> bool:
+    """Whether its last start ended for the time limit: submitit itself starts a task again five times and no more."""
+    starts = run.records(task.stage).glob(f"local{attempt.number}_{task.row}.*.jsonl")
+    last = max(starts, key=lambda p: int(p.name.split(".")[-2]), default=None)
+    lines = list(records.read(last)) if last else []
+    return bool(lines) and isinstance(lines[-1], records.End) and lines[-1].why == "time limit"
 
 
 def _skip_rows_that_are_not_there(attempt: Attempt, plan: AttemptPlan, tasks: list[Task]) -> None:
