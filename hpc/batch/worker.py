@@ -347,7 +347,8 @@ def bury(child: Child, state: State, log: records.Log) -> bool:
             log.write(records.Record("failed", shard.id, time.time(), failure="code",
                                      detail=f"the stage did not start (exit {status}): see the log"))  # fmt: skip
         state.todo.clear()
-    return False
+        return False
+    return not child.stopping
 
 
 def on_signal(signum: int, state: State) -> None:
