@@ -10,6 +10,7 @@ looking at the objects.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -98,7 +99,7 @@ class Fold(msgspec.Struct):
     failed: dict[str, Record] = {}
     """Last failure of the shards that are not done."""
     where: dict[str, Worker] = {}
-    """shard -> the worker that wrote its last word."""
+    """shard -> the worker that wrote its record in `done` or `failed`."""
     running: dict[str, tuple[Worker, Record]] = {}
     """Started and not heard of since: in flight, or lost with their worker. The Record is the last progress."""
     kills: dict[str, int] = {}
@@ -160,30 +161,34 @@ def fold_lines(out: Fold, lines: Iterable[Line], fingerprint: str | None, attemp
 
 
 def _add(out: Fold, worker: Worker, line: Record) -> None:
+    """By time, not by the order of files: what was said last about a shard counts, but done is done."""
     shard = line.shard
     if shard in out.done:
         return
-    if line.state == "start":
-        before = out.running.get(shard)
-        if before and before[0] != worker:
+    if line.state == "done":
+        out.done[shard], out.where[shard] = line, worker
+        for passing in (out.running, out.failed, out.stopped):
+            passing.pop(shard, None)  # type: ignore[attr-defined]
+        return
+    began, failed, stopped = out.running.get(shard), out.failed.get(shard), out.stopped.get(shard)
+    ended = max(failed.t if failed else 0.0, stopped.t if stopped else 0.0)
+    if line.state in ("start", "progress"):
+        if line.t < (began[1].t if began else ended):
+            return
+        if line.state == "start" and began and began[0] != worker:
             out.kills[shard] = out.kills.get(shard, 0) + 1
         out.running[shard] = (worker, line)
         out.stopped.pop(shard, None)
-    elif line.state == "progress":
-        out.running[shard] = (worker, line)
-    else:
-        out.running.pop(shard, None)
-        out.where[shard] = worker
-        if line.state == "done":
-            out.done[shard] = line
-            out.failed.pop(shard, None)
-            out.stopped.pop(shard, None)
-        elif line.state == "stopped":
-            out.stopped[shard] = line
-        elif line.state == "failed":
-            earlier = out.failed.get(shard)
-            if earlier is None or line.t >= earlier.t:
-                out.failed[shard] = line
+        return
+    if began and began[1].t <= line.t:
+        del out.running[shard]
+    if line.state == "failed":
+        if failed is None or line.t >= failed.t:
+            out.failed[shard], out.where[shard] = line, worker
+        if stopped and stopped.t <= line.t:
+            del out.stopped[shard]
+    elif line.t >= ended and shard not in out.running:
+        out.stopped[shard] = line
 
 
 def compact(folder: Path) -> int:
@@ -200,13 +205,16 @@ def compact(folder: Path) -> int:
     sizes = {}
     with temp.open("wb") as out:
         for path in paths:
-            lines = list(read(path))
             sizes[path] = path.stat().st_size
-            ended = {line.shard for line in lines if isinstance(line, Record) and line.state in ("done", "failed")}
-            for line in lines:
-                passing = isinstance(line, Record) and line.state in ("start", "progress") and line.shard in ended
-                if not passing:
-                    out.write(_encode(line) + b"\n")
+            lines = list(read(path))
+            starts = [i for i, line in enumerate(lines) if isinstance(line, Worker)]
+            for a, b in itertools.pairwise([*starts, len(lines)]):
+                own = [line for line in lines[a:b] if isinstance(line, Record)]
+                ended = {line.shard for line in own if line.state in ("done", "failed")}
+                for line in lines[a:b]:
+                    passing = isinstance(line, Record) and line.state in ("start", "progress") and line.shard in ended
+                    if not passing:
+                        out.write(_encode(line) + b"\n")
         out.flush()
         os.fsync(out.fileno())
     temp.rename(target)
