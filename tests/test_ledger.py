@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,8 +17,8 @@ from hpc.data.storage import Entry
 from hpc.data.work import Item
 
 MIB = 1 << 20
-ODD = ["a b.mp4", "ünï-日本.mp4", "-rf", "--", "it's.mp4", '"q".mp4', "a/same.mp4", "b/same.mp4", "$(x).mp4", "a\\b.mp4",
-       "line\nbreak.mp4", "%41.mp4", "#1?.mp4", "*.mp4", ".."]  # fmt: skip
+ODD = ["a b.mp4", "ünï-日本.mp4", "-rf", "--", "it's.mp4", '"q".mp4', "a/same.mp4", "b/same.mp4", "$(x).mp4",
+       "a\\b.mp4", "line\nbreak.mp4", "%41.mp4", "#1?.mp4", "*.mp4", ".."]  # fmt: skip
 EMPTY = Ledger([], 0)
 URIS = st.sampled_from(ODD) | st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=12)
 
@@ -195,5 +194,5 @@ def test_runs_are_found_while_their_folders_last(output: str, tmp_path: Path) ->
         (tmp_path / "runs" / name).mkdir(parents=True)
         ledger.register(output, name, tmp_path / "runs" / name)
     ledger.register(output, "a-1", tmp_path / "runs" / "a-1")
-    os.rmdir(tmp_path / "runs" / "gone-3")
+    (tmp_path / "runs" / "gone-3").rmdir()
     assert ledger.runs(output) == [tmp_path / "runs" / "a-1", tmp_path / "runs" / "b-2"]
