@@ -23,7 +23,7 @@ import sys
 import threading
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,15 +84,18 @@ def _started(command: list[str], env: dict[str, str]) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def faulty(server: Server, *, seed: int, rate: float, refuse_conditions: bool = False) -> Iterator[Server]:
+def faulty(
+    server: Server, *, seed: int, rate: float, first: Sequence[str] = (), refuse_conditions: bool = False
+) -> Iterator[Server]:
     """A proxy that lets a share `rate` of the requests fail, each in one of five ways, on a seeded schedule.
 
     500, 503: an error before the request takes effect. unheard: the connection closes before that. unanswered: the
     request takes effect, then the connection closes without an answer. cut: it closes halfway through the answer's
-    body. refuse_conditions: conditional writes are answered with 501, as some stores do.
+    body. first: the faults of the first requests, "" for none, before the schedule begins. refuse_conditions:
+    conditional writes are answered with 501, as some stores do.
     """
     faults: Counter[str] = Counter()
-    schedule, lock = random.Random(seed), threading.Lock()
+    schedule, lock, planned = random.Random(seed), threading.Lock(), list(first)
     host = server.endpoint.removeprefix("http://")
 
     class Handler(BaseHTTPRequestHandler):
@@ -102,6 +105,7 @@ def faulty(server: Server, *, seed: int, rate: float, refuse_conditions: bool = 
             with lock:
                 kinds = ["500", "503", "unheard", "unanswered", "cut"]
                 fault = schedule.choice(kinds) if schedule.random() < rate else ""
+                fault = planned.pop(0) if planned else fault
             body = self.body()
             if refuse_conditions and "If-None-Match" in self.headers and self.command != "GET":
                 faults["501"] += 1

@@ -515,6 +515,23 @@ def test_on_a_failing_store_everything_succeeds_or_is_absent(
     assert [storage.read(f"s3://bucket/failing/{i}") == DATA[::-1] for i in range(2)] == [True] * 2
 
 
+def test_a_write_whose_answer_is_lost_is_known_as_ours(
+    server: s3.Server, use: Callable[[s3.Server], None], small_parts: None
+) -> None:
+    parts = -(-len(DATA) // storage.PART)
+    requests = {"put": (b"small", ["head", "put"]), "parts": (DATA, ["head", "create", *["part"] * parts, "complete"])}
+    for name, (data, steps) in requests.items():
+        first = ["" for _ in steps[:-1]] + ["unanswered"]
+        with s3.faulty(server, seed=0, rate=0, first=first) as proxy:
+            use(proxy)
+            assert storage.put_new(f"s3://bucket/lost/{name}", data) is True
+            assert proxy.faults == {"unanswered": 1}
+            assert storage.put_new(f"s3://bucket/lost/{name}", data) is False
+            assert storage.read(f"s3://bucket/lost/{name}") == data
+    use(server)
+    assert storage.sweep("s3://bucket/lost", 0) == 0
+
+
 def test_an_upload_that_fails_is_aborted(
     server: s3.Server, use: Callable[[s3.Server], None], small_parts: None, tmp_path: Path
 ) -> None:

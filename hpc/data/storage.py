@@ -3,7 +3,7 @@
 Everything that is written appears whole or not at all, and `put_new` never replaces what is already there: link(2) for
 files, If-None-Match for objects. Keys are taken as they are: spaces, unicode, "+", "%" and "#" need no quoting.
 AWS_PROFILE, AWS_ENDPOINT_URL and the other AWS_* variables choose the account and the store. boto3 is imported when the
-first object is touched, so that login nodes do without it.
+first object is touched, so that login nodes do without it. One long file, because it is the only door to boto3.
 """
 
 from __future__ import annotations
@@ -194,8 +194,7 @@ def sweep(folder: str, older_than_seconds: float) -> int:
         pages = _s3_pages(folder, "list_multipart_uploads", Prefix=_folder_prefix(folder))
         for upload in (upload for page in pages for upload in page.get("Uploads", [])):
             if upload["Initiated"].timestamp() <= limit:
-                _abort(_sibling(folder, upload["Key"]), upload["UploadId"])
-                swept += 1
+                swept += _abort(_sibling(folder, upload["Key"]), upload["UploadId"])
         return swept
     with _explained(folder):
         for path in _path(folder).rglob(".tmp-*"):
@@ -575,10 +574,7 @@ def _s3_put(uri: str, source: Path | bytes, new: bool) -> bool:
                 owner = _written_by(uri)
                 if owner is not None:
                     return owner == writer
-            elif error.code in ("ConditionalRequestConflict", "OperationAborted", "NoSuchUpload", "InternalError"):
-                if _written_by(uri) == writer:
-                    return True
-            else:
+            elif error.code not in ("ConditionalRequestConflict", "OperationAborted", "NoSuchUpload", "InternalError"):
                 raise
             if tries == TRIES:
                 raise
@@ -640,10 +636,19 @@ def _upload(uri: str, source: Path | bytes, metadata: dict[str, str], condition:
                 raise
         _s3(uri, "complete_multipart_upload", MultipartUpload={"Parts": parts}, **upload, **condition)
     except BaseException:
-        _abort(uri, upload["UploadId"])
+        with contextlib.suppress(StorageError):  # the error that brought us here says more; sweep() comes later
+            _abort(uri, upload["UploadId"])
         raise
 
 
-def _abort(uri: str, upload: str) -> None:
-    with contextlib.suppress(StorageError, FileNotFoundError):  # finished or aborted since; else sweep() comes again
+def _abort(uri: str, upload: str) -> bool:
+    """False if the upload was finished or aborted before."""
+    try:
         _s3(uri, "abort_multipart_upload", UploadId=upload)
+    except FileNotFoundError:
+        return False
+    except StorageError as error:
+        if error.code != "NoSuchUpload":
+            raise
+        return False
+    return True
