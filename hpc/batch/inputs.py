@@ -55,8 +55,8 @@ def resolve(inputs: Iterable[Inputs], suffixes: tuple[str, ...]) -> Listing:
         entries = sorted(_entries(one, weights), key=lambda e: e.uri)
         is_folder = len(entries) != 1 or entries[0].uri != one.uri
         if one.match is not None:
-            names = (e.uri[len(one.uri) :].lstrip("/") if is_folder else e.uri for e in entries)
-            kept = [e for e, name in zip(entries, names, strict=True) if fnmatch.fnmatchcase(name, one.match)]
+            base = _base(one.uri) + "/"
+            kept = [e for e in entries if fnmatch.fnmatchcase(e.uri.removeprefix(base), one.match)]
         elif is_folder:
             kept = [e for e in entries if e.uri.lower().endswith(suffixes)]
             for e in entries if len(kept) < len(entries) else ():
@@ -76,34 +76,58 @@ def resolve(inputs: Iterable[Inputs], suffixes: tuple[str, ...]) -> Listing:
 
 def _entries(one: Inputs, weights: dict[str, float]) -> Iterator[storage.Entry]:
     uri = one.uri
-    if uri.endswith(LISTS):
+    if _is_pattern(uri):
+        pattern = _glob(uri)  # lists from the last folder that is certain; ** crosses folders, * does not
+        yield from (e for e in storage.listing(_base(uri)) if pattern.fullmatch(e.uri))
+    elif uri.endswith(LISTS):
         yield from _list_file(uri, weights)
-    elif re.search(r"[*?\[]", uri) and storage.stat(uri) is None:
-        # list from the last folder that is certain, then match the whole path; ** crosses folders, * does not
-        base = re.split(r"[*?\[]", uri)[0].rpartition("/")[0]
-        pattern = _glob(uri)
-        yield from (e for e in storage.listing(base) if pattern.fullmatch(e.uri))
+    elif not storage.is_s3(uri) and Path(uri).is_file():
+        yield from storage.listing(uri)
     elif (info := ledger.info_of(uri)) is not None:
         yield from _earlier(uri, info)
-    elif (entry := storage.stat(uri)) is not None:
-        yield entry
     else:
-        if not storage.is_s3(uri) and (Path(uri) / "provenance.json").is_file():
+        if not storage.is_s3(uri) and (Path(uri) / "attempt-1" / "plan.json").is_file():
             raise InputError(f"{uri} is a run folder: name one of its outputs instead, a folder like <output>/clips@v1")
         if not storage.is_s3(uri) and not Path(uri).exists():
             raise InputError(f"{uri}: no such file or folder")
         yield from storage.listing(uri)
 
 
+def _is_pattern(uri: str) -> bool:
+    """Unless there is a file or folder of this very name."""
+    return bool(re.search(r"[*?\[]", uri)) and next(storage.listing(uri), None) is None
+
+
+def _base(uri: str) -> str:
+    """The folder that `match` counts from: the inputs', the list's, or the last one before a pattern begins."""
+    if _is_pattern(uri):
+        return re.split(r"[*?\[]", uri)[0].rpartition("/")[0] or "/"
+    if uri.endswith(LISTS) or (not storage.is_s3(uri) and Path(uri).is_file()):
+        return uri.rpartition("/")[0]
+    return uri.rstrip("/")
+
+
 def _glob(pattern: str) -> re.Pattern[str]:
-    parts = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", pattern)
     known = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    return re.compile("".join(known.get(p) or (p if i % 2 else re.escape(p)) for i, p in enumerate(parts)))
+    out = ""
+    for i, part in enumerate(re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", pattern)):
+        if i % 2 and part[0] == "[":
+            inner = re.sub(r"([\\\[&~|^])", r"\\\1", part[1:-1].removeprefix("!"))
+            out += f"[{'^/' if part[1] == '!' else ''}{inner}]"
+        else:
+            out += known[part] if i % 2 else re.escape(part)
+    try:
+        return re.compile(out, re.DOTALL)
+    except re.error as error:
+        raise InputError(f"{pattern}: not a pattern: {error}") from None
 
 
 def _list_file(uri: str, weights: dict[str, float]) -> Iterator[storage.Entry]:
     """One path or s3:// URI a line (.txt; # starts a comment line), or one JSON object a line (.jsonl)."""
-    text = storage.read(uri).decode("utf-8-sig")
+    try:
+        text = storage.read(uri).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{uri}: not a list of paths: {error}") from None
     base = "" if storage.is_s3(uri) else str(Path(uri).parent)
     problems = []
     for number, line in enumerate(text.splitlines(), 1):
