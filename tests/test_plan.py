@@ -48,6 +48,8 @@ def test_pack_nothing() -> None:
         ([9, 1, 1, 1], 3, 9, 99, [(0, 1), (1, 2), (2, 3), (3, 4)]),  # a heavy one first does not starve the rest
         ([1, 1, 1, 9], 6, 99, 99, [(0, 3), (3, 4)]),
         ([7], 1, 1, 1, [(0, 1)]),
+        ([0.02] * 6, 0.07, 9, 99, [(0, 3), (3, 6)]),  # 3 x 0.02 < 0.12 / 2 in floating point
+        ([0.1] * 30, 0.3, 9, 99, [(i, i + 3) for i in range(0, 30, 3)]),
     ],
 )
 def test_pack_examples(weights: list[float], target: float, limit: float, most: int, cuts: list) -> None:

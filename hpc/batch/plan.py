@@ -68,7 +68,7 @@ def pack(weights: Sequence[float], target: float, limit: float, max_tasks: int) 
     """
     if not weights:
         return []
-    total = sum(weights)
+    total = sum(weights) * (1 - 1e-9)  # so that equal weights, whose sums round either way, make equal rows
     rows = max(1, math.ceil(total / target))
     if rows > max_tasks:
         rows = max(max_tasks, math.ceil(total / limit))
