@@ -99,6 +99,9 @@ configure() {
   done
   echo "NodeName=n[1-${#NODES[@]}] Name=gpu Type=h100 File=$S/dev/nvidia[0-$((GPUS - 1))]" >"$S/etc/gres.conf"
 
+  # no plugin below uses cgroups, but slurmd loads this one all the same; v2 would ask for systemd, autodetect for /sys
+  echo CgroupPlugin=cgroup/v1 >"$S/etc/cgroup.conf"
+
   (umask 177 && cat >"$S/etc/slurmdbd.conf") <<END
 AuthType=auth/munge
 AuthInfo=socket=$S/run/munge
@@ -186,7 +189,7 @@ nodes_ready() {
 database_up() {
   local options=(--no-defaults --user=root "--datadir=$S/mysql" --innodb-log-file-size=16M)
   local sql=(mariadb --no-defaults --user=root "--socket=$S/run/mysql")
-  [[ -d $S/mysql/mysql ]] || mariadb-install-db "${options[@]}" --skip-test-db \
+  [[ -d $S/mysql/mysql ]] || mariadb-install-db "${options[@]}" --force --skip-test-db \
     --auth-root-authentication-method=normal >"$S/log/mariadb-install.out" 2>&1 ||
     die "mariadb-install-db failed: $(tail -n 5 "$S/log/mariadb-install.out")"
   start mariadbd mariadbd "${options[@]}" "--socket=$S/run/mysql" "--pid-file=$S/run/mariadbd.pid" \
