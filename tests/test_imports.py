@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "models": {"models", "kernels"},
     "kernels": {"kernels"},
 }
-DOORS = {"av": "hpc.data.video", "boto3": "hpc.data.storage", "botocore": "hpc.data.storage"}
+DOORS = {"av": "hpc.data.video", "boto3": "hpc.data.s3", "botocore": "hpc.data.s3"}
 COMPUTE_NODE = {"hpc.batch.worker", "hpc.batch.runner"}  # of hpc.batch: may load what a stage needs
 LOGIN_NODE_PACKAGES = {"hpc", "yaml", "msgspec"}
 HEAVY = ("torch", "av", "numpy", "boto3", "botocore", "pyarrow", "rich", "submitit", "PIL", "webdataset")
@@ -157,7 +157,7 @@ def test_rules(module: str) -> None:
         ("hpc.batch.plan", "from . import run", "write it in full"),
         ("hpc.batch.plan", "import numpy as np", "imports numpy when"),
         ("hpc.cli", "try:\n import rich.table\nexcept ImportError: pass", "imports rich when"),
-        ("hpc.batch.runner", "import boto3", "hpc.data.storage alone"),
+        ("hpc.batch.runner", "import boto3", "hpc.data.s3 alone"),
         ("hpc.curate.clips", "def f():\n import av.filter", "hpc.data.video alone"),
         ("hpc.batch.report", "import subprocess\nsubprocess.run(['sacct', '-X'])", "runs sacct"),
         ("hpc.cli", "command = ['scancel', '7']", "runs scancel"),

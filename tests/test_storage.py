@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 import s3
 
+from hpc.data import s3 as backend
 from hpc.data import storage
 from hpc.data.storage import Changed, StorageError
 
@@ -65,9 +66,9 @@ def base(request: pytest.FixtureRequest, use: Callable[[s3.Server], None], tmp_p
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "MULTIPART_ABOVE", 100_000)
-    monkeypatch.setattr(storage, "PART", 30_000)
-    monkeypatch.setattr(storage, "READ_BLOCK", 20_000)
+    monkeypatch.setattr(backend, "MULTIPART_ABOVE", 100_000)
+    monkeypatch.setattr(backend, "PART", 30_000)
+    monkeypatch.setattr(backend, "READ_BLOCK", 20_000)
 
 
 DATA = random.Random(0).randbytes(250_000)
@@ -288,9 +289,9 @@ def test_a_full_disk_leaves_nothing_and_is_named(tmp_path: Path, monkeypatch: py
 NO_LINKS = "os.link = lambda *_: (_ for _ in ()).throw(PermissionError(1, 'no links here'))"
 WRITER = """
 import os, sys
-from hpc.data import storage
+from hpc.data import s3, storage
 {setup}
-storage.MULTIPART_ABOVE, storage.PART = 100_000, 30_000
+s3.MULTIPART_ABOVE, s3.PART = 100_000, 30_000
 storage.stat(sys.argv[1])  # imports done, connected
 print("ready", flush=True)
 for line in sys.stdin:
@@ -518,7 +519,7 @@ def test_on_a_failing_store_everything_succeeds_or_is_absent(
 def test_a_write_whose_answer_is_lost_is_known_as_ours(
     server: s3.Server, use: Callable[[s3.Server], None], small_parts: None
 ) -> None:
-    parts = -(-len(DATA) // storage.PART)
+    parts = -(-len(DATA) // backend.PART)
     requests = {"put": (b"small", ["head", "put"]), "parts": (DATA, ["head", "create", *["part"] * parts, "complete"])}
     for name, (data, steps) in requests.items():
         first = ["" for _ in steps[:-1]] + ["unanswered"]
@@ -556,8 +557,8 @@ def test_an_upload_that_fails_is_aborted(
 def test_sweep_aborts_what_a_killed_writer_left(
     server: s3.Server, small_parts: None, request: pytest.FixtureRequest
 ) -> None:
-    storage._s3("s3://bucket/swept/x", "create_multipart_upload")
-    storage._s3("s3://bucket/other", "create_multipart_upload")
+    backend.request("s3://bucket/swept/x", "create_multipart_upload")
+    backend.request("s3://bucket/other", "create_multipart_upload")
     if request.node.callspec.id == "rclone":  # moto says that every upload began in 2010
         assert storage.sweep("s3://bucket/swept", 3600) == 0
     assert storage.sweep("s3://bucket/swept", 0) == 1
@@ -569,7 +570,7 @@ def test_clients_are_shared_by_threads_and_remade_for_another_environment(
     server: s3.Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with ThreadPoolExecutor(8) as pool:
-        clients = set(pool.map(lambda _: storage._client("s3://bucket/x"), range(32)))
+        clients = set(pool.map(lambda _: backend.client("s3://bucket/x"), range(32)))
     assert len(clients) == 1
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
-    assert storage._client("s3://bucket/x") not in clients
+    assert backend.client("s3://bucket/x") not in clients

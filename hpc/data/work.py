@@ -5,8 +5,8 @@ A stage is a module with one function:
     def start(settings) -> Callable[[Work], Made]
 
 `start` runs once per worker process (load models, open readers here); what it returns runs once per shard. A stage
-writes files into `work.scratch` and nowhere else. The worker publishes them, exactly once, and records them, so no stage
-ever deals with atomicity, retries or resume. Light on purpose: standard library and msgspec only.
+writes files into `work.scratch` and nowhere else. The worker publishes them, exactly once, and records them, so no
+stage ever deals with atomicity, retries or resume. Light on purpose: standard library and msgspec only.
 """
 
 from __future__ import annotations
