@@ -62,6 +62,10 @@ environment() { # everything is installed once for each pyproject.toml; later ru
     "${pip[@]}" install --no-deps --no-build-isolation --editable .
     return
   fi
+  # what earlier versions of pyproject.toml left: 1.7 GB each
+  find "${TMPDIR:-/tmp}" -maxdepth 1 -name "hpc-test-venv-$(id -u)-*.lock" -mtime +0 | while read -r old; do
+    rm -rf "${old%.lock}" "$old"
+  done
   python3 -m venv --clear "$venv"
   # torch by itself and first: an index may have it for CPUs, or not have the rest
   "${pip[@]}" install ${HPC_TORCH_INDEX:+--index-url "$HPC_TORCH_INDEX"} "$(grep -o 'torch>=[^"]*' pyproject.toml)"
@@ -110,6 +114,7 @@ fi
 
 venv=${HPC_TEST_VENV:-${TMPDIR:-/tmp}/hpc-test-venv-$(id -u)-$({ python3 -V && cat pyproject.toml; } | sha256sum | head -c 12)}
 exec 9>"$venv.lock"
+touch "$venv.lock" # in use today
 flock --nonblock 9 || { echo "tests/run.sh: waiting for another run to end, which uses $venv too" && flock 9; }
 begin "virtual environment $venv"
 environment >"$log" 2>&1 </dev/null
