@@ -27,6 +27,7 @@ WARNING_SECONDS = 120
 HEAD = """\
 #!/usr/bin/env bash
 # Attempt {attempt} of run {run}: exactly what `hpc submit` does. Reading this file is the dry run; running it submits.
+# shellcheck disable=SC2016,SC2054,SC1003 # values stand in single quotes so that nothing in them is expanded
 set -euo pipefail
 cd -- "$(dirname -- "${{BASH_SOURCE[0]}}")"
 
@@ -41,8 +42,8 @@ scripts=$run/attempt-{attempt}/code/hpc/sbatch
 # The whole environment of the jobs. Secrets are passed by name, through a pipe: they stand in no file and no argument.
 declared=({declared})
 {secrets}
+secrets >/dev/null # ends here if one is not set
 clean() {{
-    # shellcheck disable=SC2016 # the inner bash expands it
     env -i "${{declared[@]}}" bash -c \\
         'while IFS= read -r -d "" pair; do export "${{pair?}}"; done <&3; exec "$@"' bash "$@" 3< <(secrets)
 }}
@@ -69,6 +70,7 @@ undo() {{
     fi
 }}
 trap undo ERR
+trap 'undo; exit 130' INT TERM HUP
 
 # Claim the shard ids and the output folders that this plan counts on; fails if another plan was quicker.
 clean {python} -m hpc.batch.commit "$run" {attempt}

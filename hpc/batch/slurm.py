@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -53,12 +54,17 @@ def available() -> bool:
     return shutil.which("sbatch") is not None
 
 
+def environment() -> dict[str, str]:
+    """This process's, without what would change the formats, filters, cluster or job that Slurm's commands work on."""
+    own = ("SLURM", "SBATCH_", "SQUEUE_", "SACCT_", "SINFO_", "SCANCEL_", "SCONTROL_")
+    env = {k: v for k, v in os.environ.items() if not k.startswith(own) or k == "SLURM_CONF"}
+    return env | {"LC_ALL": "C.UTF-8", "SLURM_BITSTR_LEN": "0"}  # squeue cuts longer lists of array indices at 64
+
+
 def call(command: Sequence[str], timeout: float = TIMEOUT) -> str:
     """Run one Slurm command and return its stdout. Raises SlurmError."""
-    own = ("SQUEUE_", "SACCT_", "SBATCH_", "SINFO_", "SCANCEL_")  # a user's habits would change formats and filters
-    env = {k: v for k, v in os.environ.items() if not k.startswith(own)}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=env | {"LC_ALL": "C.UTF-8"})
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment())
     except FileNotFoundError:
         raise SlurmError(
             f"{command[0]}: not found. This machine has no Slurm client: run on a login node, or use `hpc run` here"
@@ -150,16 +156,23 @@ def accounting(jobs: Iterable[str], since: float) -> list[Task]:
 
 def submit(script: Path) -> str:
     """Run a run's submit.sh. Its own words reach the caller in the SlurmError."""
-    done = subprocess.run(["bash", str(script)], capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    if done.returncode:
-        raise SlurmError(f"bash {script}: exit {done.returncode}\n{(done.stderr or done.stdout).strip()}")
-    return done.stdout
+    process = subprocess.Popen(["bash", str(script)], text=True, stdin=subprocess.DEVNULL,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    try:
+        out, err = process.communicate()
+    except KeyboardInterrupt:  # the script takes back what it has submitted: give it the time
+        process.send_signal(signal.SIGINT)
+        process.communicate()
+        raise
+    if process.returncode:
+        raise SlurmError(f"bash {script}: exit {process.returncode}\n{(err or out).strip()}")
+    return out
 
 
 def test_only(flags: Sequence[str], script: Path) -> str:
     """Ask Slurm whether it would take this job: `sbatch --test-only`. Raises SlurmError."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("SBATCH_", "SLURM_")) or k == "SLURM_CONF"}
-    done = subprocess.run(["sbatch", "--test-only", *flags, str(script)], capture_output=True, text=True, env=env)
+    command = ["sbatch", "--test-only", *flags, str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment())
     if done.returncode:
         raise SlurmError((done.stderr or done.stdout).strip())
     return (done.stderr or done.stdout).strip()
