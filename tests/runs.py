@@ -194,3 +194,43 @@ def ended(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
         process.communicate()
+
+
+class Slurm:
+    """Fake Slurm commands: they write down how they were called, and answer what `answers` says.
+
+    sbatch counts job ids up from 101; `refuse` is the number of the sbatch call that fails (1 is the first).
+    """
+
+    COMMANDS = ("sbatch", "scancel", "squeue", "sacct", "scontrol")
+
+    def __init__(self, folder: Path) -> None:
+        self.bin = folder / "bin"
+        self.bin.mkdir(parents=True)
+        script = f"#!{sys.executable} -IS\n" + (TESTS / "fake_slurm.py").read_text()
+        for name in self.COMMANDS:
+            (self.bin / name).write_text(script)
+            (self.bin / name).chmod(0o755)
+        self.answers(scontrol="MaxArraySize            = 1001\nSLURM_VERSION           = 22.05.8\n")
+
+    def answers(self, **texts: str) -> None:
+        """command -> what it prints; "!..." is printed as an error, with exit status 1."""
+        for name, text in texts.items():
+            (self.bin / f"{name}.says").write_text(text)
+
+    def refuse(self, call: int) -> None:
+        (self.bin / "refuse").write_text(str(call))
+
+    def calls(self, *commands: str) -> list[dict[str, Any]]:
+        """What was called, in order: {"command", "argv", "env"}."""
+        file = self.bin / "calls.jsonl"
+        made = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+        return [call for call in made if not commands or call["command"] in commands]
+
+    def forget(self) -> None:
+        (self.bin / "calls.jsonl").unlink(missing_ok=True)
+        (self.bin / "refuse").unlink(missing_ok=True)
+
+    @property
+    def path(self) -> str:
+        return f"{self.bin}:{environment()['PATH']}"
