@@ -25,6 +25,7 @@ def commit(run: Run, attempt: Attempt) -> None:
         run.records(stage.name).mkdir(parents=True, exist_ok=True)
         run.logs(stage.name).mkdir(parents=True, exist_ok=True)
     run.logs("report").mkdir(parents=True, exist_ok=True)
+    (attempt.folder / "committed").touch()
 
 
 def info(stage: StagePlan, frozen: str = "") -> ledger.StageInfo:

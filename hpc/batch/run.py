@@ -6,6 +6,7 @@ runs/<name>-<hash>/
     plan.json  plan.jsonl  plan.idx     the stages; row i = array task i; where each row begins
     submit.sh             the exact submission: `bash submit.sh` is what `hpc submit` does
     provenance.json       code, host, versions, command; code.diff: what was not committed
+    committed             is there once the output knows of the shards and folders that are planned here
     jobs.jsonl            what submit.sh was told by Slurm
     code/                 the code that runs, laid out as installed
     <stage>.json .jsonl .idx            written by a barrier: what it froze, and its rows

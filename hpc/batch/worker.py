@@ -28,7 +28,7 @@ import msgspec
 from submitit import JobEnvironment
 from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
 
-from hpc.batch import barrier, failure, jsons, records, slurm
+from hpc.batch import barrier, commit, failure, jsons, records, slurm
 from hpc.batch.plan import RowShard
 from hpc.batch.run import Attempt, AttemptPlan, Run, StagePlan
 from hpc.batch.runner import Order, Reply, Setup
@@ -109,6 +109,8 @@ def place() -> Place:
 def main(run_folder: str, stage_name: str, attempt_number: str = "", first: str = "0") -> int:
     run = Run(Path(run_folder))
     attempt = run.attempt(int(attempt_number)) if attempt_number else run.latest()
+    if not (attempt.folder / "committed").exists():  # started by hand, and submit.sh was not
+        commit.commit(run, attempt)
     if first == "barrier":
         return barrier.run(run, attempt, stage_name)
     plan = attempt.plan()
