@@ -92,9 +92,12 @@ class Cluster:
 
     def accounted(self, jobs: Collection[str]) -> dict[str, str]:
         """The same of these jobs from the accounting, which forgets nothing but is a moment late."""
+        # asked for a task, sacct does not find it among those that were cancelled together
         rows = self.run("sacct", "--noheader", "--allocations", "--parsable2", "--format=JobID,State",
-                        f"--jobs={','.join(jobs)}").stdout  # fmt: skip
-        return {job: state.split()[0] for job, state in (row.split("|") for row in rows.splitlines())}
+                        f"--jobs={','.join(sorted(set(map(array_of, jobs))))}").stdout  # fmt: skip
+        states = dict(row.split("|") for row in rows.splitlines())
+        return {task: state.split()[0] for job, state in states.items() for task in tasks_of(job)
+                if {task, array_of(task)} & set(jobs)}  # fmt: skip
 
     def wait(self, jobs: str | Collection[str], states: Collection[str] = ENDED, timeout: float = 60) -> dict[str, str]:
         """Waits until all of these jobs (an array: all of its tasks) are in one of these states; {job: state}.
@@ -163,6 +166,16 @@ class Cluster:
 def array_of(job: str) -> str:
     """ "8_0" -> "8"; "32+1" -> "32" (a part of a heterogeneous job); "7" -> "7"."""
     return job.split("_")[0].split("+")[0]
+
+
+def tasks_of(job: str) -> list[str]:
+    """ "8_[0-2,5%2]" -> ["8_0", "8_1", "8_2", "8_5"], as sacct calls tasks that were cancelled together; others stay."""
+    array, _, indices = job.partition("_[")
+    out = []
+    for part in indices.rstrip("]").split("%")[0].split(",") if indices else ():
+        first, _, last = part.partition("-")
+        out += [f"{array}_{i}" for i in range(int(first), int(last or first) + 1)]
+    return out or [job]
 
 
 @contextmanager
