@@ -54,3 +54,21 @@ class Join(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     SECONDS_PER_GIB: ClassVar[float] = 1.0
 
     lines: int = 3
+
+
+class Look(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Writes down the environment that it runs in."""
+
+    KIND: ClassVar[str] = "stages:Look"
+    CODE: ClassVar[str] = "stages.look"
+    PHASES: ClassVar[tuple[str, ...]] = ("map",)
+    OBJECTS: ClassVar[tuple[str, ...]] = (".json",)
+    INPUT_SUFFIXES: ClassVar[tuple[str, ...]] = (".txt",)
+    VERSION: ClassVar[int] = 1
+    NEUTRAL: ClassVar[tuple[str, ...]] = ("flags",)
+    SECONDS_PER_GIB: ClassVar[float] = 1.0
+
+    together: int = 0
+    """Shards that must be in the making at the same time before any of them goes on."""
+    flags: str = ""
+    """A folder, needed for `together`."""
