@@ -73,7 +73,9 @@ def gather(run: Run, ask_slurm: bool = True) -> Gathered:
     plan = attempt.plan()
     jobs = attempt.jobs()
     tasks, calls = slurm_tasks(jobs, plan.created) if ask_slurm else ([], 0)
-    active = any(not t.state.startswith(slurm.DONE) for t in tasks)
+    reports = {j.job for j in jobs if j.phase == "report"}  # the report of a run is no part of its work
+    active = any(not t.state.startswith(slurm.DONE) for t in tasks if t.job not in reports)
+    words = {f"{t.job}_{i}": t.state for t in tasks for i in t.indices}
     try:
         runs = ledger.runs(plan.output)
     except OSError:  # the store is out of reach: what this run knows is still worth showing
@@ -85,7 +87,7 @@ def gather(run: Run, ask_slurm: bool = True) -> Gathered:
         fold = prepare.fold_stage(runs, stage.name, fingerprint) if fingerprint else records.Fold()
         folds[stage.name] = fold
         scopes[stage.name] = scope_of(attempt, plan, stages, stage)
-        rows.append(stage_status(run, stage, fold, scopes[stage.name], active))
+        rows.append(stage_status(run, stage, fold, scopes[stage.name], words))
         count_tasks(rows[-1], [j for j in jobs if j.stage == stage.name], tasks)
     state = overall(rows, active, any(f.running for f in folds.values()))
     status = Status(run.id, str(run.folder), attempt.number, state, rows, [j.job for j in jobs], active, calls)
@@ -117,17 +119,26 @@ def scope_of(attempt: Attempt, plan: AttemptPlan, stages: dict[str, StagePlan], 
         return []
 
 
-def stage_status(run: Run, stage: StagePlan, fold: records.Fold, scope: list[str], active: bool) -> StageStatus:
+def lives(worker: records.Worker, record: records.Record, words: dict[str, str]) -> bool:
+    """Is the shard that this worker has started still in its hands? Of tasks that Slurm wasn't asked about, or has
+    forgotten, one can only tell by how long ago they said something."""
+    word = words.get(worker.job)
+    return time.time() - record.t < 120 if word is None else not word.startswith(("PENDING", *slurm.DONE))
+
+
+def stage_status(
+    run: Run, stage: StagePlan, fold: records.Fold, scope: list[str], words: dict[str, str]
+) -> StageStatus:
+    """words: array task -> Slurm's word for its state."""
     wanted = set(scope)
     done = [r for s, r in fold.done.items() if s in wanted]
     failed = {s: r for s, r in fold.failed.items() if s in wanted and s not in fold.running}
     counts: Counter[str] = Counter()
     for record in done:
         counts.update(record.counts)
-    # a shard that started and was not heard of since: in flight if its worker may live, lost if no job does
-    flying = {s: r for s, (w, r) in fold.running.items() if s in wanted and (w.job, w.restart) not in fold.ended}
-    if not active:
-        flying = {s: r for s, r in flying.items() if time.time() - r.t < 120}
+    # a shard that started and was not heard of since: in flight if its worker lives, lost if not
+    flying = {s: r for s, (w, r) in fold.running.items()
+              if s in wanted and (w.job, w.restart) not in fold.ended and lives(w, r, words)}  # fmt: skip
     held = [(w, last - w.t) for w, last in fold.workers.values() if w.run == run.id]
     seconds = sum(r.seconds for r in done)
     left = len(scope) - len(done)
