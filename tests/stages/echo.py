@@ -1,4 +1,5 @@
-"""Echo's work. An input's content may ask for trouble: "crash", "fail", "oom 1" (the first time only), "sleep 5"."""
+"""Echo's work. An input's content may ask for trouble: "crash", "fail", "oom 1" (the first time only), "sleep 5", "wait go"
+(until there is a file `go` in the folder `flags`)."""
 
 from __future__ import annotations
 
@@ -26,6 +27,10 @@ def start(settings):
             word, _, times = text.partition(" ")
             if word == "sleep":
                 for _ in range(int(float(times) * 50)):
+                    work.check()
+                    time.sleep(0.02)
+            elif word == "wait":
+                while not Path(settings.flags, times).exists():
                     work.check()
                     time.sleep(0.02)
             elif word in ("crash", "fail", "oom", "disk", "hang") and _again(settings.flags, work.shard, word, times):
