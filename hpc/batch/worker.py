@@ -191,7 +191,7 @@ def work(run: Run, attempt: Attempt, plan: AttemptPlan, stage: StagePlan, row: i
             slurm.requeue(here.job)
             time.sleep(60)  # Slurm ends us from here on
         return LOCAL_REQUEUE_RETURN_CODE
-    return 0 if state.closing in ("", "node") else 128 + signal.SIGTERM
+    return 0 if state.closing in ("", "node") or not unfinished else 128 + signal.SIGTERM
 
 
 def open_log(run: Run, attempt: Attempt, stage: StagePlan, row: int, here: Place) -> tuple[records.Log, Place]:
@@ -325,13 +325,14 @@ def failed(order: Order, why: str, detail: str, seconds: float, state: State, lo
     """Try again later in this row, or record the failure."""
     tries = state.tries[order.shard] = state.tries.get(order.shard, 0) + 1
     print(f"shard {order.shard}: {why}: {detail} (try {tries})", file=sys.stderr, flush=True)
-    if why in failure.AGAIN_AT_ONCE and tries < MAX_TRIES:
+    state.node_failures = state.node_failures + 1 if why == "node" else 0
+    leave = state.node_failures >= MAX_NODE_FAILURES  # recorded as a failure, so that the next attempt shuns this node
+    if why in failure.AGAIN_AT_ONCE and tries < MAX_TRIES and not leave:
         state.todo.append(RowShard(order.shard, order.items))
         log.write(records.Record("stopped", order.shard, time.time(), seconds=seconds, failure=why, detail=detail))
     else:
         log.write(records.Record("failed", order.shard, time.time(), seconds=seconds, failure=why, detail=detail))
-    state.node_failures = state.node_failures + 1 if why == "node" else 0
-    if state.node_failures >= MAX_NODE_FAILURES and not state.closing:
+    if leave and not state.closing:
         state.closing = "node"
         state.deadline = time.monotonic()
 
