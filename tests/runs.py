@@ -57,10 +57,10 @@ def numbered(count: int) -> dict[str, str]:
     return {f"{i:03}.txt": f"text {i}" for i in range(count)}
 
 
-def spec(folder: Path, inputs: dict[str, str], stages: dict[str, Any] | None = None, name: str = "t",
+def spec(folder: Path, texts: dict[str, str], stages: dict[str, Any] | None = None, name: str = "t",
          **more: Any) -> Path:  # fmt: skip
     """folder/NAME.yaml over folder/in, with one shard an input. `more` are keys of the spec."""
-    write(folder / "in", inputs)
+    write(folder / "in", texts)
     keys = {"name": name, "inputs": "in", "output": "out", "shards": {"size": f"{SIZE}B", "split_above": "1KiB"},
             "stages": stages or {"echo": ECHO}}  # fmt: skip
     file = folder / f"{name}.yaml"
@@ -107,7 +107,8 @@ def worker(prepared: prepare.Prepared, stage: str = "echo", row: int | str = 0, 
     command = [sys.executable, "-m", "hpc.batch.worker", str(prepared.run.folder), stage,
                str(prepared.attempt.number), str(row)]  # fmt: skip
     more = {"PYTHONPATH": str(prepared.attempt.code), "TMPDIR": str(scratch)} | env
-    return subprocess.Popen(command, env=environment(**more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=environment(**more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            errors="replace")  # fmt: skip
 
 
 def finish(process: subprocess.Popen[str], code: int = 0, timeout: float = 60) -> str:

@@ -1,0 +1,52 @@
+"""A stage in a single file of its own, outside any package: two objects a shard, and bad manners on request."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import ClassVar
+
+import msgspec
+
+from hpc.data import storage
+from hpc.data.work import Made, Work
+
+
+class Pair(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Copies its inputs' text twice. Inputs may say "wrong" (objects of another name) or "chatty" (prints a lot)."""
+
+    KIND: ClassVar[str] = "pair:Pair"
+    CODE: ClassVar[str] = "pair"
+    PHASES: ClassVar[tuple[str, ...]] = ("map",)
+    OBJECTS: ClassVar[tuple[str, ...]] = (".one", ".two")
+    INPUT_SUFFIXES: ClassVar[tuple[str, ...]] = (".txt",)
+    VERSION: ClassVar[int] = 1
+    NEUTRAL: ClassVar[tuple[str, ...]] = ("salt", "broken")
+    SECONDS_PER_GIB: ClassVar[float] = 1.0
+
+    salt: str = ""
+    """A file whose content goes into the objects: a stage that is not deterministic."""
+    broken: bool = False
+    """Does not start."""
+
+
+def start(settings: Pair):
+    if settings.broken:
+        raise RuntimeError("no such model")
+    salt = Path(settings.salt).read_text() if settings.salt else ""
+
+    def process(work: Work) -> Made:
+        texts = [storage.read(item.uri).decode().strip() for item in work.items]
+        if "chatty" in texts:
+            for i in range(2000):
+                print(json.dumps({"what": "done", "shard": work.shard, "n": i}))
+            os.write(1, b"\xff\x00 no text\n")
+        paths = []
+        for suffix in settings.OBJECTS:
+            path = work.scratch / f"{work.shard}{'.three' if 'wrong' in texts else suffix}"
+            path.write_text(f"{suffix} {texts} {salt}\n")
+            paths.append(path)
+        return Made(paths, {"texts": len(texts)})
+
+    return process
