@@ -1,4 +1,4 @@
-"""Chaos: two chained stages and a barrier, while a seeded villain kills what it can. HPC_CHAOS_SEED repeats a run.
+"""Chaos: two chained stages and a barrier, while a seeded villain kills what it can. HPC_TEST_CHAOS_SEED repeats a run.
 
 The villain kills workers and their stage processes (-9), kills slurmd and declares its node dead while the orphan lives
 on, requeues, cancels single tasks, warns tasks of a time limit, fills the disk of the output. In the end, after
@@ -144,8 +144,8 @@ def release(lab: Lab) -> None:
 @pytest.mark.parametrize("seconds", [60, pytest.param(600, marks=pytest.mark.long)])
 def test_nothing_is_lost_or_doubled(arena: Cluster, tmp_path: Path, disk: Path, seconds: int) -> None:
     output = disk / "out"
-    seed = int(os.environ.get("HPC_CHAOS_SEED", random.randrange(10**6)))
-    print(f"HPC_CHAOS_SEED={seed}")
+    seed = int(os.environ.get("HPC_TEST_CHAOS_SEED", random.randrange(10**6)))
+    print(f"HPC_TEST_CHAOS_SEED={seed}")
     chance = random.Random(seed)
     shards = SHARDS * (1 if seconds < 100 else 8)
     texts = [f"hello {i}" for i in range(shards)]
