@@ -160,7 +160,7 @@ def prepare(spec: Spec, cluster: Cluster, base: Path, *, on_slurm: bool, command
     )
 
     behind = _behind(spec, stages, scope, folds, known_runs, replaced, bool(groups))
-    missing = {name: sum(name in names for names in todo.values()) for name in folds}
+    missing = {name: sum(name in names for names in todo.values()) for name in rates}
     result = Prepared(run_, None, None, len(scope), missing, listing.ignored, len(listing.entries), len(fresh), exclude,
                       {n: s.folder for n, s in stages.items() if s.folder})  # fmt: skip
     if not groups and not behind:
