@@ -162,12 +162,13 @@ def _facts(p: Any) -> dict[str, Any]:
 
 def _summary(p: Any) -> list[str]:
     ignored = "".join(f"; ignored {n} x {s}" for s, n in sorted(p.ignored.items()))
-    lines = [f"{p.run.id}: {p.inputs} inputs in {p.shards} shards ({p.new_shards} new){ignored}"]
+    many = lambda n, word: f"{n:,} {word}{'s' * (n != 1)}"
+    lines = [f"{p.run.id}: {many(p.inputs, 'input')} in {many(p.shards, 'shard')} ({p.new_shards:,} new){ignored}"]
     if p.attempt is None:
         folders = "".join(f"\n  {name}: {folder}" for name, folder in p.folders.items())
         return [*lines, f"nothing to do: every shard of every stage is done{folders}"]
     for name, n in p.missing.items():
-        lines.append(f"  {name}: {p.shards - n} done, {n} to do")
+        lines.append(f"  {name}: {p.shards - n:,} done, {n:,} to do")
     if p.excluded:
         lines.append(f"  nodes kept away from: {', '.join(p.excluded)}")
     return lines

@@ -181,7 +181,7 @@ def _count(name: str, value: float) -> str:
         return f"{seconds(value)} of {words.removesuffix(' seconds')}"
     if name.startswith("bytes"):
         return f"{size(value)} {words.removeprefix('bytes ')}"
-    return f"{value:,.0f} {words}"
+    return f"{value:,.0f} {words.removesuffix('s') if value == 1 else words}"
 
 
 def prometheus(report: Report) -> str:
