@@ -78,7 +78,7 @@ def test_both_heads_and_batches(model: shots.TransNetV2) -> None:
 
 
 def test_an_odd_start_is_refused(model: shots.TransNetV2) -> None:
-    with pytest.raises(ValueError, match="first is 30; .* multiples of 50"):
+    with pytest.raises(ValueError, match=r"first is 30; .* multiples of 50"):
         shots.Detector(model, 30)
 
 

@@ -16,6 +16,7 @@ import contextlib
 import heapq
 import io
 import itertools
+import tempfile
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -62,7 +63,7 @@ class Video(msgspec.Struct, frozen=True):
     fps: Fraction
     """Average."""
     frames: int
-    """As declared; 0 where the container does not say."""
+    """As declared, without those that an edit list hides; 0 where the container does not say."""
     duration: float
     """Seconds, as declared; 0.0 where the container does not say."""
     start_pts: int
@@ -97,10 +98,9 @@ def _opened(source: Source) -> Iterator[tuple[av.container.InputContainer, av.Vi
         file.seek(0)
         if not head:
             raise BadInput(uri, "empty-file", "0 bytes")
+        bare = stack.enter_context(_Bare(file))
         try:
-            container = stack.enter_context(
-                av.open(_Bare(file), buffer_size=READ, options={"format_whitelist": CONTAINERS})
-            )
+            container = stack.enter_context(av.open(bare, buffer_size=READ, options={"format_whitelist": CONTAINERS}))
         except (av.FFmpegError, UnicodeDecodeError) as error:
             known = head.startswith(MAGIC) or head[4:8] in BOXES
             raise BadInput(uri, "corrupt" if known else "not-a-video", f"it begins with {head!r}: {error}") from error
@@ -119,10 +119,31 @@ def _opened(source: Source) -> Iterator[tuple[av.container.InputContainer, av.Vi
 
 
 class _Bare:
-    """A file without its name: libav must judge by the bytes, in the same way wherever they lie."""
+    """A file as libav may see it: without its name, so that it judges by the bytes, wherever they lie. An error of the
+    file is its end to libav; here it is kept, and raised when libav is through."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self.read, self.seek, self.tell = file.read, file.seek, file.tell
+        self.file, self.seek, self.tell = file, file.seek, file.tell
+        self.error: Exception | None = None
+
+    def read(self, size: int) -> bytes:
+        try:
+            return self.file.read(size)
+        except Exception as error:
+            self.error = error
+            raise
+
+    def __enter__(self) -> _Bare:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if self.error and error is not self.error and kind is not GeneratorExit:
+            raise self.error from error
+
+
+def refused(error: Exception) -> bool:
+    """Is it libav that cannot do this, now or later? (Not a full disk, or too little memory.)"""
+    return isinstance(error, av.FFmpegError) and not isinstance(error, OSError | MemoryError)
 
 
 def probe(source: Source) -> Video:
@@ -145,7 +166,7 @@ def probe(source: Source) -> Video:
             codec=stream.codec_context.name,
             pix_fmt=frame.format.name,
             fps=_fps(stream),
-            frames=stream.frames,
+            frames=len(_indexed(container, stream)) or stream.frames,
             duration=duration or (container.duration or 0) / av.time_base,
             start_pts=frame.pts,
             time_base=stream.time_base,
@@ -168,10 +189,9 @@ def index(source: Source) -> Index | None:
     From the index of an mp4 or mov, at once; of other files by reading through them.
     """
     with _opened(source) as (container, stream):
-        if container.format.name.startswith("mov") and stream.frames:
-            shown = [entry for entry in stream.index_entries if not entry.is_discard]
-            keys = [(place, entry.timestamp) for place, entry in enumerate(shown) if entry.is_keyframe]
-            return Index(len(shown), keys, by_dts=True) if keys else None
+        if entries := _indexed(container, stream):
+            keys = [(place, entry.timestamp) for place, entry in enumerate(entries) if entry.is_keyframe]
+            return Index(len(entries), keys, by_dts=True) if keys else None
         times, keys = set(), []
         count = 0
         for packet in _packets(container, stream):
@@ -185,6 +205,13 @@ def index(source: Source) -> Index | None:
             count += 1
         in_order = all(a[1] < b[1] for a, b in itertools.pairwise(keys))
         return Index(count, keys, by_dts=False) if keys and in_order else None
+
+
+def _indexed(container: av.container.InputContainer, stream: av.VideoStream) -> list[av.IndexEntry]:
+    """The frames that the index of an mp4 or mov lists, in decoding order; [] without an index of the whole file."""
+    if not container.format.name.startswith("mov") or not stream.frames:
+        return []
+    return [entry for entry in stream.index_entries if not entry.is_discard]
 
 
 def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
@@ -243,11 +270,12 @@ class Decoder:
                     self.damaged += 1
                     continue
                 last, duration = pts, frame.duration or duration
-                if self.rotation != (degrees := round(frame.rotation / 90) * 90 % 360):
+                if self.rotation != (degrees := round(-frame.rotation / 90) * 90 % 360):
                     self.rotation, turn = degrees, _Graph(*TURNS[degrees]) if degrees else None
+                frame.time_base = stream.time_base  # the last frames that the decoder gives come without one
                 if turn:
                     frame = turn(frame)
-                frame.pts, frame.time_base, frame.duration = pts, stream.time_base, duration
+                frame.pts, frame.duration = pts, duration
                 yield number, frame
 
     def _begin(self, container: av.container.InputContainer, stream: av.VideoStream) -> tuple[int, Iterator[av.Packet]]:
@@ -392,6 +420,18 @@ class Encoder:
         """Leave no file."""
         self._container.close()
         self.path.unlink()
+
+
+def try_encoder(crf: float, preset: str, threads: int) -> None:
+    """Encode one frame, so that an encoder which never works is not taken for a bad input. Raises what libav raises."""
+    tick = Fraction(1, 24)
+    info = Video(64, 64, 0, Fraction(1), "", "", 1 / tick, 0, 0.0, 0, tick, "", 0)
+    frame = Frame(64, 64, "yuv420p")
+    frame.pts = 0
+    with tempfile.TemporaryDirectory() as folder:
+        encoder = Encoder(Path(folder) / "try.mp4", info, crf, preset, threads)
+        encoder.write(frame, 1)
+        encoder.close()
 
 
 def webp(image: npt.NDArray[np.uint8], quality: int) -> bytes:
