@@ -134,7 +134,8 @@ def work(run: Run, attempt: Attempt, plan: AttemptPlan, stage: StagePlan, row: i
          here: Place) -> int:  # fmt: skip
     log, here = open_log(run, attempt, stage, row, here)
     earlier = earlier_starts(run, stage, here)
-    state = State([s for s in shards if s.id not in earlier.done], warning(stage.resources.time))
+    left = [s for s in shards if s.id not in earlier.done and s.id not in earlier.failed]
+    state = State(left, warning(stage.resources.time))
     give_up(log, state, earlier, here)
     # A signal only sets a flag; the loop wakes up through this pipe.
     wake_read, wake_write = os.pipe()
@@ -188,8 +189,9 @@ def work(run: Run, attempt: Attempt, plan: AttemptPlan, stage: StagePlan, row: i
     print(f"row {row} of {stage.name}: {state.done} shards done, {unfinished} left ({why})", flush=True)
     if state.closing == "time limit" and unfinished:
         if here.on_slurm:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             slurm.requeue(here.job)
-            time.sleep(60)  # Slurm ends us from here on
+            time.sleep(60)  # Slurm ends us, and the node is free at once
         return LOCAL_REQUEUE_RETURN_CODE
     return 0 if state.closing in ("", "node") or not unfinished else 128 + signal.SIGTERM
 
@@ -214,7 +216,7 @@ def open_log(run: Run, attempt: Attempt, stage: StagePlan, row: int, here: Place
 
 
 def earlier_starts(run: Run, stage: StagePlan, here: Place) -> records.Fold:
-    """What earlier starts of this very task got done. Their files are opened by name: no folder is listed."""
+    """What earlier starts of this very task came to. Their files are opened by name: no folder is listed."""
     out = records.Fold()
     for restart in range(here.restart):
         path = run.records(stage.name) / f"{here.job}.{restart}.jsonl"
