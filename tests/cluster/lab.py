@@ -69,6 +69,13 @@ class Lab:
         self.hpc("retry", self.run)
         return self.jobs()
 
+    def patch(self, file: str, old: str, new: str) -> None:
+        """Changes the code that the latest attempt will run with."""
+        path = self.attempts()[-1] / "code" / file
+        text = path.read_text()
+        assert text.count(old) == 1, f"{old} is not in {file}"
+        path.write_text(text.replace(old, new))
+
     @property
     def run(self) -> Path:
         """The run folder."""
@@ -106,11 +113,14 @@ class Lab:
         Returns the state of the run.
         """
         deadline = time.monotonic() + timeout
+        released: dict[str, float] = {}
         while left := self.queue():
             assert time.monotonic() < deadline, f"still in the queue after {timeout:g} s: {left}\n{self.logs()}"
             for job, state in left.items():
-                if state == "PENDING BeginTime":
+                # each time puts the start off by two seconds more
+                if state == "PENDING BeginTime" and time.monotonic() > released.get(job, 0.0) + 10:
                     self.cluster.release_requeue(job)
+                    released[job] = time.monotonic()
             time.sleep(0.2)
         return str(self.status()["state"])
 
@@ -173,6 +183,28 @@ class Lab:
         """scontrol show job: {"JobName": ...}. Of an array, its first record."""
         text = self.cluster.run("scontrol", "--oneliner", "show", "job", job).stdout.splitlines()[0]
         return dict(word.split("=", 1) for word in text.split() if "=" in word)
+
+
+def worker_of(task: str, restart: int = 0) -> int:
+    """The pid of the process that the batch script of an array task became."""
+    array, index = task.split("_")
+    marks = {f"SLURM_ARRAY_JOB_ID={array}", f"SLURM_ARRAY_TASK_ID={index}"}
+    if restart:
+        marks.add(f"SLURM_RESTART_COUNT={restart}")
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            said = (folder / "cmdline").read_text(), set((folder / "environ").read_text().split("\0"))
+        except OSError:
+            continue
+        if "hpc.batch.worker" in said[0] and marks <= said[1] and (restart or "SLURM_RESTART_COUNT=1" not in said[1]):
+            return int(folder.name)
+    raise AssertionError(f"no worker of {task} is running")
+
+
+def stage_of(worker: int) -> int:
+    """The pid of a worker's child, the process that runs the stage."""
+    [child] = Path(f"/proc/{worker}/task/{worker}/children").read_text().split()
+    return int(child)
 
 
 def read_lines(file: Path) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from conftest import Cluster
-from lab import Lab, wait_until
+from lab import Lab, wait_until, worker_of
 
 ECHO = {"kind": "stages:Echo"}
 CHAIN = {
@@ -145,20 +145,6 @@ def test_nothing_stays_in_the_queue_whatever_fails(cluster: Cluster, tmp_path: P
     assert sorted(p.name for p in Path(killed.output).iterdir()) == [
         "_hpc", "echo@v1", "join@v1", "join@v2", "note@v1", "shout@v1", "shout@v2"
     ]  # fmt: skip
-
-
-def worker_of(task: str) -> int:
-    """The pid of the process that the batch script of an array task became."""
-    array, index = task.split("_")
-    marks = {f"SLURM_ARRAY_JOB_ID={array}", f"SLURM_ARRAY_TASK_ID={index}"}
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            said = (folder / "cmdline").read_text(), (folder / "environ").read_text()
-        except OSError:
-            continue
-        if "hpc.batch.worker" in said[0] and marks <= set(said[1].split("\0")):
-            return int(folder.name)
-    raise AssertionError(f"no worker of {task} is running")
 
 
 def ended(lab: Lab) -> dict[str, list[str]]:
