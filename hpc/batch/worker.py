@@ -305,7 +305,7 @@ def receive(child: Child, state: State, log: records.Log) -> bool:
             note.fraction = reply.fraction
             log.write(note)
             continue
-        if child.start_seconds:  # told once, with the first shard: interpreter, imports, models
+        if child.start_seconds and reply.what == "done":  # once, with the first shard: imports, models
             reply.times["start"], child.start_seconds = child.start_seconds, 0.0
         order, child.order = child.order, None
         if reply.what == "stopped":
