@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import html
 import importlib
+import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -118,7 +119,7 @@ def _times(name: str, fold: status.records.Fold, requested: float) -> StageTime:
     return StageTime(
         stage=name, shards=len(done), **part, rest=max(0.0, sum(held) - sum(part.values())),
         median_shard=spent[len(spent) // 2] if spent else 0.0, slowest_shard=spent[-1] if spent else 0.0,
-        requested_seconds=requested, longest_task=max(held, default=0.0),
+        requested_seconds=float(requested), longest_task=max(held, default=0.0),
     )  # fmt: skip
 
 
@@ -243,12 +244,16 @@ body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;paddin
 h1{font-size:1.5rem;margin:0}h2{font-size:1.1rem;margin:2rem 0 .5rem}.dim{color:var(--dim)}
 table{border-collapse:collapse;width:100%}
 td,th{text-align:left;padding:.3rem .6rem;border-bottom:1px solid var(--line);vertical-align:top}
+th{white-space:nowrap;font-weight:600}td.bad{color:var(--bad);font-weight:600}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}code{font-size:.9em;overflow-wrap:anywhere}
-.bar{background:#8882;height:.6rem;border-radius:.3rem;min-width:6rem}
+.bar{background:#8883;height:.6rem;border-radius:.3rem;min-width:6rem;margin-top:.45rem}
 .bar i{display:block;height:100%;border-radius:.3rem;background:var(--good)}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(200px,1fr));gap:.8rem}
-figure{margin:0}figure img{width:100%;border-radius:.3rem;display:block}figcaption{font-size:.8rem;color:var(--dim)}
-.state{padding:.1rem .6rem;border-radius:1rem;color:#fff;background:var(--dim)}
+figure{margin:0;overflow-wrap:anywhere}figure img{width:100%;border-radius:.3rem;display:block}
+figcaption{font-size:.8rem;line-height:1.35;margin-top:.25rem;color:var(--dim)}
+.advice{border-left:.25rem solid var(--dim);background:#8881;padding:.5rem .9rem;margin:1rem 0}
+.advice.failed,.advice.incomplete{border-color:var(--bad)}.advice p{margin:.15rem 0}
+.state{padding:.15rem .7rem;border-radius:1rem;color:#fff;background:var(--dim);font-size:.9rem;vertical-align:.2em}
 .state.done{background:var(--good)}.state.failed,.state.incomplete{background:var(--bad)}
 .scroll{overflow-x:auto}
 """
@@ -256,6 +261,7 @@ figure{margin:0}figure img{width:100%;border-radius:.3rem;display:block}figcapti
 
 def page(report: Report, pictures: list[tuple[str, str, bytes]], note: str = "") -> str:
     e = lambda v: html.escape(str(v))
+    code = lambda v: re.sub(r"`([^`]+)`", r"<code>\1</code>", e(v))
     s, p = report.status, report.provenance
     git = p.get("git", {})
     out = [
@@ -269,7 +275,8 @@ def page(report: Report, pictures: list[tuple[str, str, bytes]], note: str = "")
         f"by {e(p.get('user', '?'))} on {e(p.get('host', '?'))}; written {e(report.made)}<br>",
         f"<code>{e(s.folder)}</code></p>",
     ]
-    out += [f"<p><b>{e(a)}</b></p>" for a in report.advice]
+    if report.advice:
+        out.append(f"<div class='advice {e(s.state)}'>" + "".join(f"<p>{code(a)}</p>" for a in report.advice) + "</div>")
     out.append("<h2>Stages</h2><div class=scroll><table><tr><th>stage<th>progress<th class=n>shards<th class=n>failed"
                "<th class=n>quarantined<th>made<th class=n>CPU-hours<th class=n>GPU-hours</tr>")  # fmt: skip
     for r in s.stages:
@@ -277,14 +284,14 @@ def page(report: Report, pictures: list[tuple[str, str, bytes]], note: str = "")
         out.append(
             f"<tr><td>{e(r.stage)}<br><span class=dim>{e(r.kind)}</span>"
             f"<td><div class=bar><i style='width:{100 * r.fraction:.1f}%'></i></div>"
-            f"<td class=n>{r.done}/{r.shards or '?'}<td class=n>{r.failed or ''}<td class=n>{r.quarantined or ''}"
+            f"<td class=n>{r.done}/{r.shards or '?'}<td class='n bad'>{r.failed or ''}<td class=n>{r.quarantined or ''}"
             f"<td>{e(made)}<br><code class=dim>{e(r.folder)}</code>"
             f"<td class=n>{r.cpu_seconds_held / 3600:.2f}<td class=n>{r.gpu_seconds / 3600:.2f}</tr>"
         )
-    columns = ("start", "work", "publish", "rest", "a shard", "slowest", "longest task", "time limit")
+    columns = ("start", "work", "publish", "rest", "median shard", "slowest shard", "longest task", "time limit")
     head = "".join(f"<th class=n>{c}" for c in columns)
     out.append(f"</table></div><h2>Where the time went</h2><div class=scroll><table><tr><th>stage{head}</tr>")
-    for t in report.times:
+    for t in (t for t in report.times if t.shards):
         cells = [f"{v:.1f} s" for v in (t.start, t.work, t.publish, t.rest, t.median_shard, t.slowest_shard)]
         cells += [seconds(t.longest_task), seconds(t.requested_seconds)]
         out.append(f"<tr><td>{e(t.stage)}" + "".join(f"<td class=n>{c}" for c in cells) + "</tr>")
@@ -294,7 +301,7 @@ def page(report: Report, pictures: list[tuple[str, str, bytes]], note: str = "")
         out.append(f"<h2>Failures</h2><div class=scroll><table><tr>{head}</tr>")
         for f in report.failures[:SHOWN]:
             out.append(f"<tr><td>{e(f.stage)}<td>{e(f.shard)}<td>{e(f.failure)}<td><code>{e(f.detail)}</code>"
-                       f"<td>{e(f.node)}<td>{e(f.remedy)}</tr>")  # fmt: skip
+                       f"<td>{e(f.node)}<td>{code(f.remedy)}</tr>")  # fmt: skip
         out.append("</table></div>")
     if report.quarantined:
         out.append("<h2>Quarantined inputs</h2><div class=scroll><table><tr><th>input<th>reason<th>what</tr>")
@@ -324,7 +331,7 @@ def write(run: Run, gathered: status.Gathered) -> Report:
     pictures, note = [], ""
     try:
         pictures = gallery(gathered)
-    except ImportError as error:  # a login node without pyarrow still gets its report
+    except (ImportError, ValueError) as error:  # a login node without pyarrow, or a stage's code, still gets its report
         note = f"no thumbnails: {error}"
     except (OSError, storage.StorageError) as error:
         note = f"no thumbnails: {error}"
