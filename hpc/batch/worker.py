@@ -85,6 +85,8 @@ class State(msgspec.Struct):
     deadline: float = 0.0
     done: int = 0
     node_failures: int = 0
+    bad_starts: int = 0
+    """Of processes that ended before they were ready."""
     left: int = 0
     """Shards given up for now."""
 
@@ -342,15 +344,20 @@ def failed(order: Order, why: str, detail: str, seconds: float, state: State, lo
 def bury(child: Child, state: State, log: records.Log) -> bool:
     """A child died. True if another should take its place."""
     status = child.process.wait()
+    words = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit {status}"
     if child.order:
         order, child.order = child.order, None
-        words = f"its process ended with {'signal ' + signal.Signals(-status).name if status < 0 else f'exit {status}'}"
-        failed(order, failure.of_exit(status), words, time.monotonic() - child.begun, state, log)
+        seconds = time.monotonic() - child.begun
+        failed(order, failure.of_exit(status), f"its process ended with {words}", seconds, state, log)
         return True
-    if not child.ready and not child.stopping:  # it never came up: an import error, a model that does not load
+    if not child.ready and not child.stopping:  # it never came up: an import error, a model too large for the memory
+        state.bad_starts += 1
+        if status < 0 and state.bad_starts < MAX_TRIES:
+            return True
+        why = failure.of_exit(status) if status < 0 else "code"
         for shard in state.todo:
-            log.write(records.Record("failed", shard.id, time.time(), failure="code",
-                                     detail=f"the stage did not start (exit {status}): see the log"))  # fmt: skip
+            log.write(records.Record("failed", shard.id, time.time(), failure=why,
+                                     detail=f"the stage did not start ({words}): see the log"))  # fmt: skip
         state.todo.clear()
         return False
     return not child.stopping
