@@ -276,7 +276,8 @@ def page(report: Report, pictures: list[tuple[str, str, bytes]], note: str = "")
         f"<code>{e(s.folder)}</code></p>",
     ]
     if report.advice:
-        out.append(f"<div class='advice {e(s.state)}'>" + "".join(f"<p>{code(a)}</p>" for a in report.advice) + "</div>")
+        words = "".join(f"<p>{code(a)}</p>" for a in report.advice)
+        out.append(f"<div class='advice {e(s.state)}'>{words}</div>")
     out.append("<h2>Stages</h2><div class=scroll><table><tr><th>stage<th>progress<th class=n>shards<th class=n>failed"
                "<th class=n>quarantined<th>made<th class=n>CPU-hours<th class=n>GPU-hours</tr>")  # fmt: skip
     for r in s.stages:
