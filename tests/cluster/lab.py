@@ -171,8 +171,8 @@ class Lab:
             inputs = [line["uri"] for lines in self.lines(stage).values() for line in lines]
             assert sorted(inputs) == [str(self.folder / "in" / f"{name}.txt") for name in names]
 
-    def digests(self, stage: str = "echo") -> dict[str, str]:
-        folder = Path(self.output, f"{stage}@v1")
+    def digests(self, stage: str = "echo", output: Path | None = None) -> dict[str, str]:
+        folder = Path(output or self.output, f"{stage}@v1")
         return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.iterdir() if p.name[0] != "_"}
 
     def logs(self) -> str:
