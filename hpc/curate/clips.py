@@ -201,29 +201,25 @@ class Source:
             labeller = split.Strides(self.info, rules.stride, own[0])
         cutter = split.Cutter(self.info, rules, labeller.first, own, functools.partial(Clip, self))
         decoder = video.Decoder(file, labeller.begin, at)
-        begin = end = None  # times between which the frames are this span's own
-        number = -1
+        number, ticks = -1, 0
+        before = None  # time of the frame before, if it is this span's own
         for number, frame in decoder:
             if number % CHECK_EVERY == 0:
                 self.shard.work.check()
             if number % PROGRESS_EVERY == 0:
                 self._progress(number, own)
-            if number >= own[0]:
-                begin = frame.pts if begin is None else begin
-                if number < own[1]:
-                    counts["frames"] += 1
-                    end = frame.pts + frame.duration
-                elif end is not None:
-                    end = min(end, frame.pts)
+            ticks += frame.pts - before if before is not None else 0
+            before = frame.pts if own[0] <= number < own[1] else None
+            counts["frames"] += before is not None
             cutter.push(number, frame, labeller.push(number, frame))
             if cutter.done:
                 break
         else:
+            ticks += frame.duration if before is not None else 0
             cutter.finish(labeller.finish())
             counts["damaged_frames"] += max(0, (at.frames if at else self.info.frames) - number - 1)
         counts["damaged_frames"] += decoder.damaged
-        if begin is not None and end is not None:
-            counts["video_seconds"] += float((end - begin) * self.info.time_base)
+        counts["video_seconds"] += float(ticks * self.info.time_base)
 
     def _progress(self, number: int, own: tuple[int, float]) -> None:
         work, counts = self.shard.work, self.shard.counts

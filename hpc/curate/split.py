@@ -197,8 +197,10 @@ class Cutter:
         self._skip(shot.start)
         limit = self.known if shot.end is None else shot.end
         limit_pts = next((w.pts for w in self.queue if w.number >= limit), self.end)
-        if limit_pts is None:
-            return False
+        if limit_pts is None:  # all frames that came have labels; the end of the newest is not known yet
+            if not self.queue:
+                return False
+            limit, limit_pts = self.queue[-1].number, self.queue[-1].pts
         if shot.pts is None and self.queue and self.queue[0].number < limit:
             shot.pts = self.queue[0].pts
         while self.queue and self.queue[0].number < limit:
@@ -209,7 +211,7 @@ class Cutter:
                     break
                 self._add(shot, number, pts, end, frame)
             self.queue.popleft()
-        if shot.end is None:
+        if shot.end is None or limit < shot.end:
             return False
         if shot.pts is not None and not shot.clips:  # nothing left after cropping
             self._open(shot, shot.start, shot.pts, "short")

@@ -163,14 +163,14 @@ def probe(source: Source) -> Video:
             height=frame.height,
             rotation=decoder.rotation,
             pixel_aspect=1 / aspect if decoder.rotation in (90, 270) else aspect,
-            codec=stream.codec_context.name,
+            codec=stream.codec_context.codec.canonical_name,
             pix_fmt=frame.format.name,
             fps=_fps(stream),
             frames=len(_indexed(container, stream)) or stream.frames,
             duration=duration or (container.duration or 0) / av.time_base,
             start_pts=frame.pts,
             time_base=stream.time_base,
-            audio_codec=audio.name if audio else "",
+            audio_codec=audio.codec.canonical_name if audio else "",
             bytes=_size(source),
         )
 
