@@ -27,7 +27,7 @@ def info(fps: int = 25) -> video.Video:
 
 
 def rules(**changes: Any) -> Split:
-    return Split(crop=Seconds(0.1), max_clip=Seconds(1.0), **changes)
+    return Split(crop=Seconds(0.1), min_clip=Seconds(0.5), max_clip=Seconds(1.0), **changes)
 
 
 class Recorder:
