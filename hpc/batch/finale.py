@@ -48,7 +48,11 @@ def may_retry(made: report.Report, gathered: status.Gathered) -> bool:
     if plan.attempt > plan.retries:
         return False
     left = any(r.missing for r in made.status.stages)
-    worth = [f for f in made.failures if failure.REMEDIES[f.failure].unattended]
+    domains = {name: stage.domain for name, stage in gathered.stages.items()}
+    final = {(domains[f.stage], f.shard) for f in made.failures if not failure.REMEDIES[f.failure].unattended}
+    # not those either that only failed because an earlier stage of the same shard did, which is for a person
+    worth = [f for f in made.failures
+             if failure.REMEDIES[f.failure].unattended and (domains[f.stage], f.shard) not in final]  # fmt: skip
     progress = plan.attempt == 1 or any(
         w.attempt == plan.attempt for fold in gathered.folds.values() for s, w in fold.where.items() if s in fold.done
     )

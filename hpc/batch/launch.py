@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,13 +91,14 @@ def cluster_of(run: Run) -> Cluster:
     return jsons.decode((run.latest().folder / "cluster.json").read_bytes(), Cluster)
 
 
-def unattended(run: Run) -> None:
-    """The report job's own retry."""
+def unattended(run: Run) -> bool:
+    """The report job's own retry. False if there was nothing to do."""
     spec = spec_of(run)
     own = os.environ.get("SLURM_JOB_ID", "")
     prepared = plan(spec, cluster_of(run), run.folder.parent, on_slurm=True, command=["unattended retry"], own_job=own)
     if prepared.attempt:
         print(submit(prepared))
+    return prepared.attempt is not None
 
 
 def main(folder: str, attempt: str = "") -> int:
@@ -106,11 +108,14 @@ def main(folder: str, attempt: str = "") -> int:
         print(f"attempt {run.latest().number} came after {attempt}: its own report job will write the report")
         return 0
     made, gathered = finale.finale(run, ask_slurm=True)
-    again = finale.may_retry(made, gathered)
-    if again:
+    again = False
+    if finale.may_retry(made, gathered):
         print(f"unattended retry {gathered.plan.attempt} of {gathered.plan.retries}", flush=True)
-        unattended(run)
-    elif gathered.plan.notify.get("webhook"):
+        try:
+            again = unattended(run)
+        except Exception:  # whatever it is: whoever waits for the end of this run is told of it all the same
+            traceback.print_exc()
+    if not again and gathered.plan.notify.get("webhook"):
         finale.notify(run, made, gathered.plan.notify["webhook"])
     return 0
 
