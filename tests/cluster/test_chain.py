@@ -7,15 +7,10 @@ import json
 import os
 import shutil
 import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
 
 from conftest import Cluster
-from lab import Lab, wait_until, worker_of
+from lab import Lab, wait_until, webhook, worker_of
 
 ECHO = {"kind": "stages:Echo"}
 CHAIN = {
@@ -23,26 +18,6 @@ CHAIN = {
     "join": {"kind": "stages:Join", "needs": "echo", "lines": 1},
     "shout": {"kind": "stages:Note", "needs": "join", "prompt": "shout"},
 }
-
-
-@contextmanager
-def webhook() -> Iterator[tuple[str, list[Any]]]:
-    """A server's URL, and the bodies that were posted to it."""
-    posted: list[Any] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/hook", posted
-        server.shutdown()
 
 
 def test_stages_wait_for_what_they_need_and_no_longer(cluster: Cluster, tmp_path: Path) -> None:
