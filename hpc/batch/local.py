@@ -7,6 +7,7 @@ with USR2 ahead of its time limit and starts it again when it leaves with the re
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -77,6 +78,10 @@ def execute(run: Run, attempt: Attempt, env: dict[str, str], cores: int, tick: C
     plan = attempt.plan()
     tasks = tasks_of(attempt, plan)
     saved = dict(os.environ)
+    # `kill` and a closed terminal end a run as Ctrl-C does; what is ignored (nohup) stays ignored
+    ends = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is signal.SIG_DFL]
+    for signum in ends:
+        signal.signal(signum, lambda *_: os.kill(os.getpid(), signal.SIGINT))
     os.environ.update(env, PYTHONPATH=str(attempt.code), PYTHONDONTWRITEBYTECODE="1", PYTHONUNBUFFERED="1")
     try:
         while any(t.state in ("waiting", "running") for t in tasks):
@@ -99,6 +104,8 @@ def execute(run: Run, attempt: Attempt, env: dict[str, str], cores: int, tick: C
         _stop(tasks)
         raise
     finally:
+        for signum in ends:
+            signal.signal(signum, signal.SIG_DFL)
         os.environ.clear()
         os.environ.update(saved)
         for folder in {t.stage for t in tasks}:
@@ -113,8 +120,13 @@ def _start(executor_class: type, run: Run, attempt: Attempt, stage: StagePlan, t
         timeout_min=stage.resources.time / 60, signal_delay_s=warning(stage.resources.time), stderr_to_stdout=True,
         gpus_per_node=stage.resources.gpus * stage.resources.workers,
     )  # fmt: skip
-    task.job = executor.submit(run_task, str(run.folder), stage.name, attempt.number, task.row)
-    task.state = "running"
+    # Ctrl-C goes to every process of the terminal: the tasks' don't listen, this one tells them to leave
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        task.job = executor.submit(run_task, str(run.folder), stage.name, attempt.number, task.row)
+        task.state = "running"
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def _reap(run: Run, attempt: Attempt, tasks: list[Task]) -> None:
@@ -143,14 +155,15 @@ def _skip_rows_that_are_not_there(attempt: Attempt, plan: AttemptPlan, tasks: li
 
 
 def _stop(tasks: list[Task]) -> None:
-    """Ctrl-C: tell every task to leave, and wait until they have."""
-    running = [t for t in tasks if t.state == "running"]
-    for task in running:
-        task.job.cancel()  # type: ignore[attr-defined]
-    until = time.monotonic() + 30
-    for task in running:
-        while not task.job.done() and time.monotonic() < until:  # type: ignore[attr-defined]
-            time.sleep(0.1)
+    """Tell every task to leave (again each second: one may just be starting), and wait until they have."""
+    left = [t for t in tasks if t.state == "running"]
+    for moment in range(300):
+        left = [t for t in left if not t.job.done()]  # type: ignore[attr-defined]
+        for task in left if moment % 10 == 0 else []:
+            os.kill(int(task.job.job_id), signal.SIGTERM)  # type: ignore[attr-defined]  # submitit passes it on
+        if not left:
+            break
+        time.sleep(0.1)
 
 
 def log_of(task: Task) -> Path | None:
