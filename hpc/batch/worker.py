@@ -93,7 +93,7 @@ class State(msgspec.Struct):
 
 def place() -> Place:
     """From Slurm's variables, through submitit. Without Slurm a task has no number but its row."""
-    if "SLURM_JOB_ID" in os.environ:
+    if "SLURM_JOB_ID" in os.environ and os.environ.get("SUBMITIT_EXECUTOR") != "local":  # `hpc run` works within jobs
         os.environ.setdefault("SUBMITIT_EXECUTOR", "slurm")  # how JobEnvironment knows which variables to read
     else:
         return Place("", "", 0, 0, os.uname().nodename, False)
