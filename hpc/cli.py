@@ -28,7 +28,9 @@ def main(argv: list[str] | None = None) -> int:
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         overrides.extend(rest)
     try:
-        return args.call(args)
+        status = args.call(args)
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         return 130
@@ -45,8 +47,7 @@ def main(argv: list[str] | None = None) -> int:
 def _expected(error: Exception) -> bool:
     """Errors that a person can act on are shown as their text alone."""
     names = {cls.__name__ for cls in type(error).__mro__}
-    known = {"SpecErrors", "InputError", "SlurmError", "StorageError", "Conflict", "Busy", "FileNotFoundError",
-             "PermissionError", "ValueError"}  # fmt: skip
+    known = {"SpecErrors", "InputError", "SlurmError", "StorageError", "Conflict", "Busy", "OSError", "ValueError"}
     return bool(names & known)
 
 

@@ -143,7 +143,12 @@ class Attempt(msgspec.Struct, frozen=True):
         return self.folder / "code"
 
     def plan(self) -> AttemptPlan:
-        return jsons.decode((self.folder / "plan.json").read_bytes(), AttemptPlan)
+        path = self.folder / "plan.json"
+        try:
+            return jsons.decode(path.read_bytes(), AttemptPlan)
+        except msgspec.DecodeError as error:
+            raise ValueError(f"{path}: damaged, or of another version of hpc ({error}): submit the spec anew, what is "
+                             "done stays done") from error  # fmt: skip
 
     def barrier(self, stage: str) -> Path:
         """What the barrier of this stage froze; exists once it has."""
