@@ -92,7 +92,7 @@ def alive(pid: int) -> bool:
 
 def test_processes_may_be_killed_at_any_moment(cluster: Cluster, tmp_path: Path) -> None:
     moments = random.Random(1)
-    echo = {"kind": "stages:Echo", "seconds": 0.3, "resources": {"cpus": 1}}
+    echo = {"kind": "stages:Echo", "seconds": 0.6, "resources": {"cpus": 1}}
     lab = Lab(cluster, tmp_path / "lab", {"echo": echo, "note": NOTE}, map(str, range(24)), per_task=3)
     job = lab.submit()["echo"]
     # the workers of tasks 0 to 4 are killed, and in tasks 5 and 6 the processes that run the stage

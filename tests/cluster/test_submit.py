@@ -78,13 +78,13 @@ def test_a_task_on_a_whole_node_runs_as_many_workers_as_fit(cluster: Cluster, tm
     look = LOOK | {"resources": {"gpus": 1, "cpus": 2}, "together": 8, "flags": str(tmp_path / "flags")}
     preset = {"whole_nodes": True, "cpus_per_node": 16, "gpus_per_node": 8, "gpu_type": "h100"}
     lab = Lab(cluster, tmp_path / "lab", {"look": look}, map(str, range(8)), per_task=8, preset=preset)
-    lab.submit()
+    job = lab.submit()["look"]
     assert lab.finish() == "done"
     assert len({record["job"] for record in lab.records("look")}) == 1
     seen = [json.loads(p.read_text())["env"] for p in Path(lab.output, "look@v1").glob("0*.json")]
     assert sorted(env["CUDA_VISIBLE_DEVICES"] for env in seen) == [str(gpu) for gpu in range(8)]
     assert {env["OMP_NUM_THREADS"] for env in seen} == {"2"}
-    given = accounted(lab, "AllocTRES")[0].partition("|")[2]
+    [given] = [line.partition("|")[2] for line in accounted(lab, "AllocTRES") if array_of(line) == job]
     assert {"cpu=16", "gres/gpu:h100=8", "mem=62.50G"} <= set(given.split(","))
 
 
@@ -123,7 +123,8 @@ def test_the_shell_that_submits_changes_nothing(cluster: Cluster, tmp_path: Path
     with held(cluster):
         lab.submit(env={"TOKEN": "clean"})
         clean = shown(lab)
-        lab.hpc("cancel", lab.run)
+        lab.hpc("cancel", lab.run, env=HARMFUL)
+        assert not lab.queue()
         for folder in ("runs", "out"):
             shutil.rmtree(lab.folder / folder)
         lab.submit(env=mine | HARMFUL)
@@ -157,7 +158,7 @@ def shown(lab: Lab) -> list[str]:
     """All that Slurm knows of the run's jobs, but times and priorities. Jobs have numbers instead of ids, and what is
     about one task only is left out: Slurm keeps an array as one record or as several, as it happens."""
     names = {job["job"]: f"<job {i}>" for i, job in enumerate(lab.submitted())}
-    passing = "Time=", "Priority=", "LastSchedEval=", "AllocNode:Sid=", "Reason=", "ArrayTaskId="
+    passing = "Time=", "Priority=", "LastSchedEval=", "AllocNode:Sid=", "Reason=", "Scheduler=", "ArrayTaskId="
     with_ids = "JobId=", "ArrayJobId=", "Dependency=", "StdErr=", "StdOut="
     known = []
 
@@ -167,7 +168,7 @@ def shown(lab: Lab) -> list[str]:
     for job in names:
         words = set()
         text = lab.cluster.run("scontrol", "--oneliner", "show", "job", job).stdout
-        for word in hide(text).split():
+        for word in hide(text).replace("NumNodes=1-1", "NumNodes=1").split():
             if word.startswith(with_ids):
                 word = re.sub(r"\d+(_\d+)?", lambda id: names.get(id[0].split("_")[0], ""), word)
             if not any(name in word for name in passing) and word != "JobId=":
@@ -218,7 +219,7 @@ def test_the_plan_is_what_runs_and_every_script_runs_by_hand(cluster: Cluster, t
 def test_check_asks_slurm(cluster: Cluster, tmp_path: Path) -> None:
     stages = {"echo": ECHO, "note": NOTE | {"resources": {"gpus": 9}}}
     lab = Lab(cluster, tmp_path / "lab", stages, ["a"])
-    said = lab.hpc("check", lab.spec, check=False)
+    said = lab.hpc("check", lab.spec, env=HARMFUL, check=False)
     assert said.startswith("1 ") and "Slurm would refuse note: " in said and "refuse echo" not in said
     (lab.folder / "clusters" / "other.yaml").write_text("partition: nowhere\n")
     facts = json.loads(lab.hpc("check", lab.spec, "--cluster=other", "--json", check=False)[2:])
