@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -37,14 +36,10 @@ def check_idle(run: Run, own_job: str = "") -> dict[tuple[str, str], str]:
             task = ended.get(worker.job)
             if task:
                 lost[name, shard] = failure.of_state(task.state)
-            elif worker.job.startswith("local") and time.time() - record.t < 2 and not _gone(worker.node, worker.t):
-                raise Busy(f"{run.id} is being worked on by a local run right now")
+            elif worker.job.startswith("local") and worker.run == run.id and status.lives(worker, record, {}):
+                where = f"process {worker.raw_job} on {worker.node}"
+                raise Busy(f"{run.id} is being worked on by a local run right now: {where}")
     return lost
-
-
-def _gone(node: str, since: float) -> bool:
-    """A worker elsewhere can't be looked at; one that wrote nothing for long is gone."""
-    return node != os.uname().nodename or time.time() - since > 86400
 
 
 def plan(spec: Spec, cluster: Cluster, base: Path, *, on_slurm: bool, command: list[str],

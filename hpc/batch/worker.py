@@ -96,7 +96,7 @@ def place() -> Place:
     if "SLURM_JOB_ID" in os.environ and os.environ.get("SUBMITIT_EXECUTOR") != "local":  # `hpc run` works within jobs
         os.environ.setdefault("SUBMITIT_EXECUTOR", "slurm")  # how JobEnvironment knows which variables to read
     else:
-        return Place("", "", 0, 0, os.uname().nodename, False)
+        return Place("", str(os.getpid()), 0, 0, os.uname().nodename, False)
     env = JobEnvironment()
     return Place(
         job=env.job_id,
