@@ -180,7 +180,7 @@ def lay(folder: Path, files: list[list[records.Line]]) -> None:
         write(folder, *lines)  # type: ignore[arg-type]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(histories(), st.randoms(use_true_random=False))
 def test_the_order_of_files_does_not_show(files: list, by: random.Random) -> None:
     ordered, shuffled = Fold(), Fold()
@@ -200,7 +200,7 @@ def test_the_order_of_files_does_not_show(files: list, by: random.Random) -> Non
     assert not states[0] & set(a["failed"])
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(histories(), st.data())
 def test_compacting_changes_nothing(tmp_path_factory: pytest.TempPathFactory, files: list, data: st.DataObject) -> None:
     folder = tmp_path_factory.getbasetemp() / "compacting"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import resource
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ import runs
 
 from hpc.batch import prepare, records
 from hpc.batch.records import End, Record
+from hpc.batch.run import Run
 from hpc.data import storage
 
 ROW = 5
@@ -284,6 +287,26 @@ def test_a_shard_that_takes_its_workers_along_is_given_up(tmp_path: Path) -> Non
     assert list(fold.done) == ["000001"]
     assert (fold.failed["000000"].failure, fold.failed["000000"].detail) == (
         "lost", "3 workers vanished while they were on it")  # fmt: skip
+
+
+def test_killed_under_hpc_run(undisturbed: tuple[Path, dict], tmp_path: Path) -> None:
+    """While one run works, a second one waits for nothing and says so; a worker that is gone is known to be gone."""
+    spec = over(undisturbed, tmp_path, echo(seconds=1.0))
+    command = [sys.executable, "-m", "hpc.cli", "run", str(spec), "--json"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=runs.environment(), text=True, stdout=subprocess.PIPE)
+    with runs.ended(process):
+        run = Run(runs.until(lambda: next(iter((tmp_path / "runs").glob("t-*/attempt-1/plan.json")), None)).parents[1])
+        runs.until(lambda: runs.said(run, "start"))
+        busy = runs.hpc("run", spec, code=2).stderr
+        workers = {int(line.raw_job) for line in runs.lines(run) if isinstance(line, records.Worker)}
+        assert f"{run.id} is being worked on by a local run right now: process " in busy
+        for pid in workers:
+            os.kill(pid, signal.SIGKILL)
+        out, _ = process.communicate(timeout=60)
+    assert process.returncode == 1 and json.loads(out)[0]["state"] == "incomplete"
+    assert runs.facts("run", spec)[0]["state"] == "done", "at once"
+    whole(tmp_path, undisturbed)
+    assert len(runs.said(run, "start")) <= ROW + 2
 
 
 # Signals
