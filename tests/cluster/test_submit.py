@@ -66,11 +66,14 @@ def accounted(lab: Lab, fields: str) -> list[str]:
     jobs = {job["job"] for job in lab.submitted()}
     command = ("sacct", "-nXP", "-o", f"JobID,{fields}", "-j", ",".join(sorted(jobs)))
 
-    def known() -> list[str]:
-        return lab.cluster.run(*command).stdout.splitlines()
+    known: list[str] = []
 
-    wait_until(lambda: {array_of(line.split("|")[0]) for line in known()} == jobs, f"sacct knows jobs {jobs}")
-    return known()
+    def complete() -> bool:
+        known[:] = lab.cluster.run(*command).stdout.splitlines()
+        return {array_of(line.split("|")[0]) for line in known} == jobs
+
+    wait_until(complete, f"sacct knows jobs {jobs}")
+    return known
 
 
 def test_a_task_on_a_whole_node_runs_as_many_workers_as_fit(cluster: Cluster, tmp_path: Path) -> None:
