@@ -318,6 +318,21 @@ def test_tars_of_videos(stage: Stage, videos: dict[str, Path], tmp_path: Path, p
     assert [row[5][".mp4"] for row in of_tar] == [row[5][".mp4"] for row in alone.values()]
 
 
+def test_a_tar_that_is_cut_short(stage: Stage, videos: dict[str, Path], tmp_path: Path) -> None:
+    """Of two members with one name the last counts; what is not there in full is not looked at."""
+    path, short = tmp_path / "in.tar", videos["short"].read_bytes()
+    with tarfile.open(path, "w") as tar:
+        for name, content in (("a.mp4", b"old"), ("b.mp4", short), ("a.mp4", short), ("c.mp4", short)):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    path.write_bytes(path.read_bytes()[: -len(short) // 2 - 10240])
+    made = stage(Clips(split=SECONDS, encode=FAST), item(path))
+    assert [row["member"] for row in rows(made)] == ["a.mp4"] * 3 + ["b.mp4"] * 3
+    ((bad,), detail) = made.bad, made.bad[0].detail
+    assert (bad.uri, bad.reason) == (str(path), "corrupt") and "cut short behind 2 videos" in detail
+
+
 def test_objects_of_s3(stage: Stage, videos: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The same clips from an object, span by span; and an object that was replaced is told from one that is gone."""
     settings = Clips(split=SECONDS, encode=FAST)
@@ -369,9 +384,11 @@ def test_it_stops_when_told(stage: Stage, videos: dict[str, Path]) -> None:
         if calls > 5:
             raise Stopped
 
-    with pytest.raises(Stopped):
-        stage(Clips(split=SECONDS, encode=FAST), item(videos["even"]), check=check)
-    assert not list((stage.folder / f"{stage.runs}").glob("*.tar"))
+    for part, parts in ((0, 1), (1, 2)):
+        calls = 0
+        with pytest.raises(Stopped):
+            stage(Clips(split=SECONDS, encode=FAST), item(videos["uneven"], part, parts), check=check)
+        assert calls == 6 and not list((stage.folder / f"{stage.runs}").glob("*.tar"))
 
 
 def test_progress_rises(stage: Stage, videos: dict[str, Path]) -> None:

@@ -32,6 +32,7 @@ FILES: dict[str, list[str]] = {
     "plain.mkv": COPY,
     "no-length.mkv": [*COPY, "-f", "matroska", "-live", "1"],
     "plain.ts": COPY,
+    "small.ts": [*SOURCE, "-vf", "scale=160:120", *X264, "-frames:v", "10"],
     "plain.avi": [*SOURCE, "-c:v", "mpeg4", "-g", "24", "-bf", "2"],
     "plain.mpg": [*SOURCE, "-c:v", "mpeg2video", "-g", "15", "-bf", "2"],
     "plain.webm": [*SOURCE, "-c:v", "libvpx-vp9", "-deadline", "realtime", "-cpu-used", "8", "-g", "24"],
@@ -189,7 +190,7 @@ def test_damage_in_the_middle_is_survived_and_counted(made: Callable[[str], Path
 
 SEEKABLE = ["plain.mp4", "open-gop.mp4", "fragments.mp4", "plain.mkv", "no-length.mkv", "plain.ts", "plain.avi",
             "plain.mpg", "plain.webm", "jpeg.mov", "plain.gif", "vfr.mp4", "vfr.mkv", "late.mp4",
-            "tall.mp4"]  # fmt: skip
+            "tall.mp4", "edit-list.mp4"]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SEEKABLE)
@@ -247,6 +248,16 @@ def test_joined_recordings_go_on(made: Callable[[str], Path], tmp_path: Path) ->
     times = [frame.pts for _, frame in video.Decoder(path)]
     assert len(times) == 192 and all(0 < b - a < 9000 for a, b in itertools.pairwise(times))
     assert video.index(path) is None
+
+
+def test_a_size_that_changes_in_the_middle(made: Callable[[str], Path], tmp_path: Path) -> None:
+    """The clip keeps the size of the video's first frame."""
+    path = tmp_path / "joined.ts"
+    path.write_bytes(made("plain.ts").read_bytes() + made("small.ts").read_bytes())
+    sizes = [(frame.width, frame.height) for _, frame in video.Decoder(path)]
+    assert set(sizes[:96]) == {(320, 180)} and set(sizes[96:]) == {(160, 120)} and len(sizes) == 106
+    found = encoded(tmp_path / "clip.mp4", path, range(90, 106))
+    assert (found.width, found.height, found.frames) == (320, 180, 16)
 
 
 @pytest.mark.parametrize("name", ["tall.mp4", "upside-down.mp4", "left.mp4"])

@@ -115,17 +115,42 @@ def open_input(item: Item) -> BinaryIO:
 
 
 def videos_in_tar(item: Item, file: BinaryIO) -> Iterator[tuple[str, BinaryIO]]:
-    """(name, file) of the videos in a tar; of a tar planned in parts, those of this part."""
+    """(name, file) of the videos in a tar; of a tar planned in parts, those of this part. Of members with the same name
+    the last counts, as tar has it. Raises BadInput; for a tar that is cut short only after what is there."""
+    found: dict[str, tarfile.TarInfo] = {}
+    cut_short = None
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:
-            found = [m for m in tar if m.isreg() and m.name.lower().endswith(VIDEO) and "/." not in f"/{m.name}"]
-            if not found:
+            try:
+                for member in tar:
+                    name = member.name
+                    if member.isreg() and name.lower().endswith(VIDEO) and "/." not in f"/{name}":
+                        found[name] = member
+            except tarfile.TarError as error:
+                cut_short = error
+                found = {name: m for name, m in found.items() if m.offset_data + m.size <= item.size}
+            if not found and not cut_short:
                 raise BadInput(item.uri, "no-videos-in-tar", f"no file in it ends with {' '.join(VIDEO)}")
             first, last = (len(found) * part // item.parts for part in (item.part, item.part + 1))
-            for member in found[first:last]:
+            for member in list(found.values())[first:last]:
                 yield member.name, tar.extractfile(member)
     except tarfile.TarError as error:
         raise BadInput(item.uri, "corrupt", f"not a tar: {error}") from error
+    if cut_short:
+        raise BadInput(item.uri, "corrupt", f"cut short behind {len(found)} videos: {cut_short}")
+
+
+class Watched:
+    """A file that looks, whenever it is read, whether the worker was told to stop: counting the frames of a long input
+    reads all of it before the first frame is decoded."""
+
+    def __init__(self, file: BinaryIO, check: Callable[[], None]) -> None:
+        self.file, self.check = file, check
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        self.check()
+        return self.file.read(size)
 
 
 def span(part: int, parts: int, frames: int) -> tuple[int, float]:
@@ -148,9 +173,9 @@ class Shard:
     def add(self, item: Item, member: str, file: BinaryIO) -> None:
         """Cut one video."""
         uri = f"{item.uri}#{member}" if member else item.uri
+        watched: Any = Watched(file, self.work.check)
         try:
-            source = Source(self, item, member, uri, video.probe(file))
-            source.cut(file)
+            Source(self, item, member, uri, video.probe(watched)).cut(watched)
         except BadInput as error:
             self.bad.append(Bad(uri, error.bad.reason, error.bad.detail))
         except Exception as error:
@@ -280,7 +305,7 @@ class Clip:
     def _encode(self) -> None:
         if self.encoder is None:
             shard, e = self.source.shard, self.source.shard.settings.encode
-            path = shard.work.scratch / "clip.mp4"
+            path = shard.work.scratch / f"{len(shard.rows)}.mp4"  # a new name, should an error have left one behind
             self.encoder = video.Encoder(path, self.source.info, e.crf, e.preset, e.threads)
         for frame, duration in self.held:
             self.middle.take(frame)
