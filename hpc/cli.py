@@ -128,6 +128,7 @@ def check(args: argparse.Namespace) -> int:
     for spec in load(args):
         cluster = cluster_for(spec)
         where = prepare.domains(spec)
+        os.environ.update(cluster.env | spec.env)
         suffixes = tuple(x for s in spec.stages.values() if not s.needs for x in s.settings.INPUT_SUFFIXES)
         listing = inputs.resolve(spec.inputs, suffixes)
         total = sum(e.size for e in listing.entries)
@@ -165,13 +166,13 @@ def _summary(p: Any) -> list[str]:
     ignored = "".join(f"; ignored {n} x {s}" for s, n in sorted(p.ignored.items()))
     many = lambda n, word: f"{n:,} {word}{'s' * (n != 1)}"
     lines = [f"{p.run.id}: {many(p.inputs, 'input')} in {many(p.shards, 'shard')} ({p.new_shards:,} new){ignored}"]
+    lines += [f"  out of reach, so that what it made is made again and compared: {folder}" for folder in p.unreachable]
     if p.attempt is None:
         folders = "".join(f"\n  {name}: {folder}" for name, folder in p.folders.items())
         return [*lines, f"nothing to do: every shard of every stage is done{folders}"]
     for name, n in p.missing.items():
         lines.append(f"  {name}: {p.shards - n:,} done, {n:,} to do")
-    if p.excluded:
-        lines.append(f"  nodes kept away from: {', '.join(p.excluded)}")
+    lines += [f"  {stage} is kept away from {', '.join(nodes)}" for stage, nodes in p.excluded.items() if nodes]
     return lines
 
 
@@ -192,17 +193,23 @@ def plan(args: argparse.Namespace) -> int:
 def submit(args: argparse.Namespace) -> int:
     from hpc.batch import launch
 
-    facts, lines = [], []
+    facts, lines, bad = [], [], 0
     for spec in load(args):
         if spec.cluster == "local":
             raise ValueError("`local` is this machine: use `hpc run`, or name a cluster preset with --cluster NAME")
-        p = _prepared(args, spec, cluster_for(spec), True)
+        try:
+            p = _prepared(args, spec, cluster_for(spec), True)
+        except launch.Busy as error:  # of a matrix, the others may go ahead
+            bad += 1
+            facts.append({"run": f"{spec.name}-{spec.hash}", "busy": str(error)})
+            print(f"hpc submit: {spec.name}-{spec.hash}: {error}", file=sys.stderr)
+            continue
         lines += _summary(p)
         if p.attempt:
             lines += [launch.submit(p).strip(), f"  hpc status {p.run.id}"]
         facts.append(_facts(p) | {"jobs": [j.job for j in p.attempt.jobs()] if p.attempt else []})
     emit(args, facts, lines)
-    return 0
+    return 2 if bad else 0
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ is always made from one list: shards that finish later make a new version of it,
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -21,9 +22,16 @@ from hpc.data import storage
 
 def run(run: Run, attempt: Attempt, name: str) -> int:
     """Exit status: 0, or 1 if too few shards are good (what waits for this barrier is then cancelled)."""
+    if attempt.barrier(name).exists():
+        print(f"{name}: this barrier has run already")  # requeued after its node was lost: what it froze holds
+        return 0
     attempt_plan = attempt.plan()
     stage = attempt_plan.stage(name)
-    runs = ledger.runs(attempt_plan.output)
+    runs, lost = ledger.runs(attempt_plan.output)
+    if gone := sorted({str(f) for f in lost} - set(attempt_plan.unreachable)):
+        words = f"out of reach from {os.uname().nodename}, with records that count: {', '.join(gone)}"
+        print(f"{name}: {words}", file=sys.stderr)
+        return 1
     scope = domain_scope(attempt, attempt_plan, stage)
     needed = [frozen_stage(attempt, attempt_plan, n) for n in stage.needs]
     for need in needed:
@@ -42,16 +50,17 @@ def run(run: Run, attempt: Attempt, name: str) -> int:
     stage.fingerprint = prepare.frozen_fingerprint(stage.fingerprint, frozen)
     stage.folder = begin(attempt_plan.output, stage, frozen)
     shards = frozen_plan(stage, good, {n.name: n for n in needed}, attempt_plan)
-    fold = prepare.fold_stage(runs, name, stage.fingerprint)
     members = [s for s in attempt_plan.stages if s.domain == name and s.name != name]
-    missing = [s for s in shards if s.id not in fold.done] if not members else shards
-    cuts = plan.pack([1.0] * len(missing), max(1.0, len(missing) / stage.width), float("inf"), stage.width)
-    attempt.write_rows(name, [plan.Row(i, missing[a:b]) for i, (a, b) in enumerate(cuts)])
     for member in members:
         member.fingerprint = prepare.frozen_fingerprint(member.fingerprint, stage.fingerprint)
         member.folder = begin(attempt_plan.output, member, "")
-        jsons.write(attempt.barrier(member.name), member)
-    jsons.write(attempt.barrier(name), stage)
+    done = {s.name: set(prepare.fold_stage(runs, s.name, s.fingerprint).done) for s in [stage, *members]}
+    missing = [s for s in shards if any(s.id not in ids for ids in done.values())]
+    cuts = plan.pack([1.0] * len(missing), max(1.0, len(missing) / stage.width), float("inf"), stage.width)
+    attempt.write_rows(name, [plan.Row(i, missing[a:b]) for i, (a, b) in enumerate(cuts)])
+    for one in [*members, stage]:
+        one.done = [s.id for s in missing if s.id in done[one.name]]
+        jsons.write(attempt.barrier(one.name), one)
     print(f"{name}: {len(shards)} shards in {stage.folder}, {len(missing)} to make in {len(cuts)} tasks")
     return 0
 

@@ -15,10 +15,13 @@ from hpc.batch.run import Attempt, Run, StagePlan
 
 def commit(run: Run, attempt: Attempt) -> None:
     """Raises ledger.Conflict."""
+    newest = run.attempts()[-1]
+    if newest != attempt.number:
+        raise ledger.Conflict(f"attempt {attempt.number} of {run.id} is out of date: submit attempt {newest}")
     plan = attempt.plan()
     if plan.generation:
         ledger.commit(plan.output, plan.generation, attempt.folder / "shards.jsonl")
-    ledger.register(plan.output, run.id, run.folder)
+    ledger.register(plan.output, run.folder)
     for stage in plan.stages:
         if stage.domain == "inputs":
             ledger.claim(stage.folder, info(stage))

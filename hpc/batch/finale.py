@@ -21,7 +21,10 @@ def finale(run: Run, ask_slurm: bool, say: bool = True) -> tuple[report.Report, 
     for name, stage in gathered.stages.items():
         records.compact(run.records(name))
         if stage.folder:
-            storage.sweep(stage.folder, OLD_SECONDS)
+            try:
+                storage.sweep(stage.folder, OLD_SECONDS)
+            except (OSError, storage.StorageError) as error:  # housekeeping: some may not list unfinished uploads
+                print(f"not swept: {error}", file=sys.stderr)
     made = report.write(run, gathered)
     if say:
         print(report.text(made), flush=True)
@@ -35,10 +38,10 @@ def notify(run: Run, made: report.Report, secret: str) -> None:
         print(f"no webhook call: the variable {secret} is not set", file=sys.stderr)
         return
     body = {"text": report.text(made), "run": run.id, "state": made.status.state}
-    request = urllib.request.Request(url, msgspec.json.encode(body), {"Content-Type": "application/json"})
     try:
+        request = urllib.request.Request(url, msgspec.json.encode(body), {"Content-Type": "application/json"})
         urllib.request.urlopen(request, timeout=30).close()
-    except OSError as error:  # the URL is a secret: say what failed, not where
+    except Exception as error:  # the URL is a secret, and errors quote it: say what failed, not where
         print(f"the webhook call failed: {type(error).__name__}", file=sys.stderr)
 
 

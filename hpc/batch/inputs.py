@@ -157,7 +157,7 @@ def _earlier(folder: str, info: ledger.StageInfo) -> Iterator[storage.Entry]:
     """The finished shards of an earlier stage's output folder: those whose objects are all there."""
     there: dict[str, dict[str, storage.Entry]] = {}
     for e in storage.listing(folder):
-        suffix = PurePosixPath(e.uri).suffix
-        if suffix in info.objects:
+        suffix = next((x for x in info.objects if e.uri.endswith(x)), "")
+        if suffix and not PurePosixPath(e.uri).name.startswith("_"):
             there.setdefault(e.uri.removesuffix(suffix), {})[suffix] = e
     yield from (found[info.objects[0]] for found in there.values() if len(found) == len(info.objects))

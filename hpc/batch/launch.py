@@ -8,27 +8,53 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from hpc.batch import commit, failure, finale, jsons, local, prepare, slurm, status
+from hpc.batch import commit, failure, finale, jsons, ledger, local, prepare, slurm, status
 from hpc.batch.cluster import Cluster
 from hpc.batch.run import Run
-from hpc.batch.spec import Spec, load
+from hpc.batch.spec import Spec, fingerprint, load
 
 
 class Busy(Exception):
-    """An attempt of this run is still going."""
+    """What is to be made is being made already."""
 
 
-def check_idle(run: Run, own_job: str = "") -> dict[tuple[str, str], str]:
-    """Raise Busy while jobs of the latest attempt live. Returns what was lost: (stage, shard) -> class of failure.
+def plan(spec: Spec, cluster: Cluster, base: Path, *, on_slurm: bool, command: list[str],
+         own_job: str = "") -> prepare.Prepared:  # fmt: skip
+    """Plan the next attempt of a spec, unless something that makes the same is under way: raises Busy.
 
     own_job: a job to overlook, for the report job that retries.
     """
-    if not run.attempts():
-        return {}
-    gathered = status.gather(run)
-    alive = sorted({t.job for t in gathered.tasks if not t.state.startswith(slurm.DONE)} - {own_job})
+    os.environ.update(cluster.env | spec.env)  # inputs and output are looked at where the jobs will look for them
+    run = Run((base / f"{spec.name}-{spec.hash}").resolve())
+    check_idle(spec, run, own_job)
+    lost = lost_shards(run) if run.attempts() else {}
+    here = None if on_slurm else cores()
+    return prepare.prepare(spec, cluster, base, on_slurm=on_slurm, command=command, cores=here, lost=lost)
+
+
+def check_idle(spec: Spec, run: Run, own_job: str) -> None:
+    """Raise Busy while jobs live, of any attempt of any run, that make a stage of this spec in the same output."""
+    own = {(name, fingerprint(spec, name)) for name in spec.stages}
+    jobs: dict[str, str] = {}
+    for folder in {run.folder, *ledger.runs(spec.output)[0]}:
+        other = Run(folder)
+        for number in other.attempts():
+            made = {(s.name, s.fingerprint) for s in other.attempt(number).plan().stages if s.domain == "inputs"}
+            if folder == run.folder or made & own:
+                jobs |= {job.job: other.id for job in other.attempt(number).jobs()}
+    # squeue alone says what lives: accounting may be late, or keep jobs for running that were lost long ago
+    alive = {t.job for t in slurm.queue(jobs)} - {own_job} if jobs and slurm.available() else set()
     if alive:
-        raise Busy(f"{run.id} has jobs {', '.join(alive)} going: `hpc status {run.id}`, or `hpc cancel {run.id}` first")
+        names = sorted({jobs[job] for job in alive})
+        raise Busy(
+            f"jobs {', '.join(sorted(alive, key=int))} of {', '.join(names)} are making the same: "
+            f"`hpc status {names[0]}`, or `hpc cancel {names[0]}` first"
+        )
+
+
+def lost_shards(run: Run) -> dict[tuple[str, str], str]:
+    """Shards whose workers vanished: (stage, shard) -> class of failure. Raises Busy while a local run is at them."""
+    gathered = status.gather(run)
     ended = {f"{t.job}_{i}": t for t in gathered.tasks for i in t.indices}
     lost = {}
     for name, fold in gathered.folds.items():
@@ -40,14 +66,6 @@ def check_idle(run: Run, own_job: str = "") -> dict[tuple[str, str], str]:
                 where = f"process {worker.raw_job} on {worker.node}"
                 raise Busy(f"{run.id} is being worked on by a local run right now: {where}")
     return lost
-
-
-def plan(spec: Spec, cluster: Cluster, base: Path, *, on_slurm: bool, command: list[str],
-         own_job: str = "") -> prepare.Prepared:  # fmt: skip
-    run = Run((base / f"{spec.name}-{spec.hash}").resolve())
-    lost = check_idle(run, own_job) if run.folder.is_dir() else {}
-    here = None if on_slurm else cores()
-    return prepare.prepare(spec, cluster, base, on_slurm=on_slurm, command=command, cores=here, lost=lost)
 
 
 def submit(prepared: prepare.Prepared) -> str:
@@ -99,7 +117,7 @@ def unattended(run: Run) -> bool:
 def main(folder: str, attempt: str = "") -> int:
     """The report job: `python -m hpc.batch.launch RUN ATTEMPT`. Reports, notifies once, retries within the budget."""
     run = Run(Path(folder))
-    if attempt and run.latest().number != int(attempt):
+    if attempt and run.latest().number != int(attempt) and run.latest().jobs():
         print(f"attempt {run.latest().number} came after {attempt}: its own report job will write the report")
         return 0
     made, gathered = finale.finale(run, ask_slurm=True)

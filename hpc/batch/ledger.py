@@ -9,6 +9,7 @@ Everything is published exclusively: of two planners at once, the second is told
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +21,8 @@ from hpc.data import storage
 from hpc.data.work import Item
 
 HOME = "_hpc"
+GAP = 3
+"""Version numbers without a folder after which no further one is looked for."""
 MAX_ITEMS = 10_000
 """Inputs in one shard at most: a row of the plan stays readable, and a shard stays minutes of work."""
 
@@ -120,46 +123,44 @@ def encode(shards: list[Shard]) -> bytes:
 def commit(output: str, generation: int, shards: Path) -> None:
     """Publish a new generation of shards. Raises Conflict."""
     uri = storage.join(output, HOME, "shards", f"{generation:06}.jsonl")
-    if not storage.put_new(uri, shards) and storage.read(uri) != shards.read_bytes():
+    storage.put_new(uri, shards)
+    if storage.read(uri) != shards.read_bytes():  # looked at also when it was new: some stores let two be first
         raise Conflict(f"{uri} was published by another plan in between: run the same command again")
 
 
-def superseded(shards: Iterable[Shard]) -> set[tuple[str, str]]:
-    """(uri, etag) of inputs that were replaced: the same uri stands in a later shard with another etag."""
-    newest: dict[str, str] = {}
-    old = set()
-    for shard in shards:
-        for item in shard.items:
-            before = newest.get(item.uri)
-            if before is not None and before != item.etag:
-                old.add((item.uri, before))
-            newest[item.uri] = item.etag
-    return {(uri, etag) for uri, etag in old if newest[uri] != etag}
+def superseded(shards: Iterable[Shard], listed: set[tuple[str, str]]) -> set[tuple[str, str]]:
+    """(uri, etag) of inputs of these shards that are listed no more, as they are: replaced, deleted, beyond a limit.
+
+    What is made of whole data sets leaves their clips out.
+    """
+    return {(item.uri, item.etag) for shard in shards for item in shard.items} - listed
 
 
-def register(output: str, run_id: str, folder: Path) -> None:
-    storage.put(storage.join(output, HOME, "runs", f"{run_id}.json"), msgspec.json.encode(Pointer(str(folder))))
+def register(output: str, folder: Path) -> None:
+    """Leave a pointer to a run folder. Two folders may be runs of one spec: the pointer's name tells them apart."""
+    name = f"{folder.name}-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}.json"
+    storage.put(storage.join(output, HOME, "runs", name), msgspec.json.encode(Pointer(str(folder))))
 
 
-def runs(output: str) -> list[Path]:
-    """Folders of all runs that wrote to this output and can still be reached."""
-    found = []
-    for entry in storage.listing(storage.join(output, HOME, "runs")):
-        folder = Path(msgspec.json.decode(storage.read(entry.uri), type=Pointer).run)
-        if folder.is_dir():
-            found.append(folder)
-    return sorted(found)
+def runs(output: str) -> tuple[list[Path], list[Path]]:
+    """Folders of all runs that wrote to this output: those that can be reached from here, and those that can't."""
+    pointers = storage.listing(storage.join(output, HOME, "runs"))
+    folders = sorted(Path(msgspec.json.decode(storage.read(e.uri), type=Pointer).run) for e in pointers)
+    return [f for f in folders if f.is_dir()], [f for f in folders if not f.is_dir()]
 
 
 def version(output: str, stage: str, fingerprint: str) -> tuple[str, bool]:
     """The folder for a stage with this fingerprint, and whether it exists: an earlier version's, or the next free."""
-    n = 1
-    while True:
+    n, last = 1, 0
+    while n <= last + GAP:  # somebody may have deleted an old version: look past it
         folder = storage.join(output, f"{stage}@v{n}")
         info = info_of(folder)
-        if info is None or info.fingerprint == fingerprint:
-            return folder, info is not None
+        if info is not None:
+            last = n
+            if info.fingerprint == fingerprint:
+                return folder, True
         n += 1
+    return storage.join(output, f"{stage}@v{last + 1}"), False
 
 
 def info_of(folder: str) -> StageInfo | None:
@@ -172,7 +173,7 @@ def info_of(folder: str) -> StageInfo | None:
 def claim(folder: str, info: StageInfo) -> None:
     """Begin a version folder. Raises Conflict if it was begun with other settings."""
     uri = storage.join(folder, "_stage.json")
-    if not storage.put_new(uri, msgspec.json.format(msgspec.json.encode(info), indent=1)):
-        there = info_of(folder)
-        if there is None or there.fingerprint != info.fingerprint:
-            raise Conflict(f"{folder} was begun with other settings by another run in between: try again")
+    storage.put_new(uri, msgspec.json.format(msgspec.json.encode(info), indent=1))
+    there = info_of(folder)
+    if there is None or there.fingerprint != info.fingerprint:
+        raise Conflict(f"{folder} was begun with other settings by another run in between: try again")

@@ -11,7 +11,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import msgspec
 
@@ -164,7 +163,3 @@ def _stop(tasks: list[Task]) -> None:
         if not left:
             break
         time.sleep(0.1)
-
-
-def log_of(task: Task) -> Path | None:
-    return Path(task.job.paths.stdout) if task.job else None  # type: ignore[attr-defined]

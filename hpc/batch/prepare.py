@@ -18,7 +18,7 @@ import msgspec
 from hpc.batch import check, failure, inputs, jsons, ledger, plan, records, run, script, slurm
 from hpc.batch.cluster import Cluster
 from hpc.batch.run import Attempt, AttemptPlan, Run, StagePlan
-from hpc.batch.spec import KINDS, Spec, Stage, fingerprint, text
+from hpc.batch.spec import KINDS, Resources, Spec, Stage, fingerprint, text
 from hpc.data import storage
 
 MAX_BOOST = 8.0
@@ -41,27 +41,27 @@ class Prepared(msgspec.Struct):
     ignored: dict[str, int]
     inputs: int
     new_shards: int
-    excluded: list[str] = []
+    excluded: dict[str, list[str]] = {}
+    """stage -> nodes that it is kept away from."""
     folders: dict[str, str] = {}
     """stage -> its version folder, where known."""
-    stale: list[str] = []
-    """Barrier stages whose newest version was made from another list of shards."""
+    unreachable: list[str] = []
+    """Run folders that wrote to this output and can't be read from here: what they made is made again, and compared."""
 
 
 def domains(spec: Spec) -> dict[str, str]:
     """stage -> the domain whose shards it maps over: a barrier stage has its own, a map stage that of its needs."""
     out: dict[str, str] = {}
     for name, stage in spec.stages.items():
-        if "barrier" in stage.settings.PHASES:
-            out[name] = name
-        else:
-            of_needs = sorted({out[n] for n in stage.needs} or {"inputs"})
-            if len(of_needs) > 1:
-                raise ValueError(
-                    f"stages.{name}: needs {', '.join(stage.needs)}, which have different shards "
-                    f"({', '.join(of_needs)}): join them with a barrier stage such as curate.shard"
-                )
-            out[name] = of_needs[0]
+        of_needs = sorted({out[n] for n in stage.needs} or {"inputs"})
+        if len(of_needs) > 1:
+            raise ValueError(
+                f"stages.{name}: needs {', '.join(stage.needs)}, which have different shards ({', '.join(of_needs)})"
+            )
+        barrier = "barrier" in stage.settings.PHASES
+        if barrier and not stage.needs:
+            raise ValueError(f"stages.{name}: {stage.kind} makes its shards from those of another stage: give `needs`")
+        out[name] = name if barrier else of_needs[0]
     return out
 
 
@@ -117,13 +117,12 @@ def prepare(spec: Spec, cluster: Cluster, base: Path, *, on_slurm: bool, command
     book = ledger.load(spec.output)
     fresh = ledger.assign(book, listing.entries, spec.shards.size, spec.shards.split_above, listing.weights)
     listed = {(e.uri, e.etag) for e in listing.entries}
-    every = book.shards + fresh
     old = [s for s in book.shards if any((i.uri, i.etag) in listed for i in s.items)]
     scope = old + fresh
-    replaced = sorted(ledger.superseded(every)) if book.shards else []
+    replaced = sorted(ledger.superseded(old, listed))
 
     run_ = Run((base / f"{spec.name}-{spec.hash}").resolve())
-    known_runs = ledger.runs(spec.output)
+    known_runs, unreachable = ledger.runs(spec.output)
     if run_.folder.is_dir() and run_.folder not in known_runs:
         known_runs.append(run_.folder)
 
@@ -131,19 +130,21 @@ def prepare(spec: Spec, cluster: Cluster, base: Path, *, on_slurm: bool, command
     folds: dict[str, records.Fold] = {}
     todo: dict[str, list[str]] = {}
     rates: dict[str, float] = {}
-    weights = {s.id: sum(i.size / i.parts for i in s.items) for s in every}
+    weights = {s.id: sum(i.size / i.parts for i in s.items) for s in book.shards + fresh}
     for name, block in spec.stages.items():
         stage = stages[name] = _stage_plan(spec, block, where[name], cluster)
         if stage.domain != "inputs":
             continue
-        stage.folder, _ = ledger.version(spec.output, name, stage.fingerprint)
-        folds[name] = fold_stage(known_runs, name, stage.fingerprint)
+        stage.folder, exists = ledger.version(spec.output, name, stage.fingerprint)
+        # what is recorded, but in a folder that somebody has deleted, is made again
+        folds[name] = fold_stage(known_runs, name, stage.fingerprint) if exists else records.Fold()
         rates[name] = _rate(folds[name], weights, block.settings.SECONDS_PER_GIB)
         for s in scope:
             if s.id not in folds[name].done:
                 todo.setdefault(s.id, []).append(name)
 
-    boosts, exclude = _remedies(folds, scope, lost or {})
+    resources = {name: stages[name].resources for name in folds}
+    boosts, exclude = _remedies(folds, scope, lost or {}, resources)
     limits = slurm.limits() if on_slurm else slurm.Limits()
     max_array = min(cluster.max_array_size or limits.max_array_size, cluster.max_tasks or limits.max_array_size)
     if cores is not None:
@@ -153,7 +154,7 @@ def prepare(spec: Spec, cluster: Cluster, base: Path, *, on_slurm: bool, command
         {shard: tuple(names) for shard, names in todo.items()},
         boosts,
         rates,
-        {name: stages[name].resources for name in folds},
+        resources,
         spec.shards.task,
         max_array,
         cores,
@@ -162,7 +163,7 @@ def prepare(spec: Spec, cluster: Cluster, base: Path, *, on_slurm: bool, command
     behind = _behind(spec, stages, scope, folds, known_runs, replaced, bool(groups))
     missing = {name: sum(name in names for names in todo.values()) for name in rates}
     result = Prepared(run_, None, None, len(scope), missing, listing.ignored, len(listing.entries), len(fresh), exclude,
-                      {n: s.folder for n, s in stages.items() if s.folder})  # fmt: skip
+                      {n: s.folder for n, s in stages.items() if s.folder}, [str(f) for f in unreachable])  # fmt: skip
     if not groups and not behind:
         return result
 
@@ -175,8 +176,10 @@ def prepare(spec: Spec, cluster: Cluster, base: Path, *, on_slurm: bool, command
     attempt_plan = AttemptPlan(
         run=run_.id, attempt=attempt.number, spec_hash=spec.hash, output=spec.output, created=time.time(),
         stages=list(stages.values()), groups=groups, domain_size=len(scope), scope="scope.txt", superseded=replaced,
-        generation=book.generation + 1 if fresh else 0, scratch=cluster.scratch or "", cluster=cluster.name,
+        unreachable=[str(f) for f in unreachable], generation=book.generation + 1 if fresh else 0,
+        scratch=cluster.scratch or "", cluster=cluster.name,
         retries=spec.retries, notify={"mail": spec.notify.mail, "webhook": spec.notify.webhook},
+        env=cluster.env | spec.env,
     )  # fmt: skip
     (attempt.folder / "scope.txt").write_text("".join(f"{s.id}\n" for s in scope))
     if fresh:
@@ -221,16 +224,17 @@ def _rate(fold: records.Fold, weights: dict[str, float], guess: float) -> float:
 
 
 def _remedies(folds: dict[str, records.Fold], scope: list[ledger.Shard],
-              lost: dict[tuple[str, str], str]) -> tuple[dict[str, tuple[float, float]], list[str]]:  # fmt: skip
-    """What earlier failures ask for: shard -> (memory, time) factors, and the nodes to keep away from.
+              lost: dict[tuple[str, str], str], resources: dict[str, Resources]
+              ) -> tuple[dict[str, tuple[float, float]], dict[str, list[str]]]:  # fmt: skip
+    """What earlier failures ask for: shard -> (memory, time) factors, and the nodes to keep each stage away from.
 
-    Where every node that was seen failed, it isn't the nodes (a full shared disk, say), and none is kept away from.
+    Where every node that a stage has seen failed, it isn't the nodes (a full shared disk, say): none is kept away from.
     """
     boosts: dict[str, tuple[float, float]] = {}
-    nodes: set[str] = set()
-    seen = {w.node for fold in folds.values() for w in fold.where.values()}
+    exclude: dict[str, list[str]] = {}
     ids = {s.id for s in scope}
     for name, fold in folds.items():
+        nodes: set[str] = set()
         failures = [(shard, r.failure, fold.where[shard]) for shard, r in fold.failed.items()]
         failures += [(shard, lost[name, shard], w) for shard, (w, _) in fold.running.items() if (name, shard) in lost]
         for shard, why, worker in failures:
@@ -239,13 +243,16 @@ def _remedies(folds: dict[str, records.Fold], scope: list[ledger.Shard],
                 continue
             if remedy.elsewhere:
                 nodes.add(worker.node)
-            if remedy.memory > 1 or remedy.time > 1:  # each attempt that failed so doubles it once more
-                memory, seconds = boosts.get(shard, (1.0, 1.0))
-                boosts[shard] = (
-                    max(memory, min(remedy.memory**worker.attempt, MAX_BOOST)),
-                    max(seconds, min(remedy.time**worker.attempt, MAX_BOOST)),
-                )
-    return boosts, sorted(nodes) if seen - nodes else []
+            memory, seconds = boosts.get(shard, (1.0, 1.0))
+            if remedy.memory > 1:  # of what it had when it failed: the spec may ask for more since
+                memory = max(memory, min(remedy.memory * worker.memory / resources[name].memory, MAX_BOOST))
+            if remedy.time > 1:
+                seconds = max(seconds, min(remedy.time * worker.time / resources[name].time, MAX_BOOST))
+            if (memory, seconds) != (1.0, 1.0):
+                boosts[shard] = memory, seconds
+        if {w.node for w in fold.where.values()} - nodes:
+            exclude[name] = sorted(nodes)
+    return boosts, exclude
 
 
 def _behind(spec: Spec, stages: dict[str, StagePlan], scope: list[ledger.Shard], folds: dict[str, records.Fold],
@@ -277,6 +284,12 @@ def _behind(spec: Spec, stages: dict[str, StagePlan], scope: list[ledger.Shard],
             behind.add(name)
         if name not in behind:
             stage.folder, stage.fingerprint = folder, print_
+    # a stage over a barrier's shards gets its rows from that barrier, even if the barrier's own shards are all there
+    for name in list(behind):
+        head = stages[stages[name].domain]
+        if head.name not in behind:
+            behind.add(head.name)
+            head.folder, head.fingerprint = "", fingerprint(spec, head.name)
     return behind
 
 

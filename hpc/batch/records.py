@@ -36,8 +36,12 @@ class Worker(msgspec.Struct, tag="worker", omit_defaults=True):
     node: str
     cpus: int = 0
     gpus: int = 0
+    memory: float = 0.0
+    """Bytes that each of its processes was given."""
+    time: float = 0.0
+    """Its time limit, in seconds."""
     raw_job: str = ""
-    """Slurm's unique number of this array task (accounting and GPU monitors know it by this one)."""
+    """Slurm's unique number of this array task (accounting and GPU monitors know it by this one), or the process's."""
 
 
 class Record(msgspec.Struct, tag="shard", omit_defaults=True):
@@ -136,13 +140,15 @@ def fold(folders: Iterable[Path], fingerprint: str | None, attempt: int | None =
 
     fingerprint: only records made with it count; None takes all. attempt: only this attempt's.
     """
-    out = Fold()
-    for path in [path for folder in folders for path in files(folder)]:
+    folders = list(folders)
+    while True:
+        out = Fold()
         try:
-            fold_lines(out, read(path), fingerprint, attempt)
-        except FileNotFoundError:  # compacted while we looked: its lines are in a file that sorts first
+            for path in [path for folder in folders for path in files(folder)]:
+                fold_lines(out, read(path), fingerprint, attempt)
+            return out
+        except FileNotFoundError:  # compacted while we looked: its lines are in a file that was not there before
             continue
-    return out
 
 
 def fold_lines(out: Fold, lines: Iterable[Line], fingerprint: str | None, attempt: int | None) -> None:
@@ -201,7 +207,22 @@ def compact(folder: Path) -> int:
         return len(paths)
     serial = 1 + max((int(p.stem.split("-")[1]) for p in paths if p.name.startswith("compact-")), default=0)
     target = folder / f"compact-{serial:04}.jsonl"
-    temp = folder / f".{target.name}.{os.getpid()}"
+    temp = folder / f".{target.name}.{os.uname().nodename}.{os.getpid()}"
+    try:
+        sizes = _join(paths, temp)
+        os.link(temp, target)  # never over the file of another that compacts at the same time
+        for path, size in sizes.items():
+            if path.stat().st_size == size:  # a worker that outlived its job may have added a line: keep its file
+                path.unlink()
+    except (FileNotFoundError, FileExistsError):
+        pass  # another was quicker; what both have left folds to the same
+    finally:
+        temp.unlink(missing_ok=True)
+    return len(paths)
+
+
+def _join(paths: list[Path], temp: Path) -> dict[Path, int]:
+    """Write what must stay of all these files into one. Returns how large each was when it was read."""
     sizes = {}
     with temp.open("wb") as out:
         for path in paths:
@@ -217,8 +238,4 @@ def compact(folder: Path) -> int:
                         out.write(_encode(line) + b"\n")
         out.flush()
         os.fsync(out.fileno())
-    temp.rename(target)
-    for path, size in sizes.items():
-        if path.stat().st_size == size:  # a worker that outlived its job may have added a line since: keep its file
-            path.unlink()
-    return len(paths)
+    return sizes

@@ -332,10 +332,8 @@ def write(run: Run, gathered: status.Gathered) -> Report:
     pictures, note = [], ""
     try:
         pictures = gallery(gathered)
-    except (ImportError, ValueError) as error:  # a login node without pyarrow, or a stage's code, still gets its report
-        note = f"no thumbnails: {error}"
-    except (OSError, storage.StorageError) as error:
-        note = f"no thumbnails: {error}"
+    except Exception as error:  # a stage's own code, or none of it on this node: the report is written all the same
+        note = f"no thumbnails: {type(error).__name__}: {error}"
     forms = {
         "txt": text(report) + "\n",
         "json": jsons.pretty(report).decode(),

@@ -9,7 +9,7 @@ runs/<name>-<hash>/
     committed             is there once the output knows of the shards and folders that are planned here
     jobs.jsonl            what submit.sh was told by Slurm
     code/                 the code that runs, laid out as installed
-    <stage>.json .jsonl .idx            written by a barrier: what it froze, and its rows
+    barrier-<stage>.json .jsonl .idx    written by a barrier: what it froze, and its rows
   logs/<stage>/  records/<stage>/
   report.txt  report.json  report.html
 """
@@ -52,8 +52,17 @@ class StagePlan(msgspec.Struct):
     resources: Resources
     required: float
     throttle: int | None
+    done: list[str] = []
+    """Behind a barrier: shards in its rows that this stage has made already."""
     width: int = 0
     """Tasks of the array after a barrier, fixed when the attempt is submitted; 0: nothing to do there."""
+
+
+class Boost(msgspec.Struct, frozen=True):
+    """Factors."""
+
+    memory: float
+    time: float
 
 
 class AttemptPlan(msgspec.Struct):
@@ -71,14 +80,25 @@ class AttemptPlan(msgspec.Struct):
     scope: str
     """File name of the list of all shard ids of the domain "inputs" that belong to this plan."""
     superseded: list[tuple[str, str]]
+    """(uri, etag) of inputs in this scope's shards that are listed no more."""
+    unreachable: list[str]
+    """Run folders that wrote to this output and were out of reach when this was planned."""
     generation: int
     """The ledger generation that this plan adds; 0 if it adds none."""
     scratch: str = ""
     cluster: str = ""
     retries: int = 0
     notify: dict = {}
-    note: str = ""
-    cost_per_gpu_hour: float = 0.0
+    env: dict[str, str] = {}
+    """The declared environment: what looks at the output later must look at the same store."""
+
+    def boost(self, stage: StagePlan, row: int) -> Boost:
+        """What this attempt gives to a row of a stage over what the spec asks for."""
+        if stage.domain == "inputs":
+            for g in self.groups:
+                if any(c.first_row <= row < c.first_row + c.tasks for c in g.chunks):
+                    return Boost(g.memory, g.time)
+        return Boost(1.0, 1.0)
 
     def stage(self, name: str) -> StagePlan:
         return next(s for s in self.stages if s.name == name)
@@ -151,8 +171,8 @@ class Attempt(msgspec.Struct, frozen=True):
                              "done stays done") from error  # fmt: skip
 
     def barrier(self, stage: str) -> Path:
-        """What the barrier of this stage froze; exists once it has."""
-        return self.folder / f"{stage}.json"
+        """What the barrier of this stage's domain froze; exists once it has."""
+        return self.folder / f"barrier-{stage}.json"
 
     def scope(self, plan: AttemptPlan) -> list[str]:
         return (self.folder / plan.scope).read_text().split()
@@ -165,46 +185,51 @@ class Attempt(msgspec.Struct, frozen=True):
         return msgspec.json.Decoder(Job).decode_lines(data)
 
     def write_rows(self, domain: str, rows: Iterable[Row]) -> None:
-        """<domain>.jsonl and .idx: 8 bytes a row, so that a task reads its row alone however long the plan is."""
-        stem = "plan" if domain == "inputs" else domain
+        """A .jsonl, and an .idx with 8 bytes a row: a task reads its row alone however long the plan is."""
+        rows_file, index_file = self._rows(domain)
         encode = msgspec.json.Encoder().encode
         starts = array("Q")
         at = 0
-        with (self.folder / f"{stem}.jsonl").open("wb") as out:
+        with rows_file.open("wb") as out:
             for row in rows:
                 line = encode(row) + b"\n"
                 starts.append(at)
                 at += out.write(line)
         starts.append(at)
-        (self.folder / f"{stem}.idx").write_bytes(starts.tobytes())
+        index_file.write_bytes(starts.tobytes())
+
+    def _rows(self, domain: str) -> tuple[Path, Path]:
+        stem = "plan" if domain == "inputs" else f"barrier-{domain}"
+        return self.folder / f"{stem}.jsonl", self.folder / f"{stem}.idx"
 
     def read_row(self, domain: str, number: int) -> Row | None:
         """Row `number`, or None past the end: an array is as wide as was fixed before its barrier knew."""
-        stem = "plan" if domain == "inputs" else domain
-        with (self.folder / f"{stem}.idx").open("rb") as f:
+        rows_file, index_file = self._rows(domain)
+        with index_file.open("rb") as f:
             f.seek(8 * number)
             bounds = array("Q", f.read(16))
         if len(bounds) < 2:
             return None
-        with (self.folder / f"{stem}.jsonl").open("rb") as f:
+        with rows_file.open("rb") as f:
             f.seek(bounds[0])
             return msgspec.json.decode(f.read(bounds[1] - bounds[0]), type=Row)
 
     def rows(self, domain: str) -> int:
-        stem = "plan" if domain == "inputs" else domain
-        return (self.folder / f"{stem}.idx").stat().st_size // 8 - 1
+        return self._rows(domain)[1].stat().st_size // 8 - 1
 
 
 def new_attempt(run: Run) -> Attempt:
-    """Make the folder of the next attempt. What has no plan.json was never finished, and its number is taken again."""
-    number = (run.attempts() or [0])[-1] + 1
-    attempt = run.attempt(number)
-    if attempt.folder.exists():
-        shutil.rmtree(attempt.folder)
-    attempt.folder.mkdir(parents=True)
-    for parent in (run.folder, attempt.folder):
-        parent.chmod(0o750)
-    return attempt
+    """Make the folder of the next attempt, never one that another planner has begun (it may still be at it)."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    run.folder.chmod(0o750)
+    number = 1
+    while True:
+        attempt = run.attempt(number)
+        try:
+            attempt.folder.mkdir(mode=0o750)
+            return attempt
+        except FileExistsError:
+            number += 1
 
 
 def package_folder() -> Path:

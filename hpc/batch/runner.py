@@ -47,7 +47,7 @@ class Reply(msgspec.Struct, omit_defaults=True):
     """Every line out."""
 
     what: str
-    """ready, progress, done, failed, stopped"""
+    """ready, unable (the stage does not start), progress, done, failed, stopped"""
     shard: str = ""
     times: dict[str, float] = {}
     objects: list[Object] = []
@@ -79,7 +79,12 @@ def main() -> None:
     stage = setup.stage
     begun = time.monotonic()
     settings = settings_of(stage.kind, stage.settings)
-    process = importlib.import_module(settings.CODE).start(settings)
+    try:
+        process = importlib.import_module(settings.CODE).start(settings)
+    except Exception as error:
+        words = f"{type(error).__name__}: {str(error)[:1500]}"
+        send(Reply("unable", failure=failure.of_exception(error), detail=words))
+        raise
     send(Reply("ready", times={"start": time.monotonic() - begun}))
 
     for line in sys.stdin.buffer:
@@ -135,32 +140,30 @@ def _one(order: Order, setup: Setup, process: Any, scratch: Path, check: Any, pr
 def publish(folder: str, shard: str, suffixes: tuple[str, ...], made: list[Path]) -> list[Object]:
     """Publish a shard's files in order, each exclusively.
 
-    Where a name is taken already (by a killed worker that got no further, or by a twin that lives on), the bytes
-    decide: the same bytes are adopted. Other bytes can only come from a stage that is not deterministic; a complete
-    shard is then taken as it stands if it is one object, and replaced as a whole if it is several, since objects of
-    two makings must not be mixed.
+    If the last one is there already, the shard is complete (a killed worker got that far, or a twin was quicker): it is
+    taken as it stands, since others may have read it. If only earlier ones are, the bytes decide: the same are adopted;
+    others, which only a stage that is not deterministic makes, are replaced, so that objects of two makings never mix.
     """
     names = [p.name for p in made]
     if names != [shard + s for s in suffixes]:
         raise ValueError(f"the stage made {names}, its settings promise {[shard + s for s in suffixes]}")
-    out, foreign = [], False
-    for path in made:
-        uri = storage.join(folder, path.name)
+    uris = [storage.join(folder, name) for name in names]
+    if storage.stat(uris[-1]) is not None:
+        return [_look(uri) for uri in uris]
+    out = []
+    for uri, path in zip(uris, made, strict=True):
         digest, size = storage.sha256(str(path))
-        if not storage.put_new(uri, path):
-            there, there_size = storage.sha256(uri)
-            if there != digest:
-                foreign = True
-                if len(made) == 1:
-                    digest, size = there, there_size
         out.append(Object(uri, size, digest))
-    if foreign and len(made) > 1:
-        for path in made:
-            storage.put(storage.join(folder, path.name), path)
-        for obj in out:
-            if storage.sha256(obj.uri)[0] != obj.sha256:
-                raise storage.StorageError(obj.uri, "another worker is writing the same shard", "try again")
+        if not storage.put_new(uri, path) and _look(uri).sha256 != digest:
+            if uri == uris[-1]:
+                return [_look(u) for u in uris]  # a twin finished just now
+            storage.put(uri, path)
     return out
+
+
+def _look(uri: str) -> Object:
+    digest, size = storage.sha256(uri)
+    return Object(uri, size, digest)
 
 
 def _reporter(send: Any, shard: str, every: float) -> Any:

@@ -31,18 +31,15 @@ HEAD = """\
 set -euo pipefail
 cd -- "$(dirname -- "${{BASH_SOURCE[0]}}")"
 
-if [ -e jobs.jsonl ]; then
-    echo "attempt {attempt} was submitted already (jobs.jsonl); 'hpc retry' makes a new one from what is missing" >&2
-    exit 1
-fi
-
 run={folder}
 scripts=$run/attempt-{attempt}/code/hpc/sbatch
 
-# The whole environment of the jobs. Secrets are passed by name, through a pipe: they stand in no file and no argument.
+# The whole environment of the jobs. Secrets are passed by name, through a pipe: they stand in no file of the run and in
+# no argument. (Slurm itself keeps the environment of a job where only its administrators can read.)
 declared=({declared})
 {secrets}
 secrets >/dev/null # ends here if one is not set
+
 clean() {{
     env -i "${{declared[@]}}" bash -c \\
         'while IFS= read -r -d "" pair; do export "${{pair?}}"; done <&3; exec "$@"' bash "$@" 3< <(secrets)
@@ -55,7 +52,10 @@ job() {{
     id=$(clean sbatch --parsable "$@") || return
     id=${{id%%;*}}
     printf '{{"job":"%s","stage":"%s","phase":"%s","first_row":%d,"tasks":%d}}\\n' \\
-        "$id" "$stage" "$phase" "$first_row" "$tasks" >>jobs.jsonl
+        "$id" "$stage" "$phase" "$first_row" "$tasks" >>jobs.jsonl || {{
+        clean scancel "$id" # a job that stands nowhere could not be cancelled later
+        return 1
+    }}
     echo "$id"
 }}
 
@@ -64,11 +64,18 @@ undo() {{
     local -a ids
     if [ -e jobs.jsonl ]; then
         mapfile -t ids < <(sed 's/.*"job":"\\([0-9]*\\)".*/\\1/' jobs.jsonl)
-        echo "submission failed: cancelling ${{ids[*]}}" >&2
-        clean scancel "${{ids[@]}}" || true
+        if ((${{#ids[@]}})); then
+            echo "submission failed: cancelling ${{ids[*]}}" >&2
+            clean scancel "${{ids[@]}}" || true
+        fi
         mv jobs.jsonl jobs.cancelled.jsonl
     fi
 }}
+if ! (set -o noclobber && : >jobs.jsonl) 2>/dev/null; then # of two at once, one gets on
+    echo "attempt {attempt} was submitted already (jobs.jsonl); 'hpc retry' makes a new one from what is missing" >&2
+    exit 1
+fi
+
 trap undo ERR
 trap 'undo; exit 130' INT TERM HUP
 
@@ -155,7 +162,7 @@ def output(run: Run, stage: str, pattern: str) -> str:
 
 
 def write(run: Run, attempt: Attempt, plan: AttemptPlan, spec: Spec, cluster: Cluster, max_array_size: int,
-          exclude: list[str]) -> None:  # fmt: skip
+          exclude: dict[str, list[str]]) -> None:  # fmt: skip
     """Write submit.sh."""
     env = environment(spec, cluster, attempt)
     names = list(spec.secrets)
@@ -172,6 +179,13 @@ def write(run: Run, attempt: Attempt, plan: AttemptPlan, spec: Spec, cluster: Cl
     ]  # fmt: skip
     by_stage: dict[str, list[str]] = {}  # stage -> shell variables of its jobs
     variables: list[str] = []
+    arrays: dict[str, int] = {}  # stage -> how many arrays share its throttle
+    for group in plan.groups:
+        for name in group.stages:
+            arrays[name] = arrays.get(name, 0) + len(group.chunks)
+    for stage in plan.stages:
+        if stage.width:
+            arrays[stage.name] = len(chunks(stage.width, 0, max_array_size))
 
     def submit(stage: str, phase: str, chunk: Chunk, flags: list[str], script: str, args: list[object]) -> str:
         variable = f"j{len(variables)}_{stage.replace('-', '_')}"
@@ -193,16 +207,16 @@ def write(run: Run, attempt: Attempt, plan: AttemptPlan, spec: Spec, cluster: Cl
         ids = ":".join(f"${v}" for v in variables)
         return [Shell(f'--dependency="{kind}:{ids}"'), "--kill-on-invalid-dep=yes"]
 
-    def array(stage: StagePlan, chunk: Chunk, arrays: int, dependency: list[str], memory: float = 1.0,
+    def array(stage: StagePlan, chunk: Chunk, dependency: list[str], memory: float = 1.0,
               time: float = 1.0) -> str:  # fmt: skip
-        throttle = f"%{max(1, stage.throttle // arrays)}" if stage.throttle else ""
+        throttle = f"%{max(1, stage.throttle // arrays[stage.name])}" if stage.throttle else ""
         flags = [
             *resource_flags(stage, cluster, memory, time),
             *job_flags(run, plan, stage.name, stage.name),
             f"--signal=B:USR2@{warning(stage.resources.time)}",
             f"--array=0-{chunk.tasks - 1}{throttle}",
             f"--output={output(run, stage.name, '%A_%a.out')}",
-            *([f"--exclude={','.join(exclude)}"] if exclude else []),
+            *([f"--exclude={','.join(exclude[stage.name])}"] if exclude.get(stage.name) else []),
             *dependency,
         ]
         args = [stage.name, attempt.number, chunk.first_row]
@@ -216,9 +230,7 @@ def write(run: Run, attempt: Attempt, plan: AttemptPlan, spec: Spec, cluster: Cl
             for name in group.stages:
                 stage = plan.stage(name)
                 needs = [made[n] for n in stage.needs if n in made]
-                made[name] = array(
-                    stage, chunk, len(group.chunks), after("aftercorr", needs), group.memory, group.time
-                )  # fmt: skip
+                made[name] = array(stage, chunk, after("aftercorr", needs), group.memory, group.time)
     for stage in plan.stages:
         if not stage.width:
             continue
@@ -236,12 +248,12 @@ def write(run: Run, attempt: Attempt, plan: AttemptPlan, spec: Spec, cluster: Cl
             by_stage[stage.name] = []
             parts = chunks(stage.width, 0, max_array_size)
             for chunk in parts:
-                array(stage, chunk, len(parts), after("afterok", [barrier]))
+                array(stage, chunk, after("afterok", [barrier]))
         else:  # a map stage in a barrier's domain: its array has the width and the chunks of the one it needs
             parts = chunks(stage.width, 0, max_array_size)
             waits = [by_stage.get(n, []) for n in stage.needs]
             for i, chunk in enumerate(parts):
-                array(stage, chunk, len(parts), after("aftercorr", [w[i] for w in waits if len(w) == len(parts)]))
+                array(stage, chunk, after("aftercorr", [w[i] for w in waits if len(w) == len(parts)]))
 
     lines.append("# when all of it has ended, however: the report, and unattended retries if the spec allows any")
     flags = [

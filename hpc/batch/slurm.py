@@ -29,7 +29,6 @@ class Limits(msgspec.Struct, frozen=True):
     version: str = ""
     max_array_size: int = 1001
     """Array indices must be below this (Slurm's default is 1001)."""
-    max_job_count: int = 10_000
 
 
 class Task(msgspec.Struct, frozen=True):
@@ -46,7 +45,8 @@ class Task(msgspec.Struct, frozen=True):
     exit_code: str = ""
     requested: str = ""
     """Trackable resources as accounting prints them, e.g. "billing=4,cpu=4,gres/gpu=1,mem=4G,node=1"."""
-    max_rss: int = 0
+    live: bool = False
+    """squeue knows it."""
     raw_job: str = ""
 
 
@@ -88,7 +88,6 @@ def limits() -> Limits:
     return Limits(
         version=found.get("SLURM_VERSION", ""),
         max_array_size=min(size, int(tasks[1]) if tasks else size),
-        max_job_count=int(found.get("MaxJobCount", "10000")),
     )
 
 
@@ -124,7 +123,7 @@ def queue(jobs: Iterable[str]) -> list[Task]:
     for line in text.splitlines():
         ident, state, reason, node, raw = line.strip().split("|")
         job, indices = split_id(ident)
-        out.append(Task(job=job, indices=indices, state=state, reason=reason, node=node, raw_job=raw))
+        out.append(Task(job=job, indices=indices, state=state, reason=reason, node=node, raw_job=raw, live=True))
     return out
 
 

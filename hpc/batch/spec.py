@@ -34,6 +34,8 @@ StageName = Annotated[
 Variable = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="the name of an environment variable")]
 Uri = Annotated[str, Meta(min_length=1, description="a path or an s3:// URI")]
 Mail = Annotated[str, Meta(pattern=r"^[^\s,@-][^\s,@]*(@[^\s,@]+)?$", description="a mail address")]
+RESERVED = ("inputs", "report", "barrier")
+"""Not names of stages: the shards of the inputs, the report job's logs, the presets' word for barrier jobs."""
 Kind = Annotated[str, Meta(description=f"the kind of the stage: {', '.join(KINDS)}, or package.module:Class")]
 Count = Annotated[int, Meta(ge=1)]
 
@@ -280,6 +282,8 @@ def _stages(node: Node, problems: list[Problem]) -> dict[str, Stage]:
     stages: dict[str, Stage] = {}
     for name, block in node.entries().items():
         where = f"stages.{name}"
+        if name in RESERVED:
+            problems.append(block.problem(where, f"{name!r} is a word that runs use themselves: choose another name"))
         if not isinstance(block.value, dict):
             problems.append(block.problem(where, f"{check.shown(block)} is not a stage: write {{kind: ...}}"))
             continue

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
 from hpc.batch import barrier, ledger, prepare, records, slurm
 from hpc.batch.run import Attempt, AttemptPlan, Job, Run, StagePlan
+from hpc.data import storage
 
 
 class StageStatus(msgspec.Struct):
@@ -18,7 +20,8 @@ class StageStatus(msgspec.Struct):
     kind: str
     folder: str
     shards: int
-    """0: not known yet (a barrier has still to plan them)."""
+    planned: bool = True
+    """False: a barrier has still to plan its shards."""
     done: int = 0
     failed: int = 0
     running: int = 0
@@ -71,14 +74,15 @@ class Gathered(msgspec.Struct):
 def gather(run: Run, ask_slurm: bool = True) -> Gathered:
     attempt = run.latest()
     plan = attempt.plan()
+    os.environ.update(plan.env)
     jobs = attempt.jobs()
     tasks, calls = slurm_tasks(jobs, plan.created) if ask_slurm else ([], 0)
     reports = {j.job for j in jobs if j.phase == "report"}  # the report of a run is no part of its work
-    active = any(not t.state.startswith(slurm.DONE) for t in tasks if t.job not in reports)
+    active = any(t.live for t in tasks if t.job not in reports)
     words = {f"{t.job}_{i}": t.state for t in tasks for i in t.indices}
     try:
-        runs = ledger.runs(plan.output)
-    except OSError:  # the store is out of reach: what this run knows is still worth showing
+        runs, _ = ledger.runs(plan.output)
+    except (OSError, storage.StorageError):  # the store is out of reach: what this run knows is still worth showing
         runs = [run.folder]
     folds, stages, scopes, rows = {}, {}, {}, []
     for planned in plan.stages:
@@ -88,6 +92,7 @@ def gather(run: Run, ask_slurm: bool = True) -> Gathered:
         folds[stage.name] = fold
         scopes[stage.name] = scope_of(attempt, plan, stages, stage)
         rows.append(stage_status(run, stage, fold, scopes[stage.name], words))
+        rows[-1].planned = stage.domain == "inputs" or bool(stage.folder)
         count_tasks(rows[-1], [j for j in jobs if j.stage == stage.name], tasks)
     state = overall(rows, active, any(f.running for f in folds.values()))
     status = Status(run.id, str(run.folder), attempt.number, state, rows, [j.job for j in jobs], active, calls)
@@ -101,10 +106,12 @@ def slurm_tasks(jobs: list[Job], since: float) -> tuple[list[slurm.Task], int]:
         return [], 0
     live = slurm.queue(ids)
     seen = {(t.job, i) for t in live for i in t.indices or (-1,)}
-    past = [
-        t for t in slurm.accounting(ids, since) if not all((t.job, i) in seen for i in t.indices or (-1,))
-    ]  # fmt: skip
-    return live + past, 2
+    try:
+        known = slurm.accounting(ids, since)
+    except slurm.SlurmError as error:  # records and squeue tell most of it
+        print(f"without accounting: {error}", file=sys.stderr)
+        known = []
+    return live + [t for t in known if not all((t.job, i) in seen for i in t.indices or (-1,))], 2
 
 
 def scope_of(attempt: Attempt, plan: AttemptPlan, stages: dict[str, StagePlan], stage: StagePlan) -> list[str]:
@@ -115,15 +122,22 @@ def scope_of(attempt: Attempt, plan: AttemptPlan, stages: dict[str, StagePlan], 
         return []
     try:
         return [s.id for s in barrier.read_plan(head.folder)]
-    except OSError:
+    except (OSError, storage.StorageError):
         return []
 
 
 def lives(worker: records.Worker, record: records.Record, words: dict[str, str]) -> bool:
-    """Is the shard that this worker has started still in its hands? Of tasks that Slurm wasn't asked about, or has
-    forgotten, one can only tell by how long ago they said something."""
+    """Is the shard that this worker has started still in its hands? Of processes elsewhere, and of tasks that Slurm
+    wasn't asked about or has forgotten, one can only tell by how long ago they said something."""
     word = words.get(worker.job)
-    return time.time() - record.t < 120 if word is None else not word.startswith(("PENDING", *slurm.DONE))
+    if word is not None:
+        return not word.startswith(("PENDING", *slurm.DONE))
+    if worker.job.startswith("local") and worker.node == os.uname().nodename:
+        try:
+            return worker.run.encode() in Path(f"/proc/{worker.raw_job}/cmdline").read_bytes()
+        except OSError:
+            return False
+    return time.time() - record.t < 120
 
 
 def stage_status(
@@ -168,7 +182,7 @@ def count_tasks(row: StageStatus, jobs: list[Job], tasks: list[slurm.Task]) -> N
 
 
 def overall(rows: list[StageStatus], active: bool, flying: bool) -> str:
-    if all(r.shards and r.done == r.shards for r in rows if r.kind and r.shards) and all(r.shards for r in rows):
+    if all(r.planned and r.done == r.shards for r in rows):
         return "done"
     if active:
         return "running" if any(r.running or r.tasks.get("RUNNING") for r in rows) else "waiting"
@@ -181,7 +195,7 @@ def lines(status: Status) -> list[str]:
     """For a terminal."""
     out = [f"{status.run}  attempt {status.attempt}  {status.state}  {status.folder}"]
     for r in status.stages:
-        total = str(r.shards) if r.shards else "?"
+        total = str(r.shards) if r.planned else "?"
         parts = [f"{r.done}/{total} shards"]
         parts += [f"{r.running} running"] if r.running else []
         parts += [f"{r.failed} failed ({', '.join(f'{n} {c}' for c, n in r.failures.items())})"] if r.failed else []
@@ -192,12 +206,3 @@ def lines(status: Status) -> list[str]:
             parts.append("pending for: " + " ".join(f"{s} {n}" for s, n in sorted(r.reasons.items())))
         out.append(f"  {r.stage:<12} {r.fraction:>6.1%}  " + "; ".join(parts))
     return out
-
-
-def as_json(value: Any) -> Any:
-    return msgspec.to_builtins(value)
-
-
-def latest_log(run: Run, stage: str) -> Path | None:
-    logs = sorted(run.logs(stage).glob("*.out"), key=lambda p: p.stat().st_mtime)
-    return logs[-1] if logs else None

@@ -71,6 +71,9 @@ class Child(msgspec.Struct):
     begun: float = 0.0
     buffer: bytes = b""
     stopping: bool = False
+    why: str = ""
+    """Class of failure, if the stage could not be started."""
+    detail: str = ""
 
 
 class State(msgspec.Struct):
@@ -86,6 +89,8 @@ class State(msgspec.Struct):
     done: int = 0
     node_failures: int = 0
     bad_starts: int = 0
+    working: bool = False
+    """The stage has started in one of the processes."""
     """Of processes that ended before they were ready."""
     left: int = 0
     """Shards given up for now."""
@@ -134,9 +139,10 @@ def main(run_folder: str, stage_name: str, attempt_number: str = "", first: str 
 
 def work(run: Run, attempt: Attempt, plan: AttemptPlan, stage: StagePlan, row: int, shards: list[RowShard],
          here: Place) -> int:  # fmt: skip
-    log, here = open_log(run, attempt, stage, row, here)
+    log, here = open_log(run, attempt, plan, stage, row, here)
     earlier = earlier_starts(run, stage, here)
-    left = [s for s in shards if s.id not in earlier.done and s.id not in earlier.failed]
+    finished = earlier.done.keys() | earlier.failed.keys() | set(stage.done)
+    left = [s for s in shards if s.id not in finished]
     state = State(left, warning(stage.resources.time))
     give_up(log, state, earlier, here)
     # A signal only sets a flag; the loop wakes up through this pipe.
@@ -147,7 +153,10 @@ def work(run: Run, attempt: Attempt, plan: AttemptPlan, stage: StagePlan, row: i
     for signum in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda signum, frame: caught.append(signum))
 
-    scratch = Path(tempfile.mkdtemp(prefix=f"hpc-{here.job}-", dir=plan.scratch or None))
+    try:
+        scratch = Path(tempfile.mkdtemp(prefix=f"hpc-{here.job}-", dir=plan.scratch or None))
+    except OSError as error:  # a node that can't hold files in the making: said of its shards, so that retries shun it
+        return no_scratch(log, state, f"no scratch folder on {here.node}: {error}")
     selector = selectors.DefaultSelector()
     selector.register(wake_read, selectors.EVENT_READ, None)
     children: list[Child] = []
@@ -198,8 +207,19 @@ def work(run: Run, attempt: Attempt, plan: AttemptPlan, stage: StagePlan, row: i
     return 0 if state.closing in ("", "node") or not unfinished else 128 + signal.SIGTERM
 
 
-def open_log(run: Run, attempt: Attempt, stage: StagePlan, row: int, here: Place) -> tuple[records.Log, Place]:
+def no_scratch(log: records.Log, state: State, words: str) -> int:
+    print(words, file=sys.stderr)
+    for shard in state.todo:
+        log.write(records.Record("failed", shard.id, time.time(), failure="node", detail=words))
+    log.write(records.End(time.time(), "node"))
+    return 0
+
+
+def open_log(
+    run: Run, attempt: Attempt, plan: AttemptPlan, stage: StagePlan, row: int, here: Place
+) -> tuple[records.Log, Place]:
     """This start's record file. Without Slurm nobody counts restarts: the first free number is ours."""
+    boost = plan.boost(stage, row)
     while True:
         path = run.records(stage.name) / f"{here.job}.{here.restart}.jsonl"
         try:
@@ -212,6 +232,7 @@ def open_log(run: Run, attempt: Attempt, stage: StagePlan, row: int, here: Place
             t=time.time(), run=run.id, attempt=attempt.number, stage=stage.name, fingerprint=stage.fingerprint,
             job=here.job, restart=here.restart, row=row, node=here.node, raw_job=here.raw_job,
             cpus=stage.resources.cpus * stage.resources.workers, gpus=stage.resources.gpus * stage.resources.workers,
+            memory=stage.resources.memory * boost.memory, time=stage.resources.time * boost.time,
         )
     )  # fmt: skip
     return log, here
@@ -300,6 +321,10 @@ def receive(child: Child, state: State, log: records.Log) -> bool:
         now, seconds = time.time(), time.monotonic() - child.begun
         if reply.what == "ready":
             child.ready, child.start_seconds = True, seconds
+            state.working = True
+            continue
+        if reply.what == "unable":
+            child.why, child.detail = reply.failure, reply.detail
             continue
         assert child.order
         if reply.what == "progress":
@@ -354,10 +379,12 @@ def bury(child: Child, state: State, log: records.Log) -> bool:
         state.bad_starts += 1
         if status < 0 and state.bad_starts < MAX_TRIES:
             return True
-        why = failure.of_exit(status) if status < 0 else "code"
+        why = failure.of_exit(status) if status < 0 else child.why or "code"
+        if state.working:  # it starts for others on this node: they will do what is left
+            return False
+        detail = f"the stage did not start ({child.detail or words}): see the log"
         for shard in state.todo:
-            log.write(records.Record("failed", shard.id, time.time(), failure=why,
-                                     detail=f"the stage did not start ({words}): see the log"))  # fmt: skip
+            log.write(records.Record("failed", shard.id, time.time(), failure=why, detail=detail))
         state.todo.clear()
         return False
     return not child.stopping

@@ -113,4 +113,4 @@ class Shard(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     max_clips: int = 10_000
     """...or when it holds this many clips."""
     shuffle: bool = True
-    """Order the clips by a hash of their ids, so that each tar is a fair sample; false keeps the order of the inputs."""
+    """Order the clips by a hash of their ids, so that each tar is a fair sample; false: in the inputs' order."""
