@@ -105,16 +105,13 @@ def test_a_changed_input_is_a_new_one_and_the_old_one_is_superseded() -> None:
     changed = [Entry("/in/00002.mp4", MIB, "new")]
     fresh = assign(before, [*entries([MIB] * 2), *changed])
     assert [(s.id, s.items) for s in fresh] == [("000001", [Item("/in/00002.mp4", MIB, "new")])]
-    assert ledger.superseded(before) == set()
-    assert ledger.superseded(before + fresh) == {("/in/00002.mp4", "e2")}
-    again = assign(before + fresh, [Entry("/in/00002.mp4", MIB, "newer")])
-    every = before + fresh + again
-    assert ledger.superseded(every) == {("/in/00002.mp4", "e2"), ("/in/00002.mp4", "new")}
-    assert assign(every, [Entry("/in/00002.mp4", MIB, "new")]) == [], "an input that came back is known"
-
-
-def test_spans_of_one_input_do_not_supersede_each_other() -> None:
-    assert ledger.superseded(assign([], [Entry("/in/long", 100 * MIB, "e")])) == set()
+    listed = {(f"/in/{i:05}.mp4", f"e{i}") for i in range(4)}
+    assert ledger.superseded(before, listed) == set()
+    old, new = ("/in/00002.mp4", "e2"), ("/in/00002.mp4", "new")
+    assert ledger.superseded(before + fresh, listed - {old} | {new}) == {old}
+    assert assign(before + fresh, [Entry(*old[:1], MIB, "e2")]) == [], "an input that came back is known"
+    assert ledger.superseded(before + fresh, listed) == {new}, "and counts again"
+    assert ledger.superseded(before, listed - {old}) == {old}, "so is one that was deleted, or left out by a limit"
 
 
 # Published: the same on both kinds of storage
@@ -188,11 +185,14 @@ def test_versions(output: str) -> None:
     assert ledger.version(output, "clip", "aaa") == (f"{output}/clip@v1", False)
 
 
-def test_runs_are_found_while_their_folders_last(output: str, tmp_path: Path) -> None:
-    assert ledger.runs(output) == []
-    for name in ("b-2", "a-1", "gone-3"):
-        (tmp_path / "runs" / name).mkdir(parents=True)
-        ledger.register(output, name, tmp_path / "runs" / name)
-    ledger.register(output, "a-1", tmp_path / "runs" / "a-1")
-    (tmp_path / "runs" / "gone-3").rmdir()
-    assert ledger.runs(output) == [tmp_path / "runs" / "a-1", tmp_path / "runs" / "b-2"]
+def test_runs_are_found_by_their_folders(output: str, tmp_path: Path) -> None:
+    assert ledger.runs(output) == ([], [])
+    folders = [tmp_path / "runs" / name for name in ("a-1", "b-2", "gone-3")] + [tmp_path / "elsewhere" / "a-1"]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        ledger.register(output, folder)
+    ledger.register(output, folders[0])
+    folders[2].rmdir()
+    here, gone = ledger.runs(output)
+    assert here == sorted([folders[0], folders[1], folders[3]]), "two folders of one run are two"
+    assert gone == [folders[2]]

@@ -43,10 +43,10 @@ def test_the_queue(fake: runs.Slurm) -> None:
                         "100_2|COMPLETING|None|n1|102\n"
                         "103|PENDING|ReqNodeNotAvail, UnavailableNodes:n1||103\n")  # fmt: skip
     assert slurm.queue(["100", "103"]) == [
-        Task("100", (3, 4, 5), "PENDING", "JobArrayTaskLimit", "", raw_job="100"),
-        Task("100", (1,), "RUNNING", "None", "n[1-2],gpu07", raw_job="101"),
-        Task("100", (2,), "COMPLETING", "None", "n1", raw_job="102"),
-        Task("103", (), "PENDING", "ReqNodeNotAvail, UnavailableNodes:n1", "", raw_job="103"),
+        Task("100", (3, 4, 5), "PENDING", "JobArrayTaskLimit", "", raw_job="100", live=True),
+        Task("100", (1,), "RUNNING", "None", "n[1-2],gpu07", raw_job="101", live=True),
+        Task("100", (2,), "COMPLETING", "None", "n1", raw_job="102", live=True),
+        Task("103", (), "PENDING", "ReqNodeNotAvail, UnavailableNodes:n1", "", raw_job="103", live=True),
     ]
     [call] = fake.calls()
     assert call["argv"][call["argv"].index("--jobs") + 1] == "100,103"
@@ -103,7 +103,7 @@ Slurmctld(primary) at head is UP
 )
 def test_limits(fake: runs.Slurm, scheduler: str, size: int) -> None:
     fake.answers(scontrol=CONFIG.format(scheduler=scheduler))
-    assert slurm.limits() == slurm.Limits("23.11.10", size, 200_000)
+    assert slurm.limits() == slurm.Limits("23.11.10", size)
 
 
 def test_limits_that_are_not_told(fake: runs.Slurm) -> None:

@@ -150,14 +150,15 @@ def publish(folder: str, shard: str, suffixes: tuple[str, ...], made: list[Path]
     uris = [storage.join(folder, name) for name in names]
     if storage.stat(uris[-1]) is not None:
         return [_look(uri) for uri in uris]
-    out = []
+    out, replaced = [], False
     for uri, path in zip(uris, made, strict=True):
         digest, size = storage.sha256(str(path))
         out.append(Object(uri, size, digest))
         if not storage.put_new(uri, path) and _look(uri).sha256 != digest:
-            if uri == uris[-1]:
+            if uri == uris[-1] and not replaced:
                 return [_look(u) for u in uris]  # a twin finished just now
             storage.put(uri, path)
+            replaced = True
     return out
 
 

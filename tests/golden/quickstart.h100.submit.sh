@@ -4,15 +4,11 @@
 set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
 
-if [ -e jobs.jsonl ]; then
-    echo "attempt 1 was submitted already (jobs.jsonl); 'hpc retry' makes a new one from what is missing" >&2
-    exit 1
-fi
-
 run=/TMP/runs/quickstart-HASH
 scripts=$run/attempt-1/code/hpc/sbatch
 
-# The whole environment of the jobs. Secrets are passed by name, through a pipe: they stand in no file and no argument.
+# The whole environment of the jobs. Secrets are passed by name, through a pipe: they stand in no file of the run and in
+# no argument. (Slurm itself keeps the environment of a job where only its administrators can read.)
 declared=(
     HOME=/home/tester
     USER=tester
@@ -33,6 +29,7 @@ secrets() {
     :
 }
 secrets >/dev/null # ends here if one is not set
+
 clean() {
     env -i "${declared[@]}" bash -c \
         'while IFS= read -r -d "" pair; do export "${pair?}"; done <&3; exec "$@"' bash "$@" 3< <(secrets)
@@ -45,7 +42,10 @@ job() {
     id=$(clean sbatch --parsable "$@") || return
     id=${id%%;*}
     printf '{"job":"%s","stage":"%s","phase":"%s","first_row":%d,"tasks":%d}\n' \
-        "$id" "$stage" "$phase" "$first_row" "$tasks" >>jobs.jsonl
+        "$id" "$stage" "$phase" "$first_row" "$tasks" >>jobs.jsonl || {
+        clean scancel "$id" # a job that stands nowhere could not be cancelled later
+        return 1
+    }
     echo "$id"
 }
 
@@ -54,11 +54,18 @@ undo() {
     local -a ids
     if [ -e jobs.jsonl ]; then
         mapfile -t ids < <(sed 's/.*"job":"\([0-9]*\)".*/\1/' jobs.jsonl)
-        echo "submission failed: cancelling ${ids[*]}" >&2
-        clean scancel "${ids[@]}" || true
+        if ((${#ids[@]})); then
+            echo "submission failed: cancelling ${ids[*]}" >&2
+            clean scancel "${ids[@]}" || true
+        fi
         mv jobs.jsonl jobs.cancelled.jsonl
     fi
 }
+if ! (set -o noclobber && : >jobs.jsonl) 2>/dev/null; then # of two at once, one gets on
+    echo "attempt 1 was submitted already (jobs.jsonl); 'hpc retry' makes a new one from what is missing" >&2
+    exit 1
+fi
+
 trap undo ERR
 trap 'undo; exit 130' INT TERM HUP
 
