@@ -94,6 +94,18 @@ def test_a_changed_input(copy: Path) -> None:
     assert runs.planned(copy / "t.yaml").attempt is None
 
 
+def test_a_changed_input_beside_one_that_stays(tmp_path: Path) -> None:
+    """Their shard stays too; the barrier is told which of its inputs to leave out."""
+    spec = runs.spec(tmp_path, runs.numbered(4), {"echo": runs.ECHO, "join": runs.JOIN},
+                     shards={"size": "32B", "split_above": "1KiB"})  # fmt: skip
+    runs.go(spec)
+    old = next(i for s in ledger.load(str(tmp_path / "out")).shards for i in s.items if i.uri.endswith("001.txt"))
+    runs.write(tmp_path / "in", {"001.txt": "changed"})
+    made = runs.go(spec)
+    assert made.plan and made.plan.superseded == [(old.uri, old.etag)]
+    assert made.shards == 3 and made.missing == {"echo": 1} and (tmp_path / "out/join@v2").is_dir()
+
+
 def test_an_input_that_is_gone(copy: Path) -> None:
     """Its objects stay; what is joined from now on is without it."""
     before = born(copy / "out")

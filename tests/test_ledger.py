@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from hpc.batch import ledger
 from hpc.batch.ledger import Conflict, Ledger, Shard, StageInfo
+from hpc.data import storage
 from hpc.data.storage import Entry
 from hpc.data.work import Item
 
@@ -183,6 +184,9 @@ def test_versions(output: str) -> None:
     assert ledger.version(output, "clips", "bbb") == (f"{output}/clips@v2", True)
     assert ledger.version(output, "clips", "aaa") == (folder, True)
     assert ledger.version(output, "clip", "aaa") == (f"{output}/clip@v1", False)
+    storage.delete(f"{output}/clips@v1/_stage.json")  # somebody took an old version away: its number is not used again
+    assert ledger.version(output, "clips", "bbb") == (f"{output}/clips@v2", True)
+    assert ledger.version(output, "clips", "ccc") == (f"{output}/clips@v3", False)
 
 
 def test_runs_are_found_by_their_folders(output: str, tmp_path: Path) -> None:

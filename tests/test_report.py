@@ -197,7 +197,7 @@ def test_a_report_without_the_stages_code(run: Run) -> None:
     done = runs.hpc("report", run.folder, cwd=run.folder, env=runs.environment(PYTHONPATH=""), code=1)
     assert "6/8 shards; 2 failed" in done.stdout and "Traceback" not in done.stderr
     page = run.report("html").read_text()
-    assert "no thumbnails: pair:Pair cannot be imported" in page and "<img" not in page
+    assert "no thumbnails: ValueError: pair:Pair cannot be imported" in page and "<img" not in page
 
 
 def test_a_run_that_has_not_begun(tmp_path: Path) -> None:

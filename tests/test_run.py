@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -177,3 +178,6 @@ def test_an_attempt_is_never_one_that_another_planner_began(tmp_path: Path) -> N
     (whole.folder / "plan.json").touch()
     assert made.attempts() == [2] and made.latest() == whole, "what was never finished does not count"
     assert run.new_attempt(made).number == 3
+    with ThreadPoolExecutor(8) as pool:
+        numbers = list(pool.map(lambda _: run.new_attempt(made).number, range(24)))
+    assert sorted(numbers) == list(range(4, 28)), "also of planners at once"

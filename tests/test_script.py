@@ -111,7 +111,8 @@ def test_golden(name: str, cluster: str, tmp_path: Path, slurm: runs.Slurm) -> N
 
 
 def test_no_golden_file_is_left_over() -> None:
-    assert {p.name for p in GOLDEN.glob("*.submit.sh")} == {f"{name}.{cluster}.submit.sh" for name, cluster in shipped()}
+    expected = {f"{name}.{cluster}.submit.sh" for name, cluster in shipped()}
+    assert {p.name for p in GOLDEN.glob("*.submit.sh")} == expected
 
 
 # Executed
@@ -161,7 +162,10 @@ def test_a_multi_cluster_sbatch_names_its_cluster_too(tmp_path: Path, slurm: run
     assert "--dependency=aftercorr:101" in slurm.calls("sbatch")[1]["argv"]
 
 
-def test_the_callers_environment_changes_nothing(tmp_path: Path, slurm: runs.Slurm) -> None:
+def test_the_callers_environment_changes_nothing(
+    tmp_path: Path, slurm: runs.Slurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GIVEN", "")
     script = prepared(tmp_path / "a", env={"GIVEN": "by the spec"})
     slurm.forget()
     submit(script)
@@ -199,7 +203,9 @@ FOLDERS = ["$(touch pwned)", "a b'c\"d; touch pwned; `touch pwned`", "é日本 %
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_hostile_values_stay_values(tmp_path: Path, slurm: runs.Slurm, name: str) -> None:
+def test_hostile_values_stay_values(
+    tmp_path: Path, slurm: runs.Slurm, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     folder = tmp_path / name
     folder.mkdir()
     python = tmp_path / "$(touch pwned) 'x' `touch pwned`" / "python"
@@ -210,6 +216,8 @@ def test_hostile_values_stay_values(tmp_path: Path, slurm: runs.Slurm, name: str
               "gpu_type": "$(touch${IFS}pwned)", "sbatch": {"licenses": "a:1,$(touch pwned) `touch pwned`\n'"},
               "env": {"SITE": "$(touch pwned)\n"}, "mail": "$(touch${IFS}pwned)@b.org"}  # fmt: skip
     stages = {"echo": runs.ECHO | {"prompt": "\n".join(HOSTILE.values()), "resources": {"gpus": 1}}, "join": runs.JOIN}
+    for variable in (*HOSTILE, "SITE"):
+        monkeypatch.setenv(variable, "")  # planning declares them in this very process: put back afterwards
     (folder / "clusters").mkdir()
     (folder / "clusters/site.yaml").write_text(yaml.safe_dump(preset))
     file = runs.spec(folder, {"$(touch pwned).txt": "1", "a'\"`.txt": "2"}, stages, env=HOSTILE, secrets=["TOKEN"])
