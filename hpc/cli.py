@@ -22,11 +22,13 @@ def main(argv: list[str] | None = None) -> int:
     parser = build_parser()
     gc.disable()  # a short process that may hold millions of small structs and no cycles: planning takes half the time
     args, rest = parser.parse_known_args(argv)
-    if rest:  # overrides (a.b=c) may stand anywhere; anything else is a mistake
-        overrides = getattr(args, "overrides", None)
-        if overrides is None or any(word.startswith("-") or "=" not in word for word in rest):
-            parser.error(f"unrecognized arguments: {' '.join(rest)}")
-        overrides.extend(rest)
+    if "overrides" in args:  # the spec and overrides (a.b=c) may stand in any order, with flags between them
+        words = [args.spec, *args.overrides, *rest]
+        spec = args.spec if Path(args.spec).exists() else next((word for word in words if "=" not in word), args.spec)
+        words.remove(spec)
+        args.spec, args.overrides, rest = spec, words, [word for word in rest if word.startswith("-")]
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         status = args.call(args)
         sys.stdout.flush()

@@ -136,7 +136,8 @@ def test_overrides_anywhere_on_the_line(tmp_path: Path) -> None:
     spec = runs.spec(tmp_path, runs.numbered(1))
     one, two = "stages.echo.prompt=a b", "shards.size=17B"
     lines = [[spec, one, two, "--json"], [spec, one, "--json", two],
-             ["--json", spec, "--runs", "x", one, "--cluster", "local", two]]  # fmt: skip
+             ["--json", spec, "--runs", "x", one, "--cluster", "local", two], [one, "--json", spec, two],
+             [one, two, spec, "--json"]]  # fmt: skip
     hashes = {json.loads(runs.hpc("check", *line, cwd=tmp_path).stdout)[0]["hash"] for line in lines}
     assert len(hashes) == 1 and hashes != {runs.facts("check", spec)[0]["hash"]}
 
