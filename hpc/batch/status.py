@@ -111,7 +111,12 @@ def slurm_tasks(jobs: list[Job], since: float) -> tuple[list[slurm.Task], int]:
     except slurm.SlurmError as error:  # records and squeue tell most of it
         print(f"without accounting: {error}", file=sys.stderr)
         known = []
-    return live + [t for t in known if not all((t.job, i) in seen for i in t.indices or (-1,))], 2
+    ended = []
+    for task in known:  # what the accounting takes for alive and squeue doesn't know has ended a moment ago
+        left = [i for i in task.indices or (-1,) if (task.job, i) not in seen]
+        if left and task.state.startswith(slurm.DONE):
+            ended.append(msgspec.structs.replace(task, indices=tuple(left) if task.indices else ()))
+    return live + ended, 2
 
 
 def scope_of(attempt: Attempt, plan: AttemptPlan, stages: dict[str, StagePlan], stage: StagePlan) -> list[str]:
