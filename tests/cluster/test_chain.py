@@ -157,7 +157,8 @@ def test_a_live_run_is_seen_throttled_cancelled_and_retried(cluster: Cluster, tm
     assert "tasks: COMPLETED 2 PENDING 4 RUNNING 2; pending for: JobArrayTaskLimit 4" in said
 
     for words in (("retry", lab.run), ("submit", lab.spec), ("plan", lab.spec)):
-        assert "has jobs" in lab.hpc(*words, check=False)
+        said = lab.hpc(*words, check=False)
+        assert said.startswith("2 ") and job in said and f"`hpc cancel {lab.run.name}` first" in said
     assert len(lab.attempts()) == 1
 
     assert lab.shown(job)["ArrayTaskThrottle"] == "2"
