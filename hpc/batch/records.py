@@ -143,12 +143,16 @@ def fold(folders: Iterable[Path], fingerprint: str | None, attempt: int | None =
     folders = list(folders)
     while True:
         out = Fold()
+        paths = [path for folder in folders for path in files(folder)]
         try:
-            for path in [path for folder in folders for path in files(folder)]:
+            for path in paths:
                 fold_lines(out, read(path), fingerprint, attempt)
-            return out
-        except FileNotFoundError:  # compacted while we looked: its lines are in a file that was not there before
+        except FileNotFoundError:
             continue
+        # What was compacted while we looked is in a file that was not there when we began, and maybe nowhere else.
+        new = {path for folder in folders for path in files(folder)} - set(paths)
+        if not any(path.name.startswith("compact-") for path in new):
+            return out
 
 
 def fold_lines(out: Fold, lines: Iterable[Line], fingerprint: str | None, attempt: int | None) -> None:
@@ -207,7 +211,7 @@ def compact(folder: Path) -> int:
         return len(paths)
     serial = 1 + max((int(p.stem.split("-")[1]) for p in paths if p.name.startswith("compact-")), default=0)
     target = folder / f"compact-{serial:04}.jsonl"
-    temp = folder / f".{target.name}.{os.uname().nodename}.{os.getpid()}"
+    temp = folder / f".{target.name}.{os.urandom(6).hex()}"
     try:
         sizes = _join(paths, temp)
         os.link(temp, target)  # never over the file of another that compacts at the same time
