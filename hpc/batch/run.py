@@ -81,14 +81,14 @@ class AttemptPlan(msgspec.Struct):
     """File name of the list of all shard ids of the domain "inputs" that belong to this plan."""
     superseded: list[tuple[str, str]]
     """(uri, etag) of inputs in this scope's shards that are listed no more."""
-    unreachable: list[str]
-    """Run folders that wrote to this output and were out of reach when this was planned."""
     generation: int
     """The ledger generation that this plan adds; 0 if it adds none."""
     scratch: str = ""
     cluster: str = ""
     retries: int = 0
     notify: dict = {}
+    unreachable: list[str] = []
+    """Run folders that wrote to this output and were out of reach when this was planned."""
     env: dict[str, str] = {}
     """The declared environment: what looks at the output later must look at the same store."""
 
