@@ -145,7 +145,12 @@ def prepare(spec: Spec, cluster: Cluster, base: Path, *, on_slurm: bool, command
 
     resources = {name: stages[name].resources for name in folds}
     boosts, exclude = _remedies(folds, scope, lost or {}, resources)
-    limits = slurm.limits() if on_slurm else slurm.Limits()
+    limits = slurm.Limits()
+    if on_slurm and not (cluster.max_array_size and cluster.max_tasks):
+        try:
+            limits = slurm.limits()
+        except slurm.SlurmError as error:  # a dry run may be read where there is no Slurm
+            print(f"taking Slurm's default limits (arrays up to {limits.max_array_size}): {error}", file=sys.stderr)
     max_array = min(cluster.max_array_size or limits.max_array_size, cluster.max_tasks or limits.max_array_size)
     if cores is not None:
         max_array = 1_000_000

@@ -148,7 +148,7 @@ def publish(folder: str, shard: str, suffixes: tuple[str, ...], made: list[Path]
     if names != [shard + s for s in suffixes]:
         raise ValueError(f"the stage made {names}, its settings promise {[shard + s for s in suffixes]}")
     uris = [storage.join(folder, name) for name in names]
-    if storage.stat(uris[-1]) is not None:
+    if storage.stat(uris[-1]) is not None and all(storage.stat(uri) for uri in uris):
         return [_look(uri) for uri in uris]
     out, replaced = [], False
     for uri, path in zip(uris, made, strict=True):
