@@ -86,7 +86,8 @@ def planned(path: str) -> dict[str, float]:
 
 
 def in_process(path: Path) -> dict[str, float]:
-    code = f"import json, sys; sys.path.insert(0, {str(HERE)!r}); import bench; print(json.dumps(bench.planned({str(path)!r})))"
+    call = f"json.dumps(bench.planned({str(path)!r}))"
+    code = f"import json, sys; sys.path.insert(0, {str(HERE)!r}); import bench; print({call})"
     return json.loads(subprocess.run([sys.executable, "-c", code], env=ENV, check=True, capture_output=True).stdout)
 
 
@@ -233,7 +234,8 @@ def main() -> None:
         f"publish with its fsyncs {1000 * o['publish']:.1f} ms; the record's fsync, two messages")  # fmt: skip
     row("files made by an array task", "<= 2", f"{o['files']:.0f}", "its log, its record file")
     if "--slurm" in sys.argv:
-        row("`hpc status` of a run of 10,000 array tasks", "< 1 s", f"{status_of_many():.2f} s", "one squeue, one sacct")
+        took = status_of_many()
+        row("`hpc status` of a run of 10,000 array tasks", "< 1 s", f"{took:.2f} s", "one squeue, one sacct")
     print("\n| what | goal | measured | made of |\n|---|---|---|---|")
     for cells in rows:
         print("| " + " | ".join(cells) + " |")

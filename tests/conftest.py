@@ -169,7 +169,7 @@ def array_of(job: str) -> str:
 
 
 def tasks_of(job: str) -> list[str]:
-    """ "8_[0-2,5%2]" -> ["8_0", "8_1", "8_2", "8_5"], as sacct calls tasks that were cancelled together; others stay."""
+    """ "8_[0-2,5%2]" -> ["8_0", "8_1", "8_2", "8_5"], as sacct calls tasks cancelled together; others stay."""
     array, _, indices = job.partition("_[")
     out = []
     for part in indices.rstrip("]").split("%")[0].split(",") if indices else ():

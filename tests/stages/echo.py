@@ -1,5 +1,5 @@
-"""Echo's work. An input's content may ask for trouble: "crash", "fail", "oom 1" (the first time only), "sleep 5", "wait go"
-(until there is a file `go` in the folder `flags`)."""
+"""Echo's work. An input's content may ask for trouble: "crash", "fail", "oom 1" (the first time only), "sleep 5",
+"wait go" (until there is a file `go` in the folder `flags`)."""
 
 from __future__ import annotations
 
