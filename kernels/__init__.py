@@ -1,1 +1,4 @@
-"""GPU kernels, one op a file: formula, kernel, autograd, plain torch reference. Imported as hpc.kernels; imports torch and triton only."""
+"""GPU kernels, one op a file: formula, kernel, autograd, plain torch reference. Imported as hpc.kernels.
+
+They import torch and triton only.
+"""
