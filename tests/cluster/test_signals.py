@@ -93,6 +93,7 @@ def test_an_input_that_takes_much_longer_than_the_time_limit(cluster: Cluster, t
     starts = {r["restart"] for r in lab.records("echo")}
     assert len(starts) >= 3 and {r["job"] for r in lab.records("echo")} == {f"{jobs['echo']}_0"}
     # no start was killed at its time limit, and what was begun was finished
-    assert {r["why"] for r in lab.records("echo") if r["type"] == "end"} == {"time limit", "row finished"}
+    ends = [r["why"] for r in lab.records("echo") if r["type"] == "end"]
+    assert len(ends) == len(starts) and set(ends) <= {"time limit", "row finished"}
     assert not lab.states("echo", "stopped") and not lab.states("echo", "failed")
     assert lab.states("note", "done").total() == parts

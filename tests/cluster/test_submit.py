@@ -87,8 +87,8 @@ def test_a_task_on_a_whole_node_runs_as_many_workers_as_fit(cluster: Cluster, tm
     seen = [json.loads(p.read_text())["env"] for p in Path(lab.output, "look@v1").glob("0*.json")]
     assert sorted(env["CUDA_VISIBLE_DEVICES"] for env in seen) == [str(gpu) for gpu in range(8)]
     assert {env["OMP_NUM_THREADS"] for env in seen} == {"2"}
-    [given] = [line.partition("|")[2] for line in accounted(lab, "AllocTRES") if array_of(line) == job]
-    assert {"cpu=16", "gres/gpu:h100=8", "mem=62.50G"} <= set(given.split(","))
+    given = {array_of(task): tres for task, tres in (line.split("|") for line in accounted(lab, "AllocTRES"))}
+    assert {"cpu=16", "gres/gpu:h100=8", "mem=62.50G"} <= set(given[job].split(","))
 
 
 HARMFUL = {
