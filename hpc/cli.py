@@ -152,7 +152,8 @@ def check(args: argparse.Namespace) -> int:
 def _prepared(args: argparse.Namespace, spec: Any, cluster: Any, on_slurm: bool) -> Any:
     from hpc.batch import launch
 
-    return launch.plan(spec, cluster, args.runs, on_slurm=on_slurm, command=sys.argv)
+    dry = args.verb == "plan"
+    return launch.plan(spec, cluster, args.runs, on_slurm=on_slurm, command=sys.argv, dry=dry)
 
 
 def _facts(p: Any) -> dict[str, Any]:

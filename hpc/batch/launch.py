@@ -19,17 +19,19 @@ class Busy(Exception):
 
 
 def plan(spec: Spec, cluster: Cluster, base: Path, *, on_slurm: bool, command: list[str],
-         own_job: str = "") -> prepare.Prepared:  # fmt: skip
+         own_job: str = "", dry: bool = False) -> prepare.Prepared:  # fmt: skip
     """Plan the next attempt of a spec, unless something that makes the same is under way: raises Busy.
 
-    own_job: a job to overlook, for the report job that retries.
+    own_job: a job to overlook, for the report job that retries. dry: for reading, maybe where there is no Slurm.
     """
     os.environ.update(cluster.env | spec.env)  # inputs and output are looked at where the jobs will look for them
     run = Run((base / f"{spec.name}-{spec.hash}").resolve())
     check_idle(spec, run, own_job)
     lost = lost_shards(run) if run.attempts() else {}
     here = None if on_slurm else cores()
-    return prepare.prepare(spec, cluster, base, on_slurm=on_slurm, command=command, cores=here, lost=lost)
+    return prepare.prepare(
+        spec, cluster, base, on_slurm=on_slurm, command=command, cores=here, lost=lost, dry=dry
+    )  # fmt: skip
 
 
 def check_idle(spec: Spec, run: Run, own_job: str) -> None:

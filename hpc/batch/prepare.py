@@ -103,7 +103,7 @@ def barrier_missing(stage: StagePlan, folder: str, fold: records.Fold) -> set[st
 
 
 def prepare(spec: Spec, cluster: Cluster, base: Path, *, on_slurm: bool, command: list[str], cores: int | None = None,
-            lost: dict[tuple[str, str], str] | None = None) -> Prepared:  # fmt: skip
+            lost: dict[tuple[str, str], str] | None = None, dry: bool = False) -> Prepared:  # fmt: skip
     """Plan the next attempt of a spec.
 
     base: the folder of run folders. cores: of this machine, for a run without Slurm.
@@ -150,6 +150,8 @@ def prepare(spec: Spec, cluster: Cluster, base: Path, *, on_slurm: bool, command
         try:
             limits = slurm.limits()
         except slurm.SlurmError as error:  # a dry run may be read where there is no Slurm
+            if not dry:
+                raise
             print(f"taking Slurm's default limits (arrays up to {limits.max_array_size}): {error}", file=sys.stderr)
     max_array = min(cluster.max_array_size or limits.max_array_size, cluster.max_tasks or limits.max_array_size)
     if cores is not None:
