@@ -15,7 +15,7 @@ from specs import SPEC, errors, one, write
 
 from hpc.batch import yaml_lines
 from hpc.batch.spec import KINDS, Resources, Spec, SpecErrors, fingerprint, load, schema, text
-from hpc.curate.settings import Clips
+from hpc.curate.settings import Clips, Split
 from hpc.data.units import Bytes, Seconds
 
 JOBS = Path(__file__).parent.parent / "jobs"
@@ -28,7 +28,7 @@ def test_the_quickstart_is_what_it_says() -> None:
     assert spec.output == str(JOBS.parent / "out" / "quickstart")
     assert list(spec.stages) == ["clips", "shard"]
     assert spec.stages["shard"].needs == ("clips",)
-    assert spec.stages["clips"].settings == Clips()
+    assert spec.stages["clips"].settings == Clips(split=Split(min_clip=Seconds(1), min_frames=24))
     assert spec.stages["clips"].resources == Resources(cpus=2, memory=Bytes(4 << 30), time=Seconds(4 * 3600))
     assert (spec.cluster, spec.retries, spec.path) == ("local", 0, str(JOBS / "quickstart.yaml"))
 
