@@ -48,7 +48,9 @@ def notify(run: Run, made: report.Report, secret: str) -> None:
 def may_retry(made: report.Report, gathered: status.Gathered) -> bool:
     """Within the budget, something left that may be tried without a person, and the last attempt got something done."""
     plan, run = gathered.plan, Run(gathered.attempt.folder.parent)
-    if sum(bool(run.attempt(n).jobs()) for n in run.attempts()) > plan.retries:  # those that were only planned are free
+    # attempts that were only planned cost nothing
+    tried = [n for n in run.attempts() if n == plan.attempt or run.attempt(n).jobs()]
+    if len(tried) > plan.retries:
         return False
     left = any(r.missing for r in made.status.stages)
     domains = {name: stage.domain for name, stage in gathered.stages.items()}

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -76,24 +77,26 @@ def gather(run: Run, ask_slurm: bool = True) -> Gathered:
     plan = attempt.plan()
     os.environ.update(plan.env)
     jobs = attempt.jobs()
-    tasks, calls = slurm_tasks(jobs, plan.created) if ask_slurm else ([], 0)
+    folds, stages, scopes, rows = {}, {}, {}, []
+    with ThreadPoolExecutor(1) as pool:  # Slurm answers while the records are read
+        asked = pool.submit(slurm_tasks, jobs, plan.created) if ask_slurm else None
+        try:
+            runs, _ = ledger.runs(plan.output)
+        except (OSError, storage.StorageError):  # the store is out of reach: what this run knows is still worth showing
+            runs = [run.folder]
+        for planned in plan.stages:
+            stage = stages[planned.name] = barrier.frozen_stage(attempt, plan, planned.name)
+            frozen = stage.domain == "inputs" or bool(stage.folder)
+            folds[stage.name] = prepare.fold_stage(runs, stage.name, stage.fingerprint) if frozen else records.Fold()
+            scopes[stage.name] = scope_of(attempt, plan, stages, stage)
+        tasks, calls = asked.result() if asked else ([], 0)
     reports = {j.job for j in jobs if j.phase == "report"}  # the report of a run is no part of its work
     active = any(t.live for t in tasks if t.job not in reports)
     words = {f"{t.job}_{i}": t.state for t in tasks for i in t.indices}
-    try:
-        runs, _ = ledger.runs(plan.output)
-    except (OSError, storage.StorageError):  # the store is out of reach: what this run knows is still worth showing
-        runs = [run.folder]
-    folds, stages, scopes, rows = {}, {}, {}, []
-    for planned in plan.stages:
-        stage = stages[planned.name] = barrier.frozen_stage(attempt, plan, planned.name)
-        fingerprint = None if stage.domain != "inputs" and not stage.folder else stage.fingerprint
-        fold = prepare.fold_stage(runs, stage.name, fingerprint) if fingerprint else records.Fold()
-        folds[stage.name] = fold
-        scopes[stage.name] = scope_of(attempt, plan, stages, stage)
-        rows.append(stage_status(run, stage, fold, scopes[stage.name], words))
+    for name, stage in stages.items():
+        rows.append(stage_status(run, stage, folds[name], scopes[name], words))
         rows[-1].planned = stage.domain == "inputs" or bool(stage.folder)
-        count_tasks(rows[-1], [j for j in jobs if j.stage == stage.name], tasks)
+        count_tasks(rows[-1], [j for j in jobs if j.stage == name], tasks)
     state = overall(rows, active, any(f.running for f in folds.values()))
     status = Status(run.id, str(run.folder), attempt.number, state, rows, [j.job for j in jobs], active, calls)
     return Gathered(status, plan, attempt, folds, stages, scopes, tasks, jobs)
