@@ -168,7 +168,8 @@ class Lab:
             [made] = digests[name]
             assert hashlib.sha256(Path(made["uri"]).read_bytes()).hexdigest() == made["sha256"]
         [suffix] = {Path(made["uri"]).suffix for [made] in digests.values()}
-        assert sorted(p.name for p in folder.iterdir()) == [*(name + suffix for name in names), "_stage.json"]
+        made = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".tmp-"))  # kill -9 may leave one
+        assert made == [*(name + suffix for name in names), "_stage.json"]
         if suffix == ".jsonl":
             inputs = [line["uri"] for lines in self.lines(stage).values() for line in lines]
             assert sorted(inputs) == [str(self.folder / "in" / f"{name}.txt") for name in names]

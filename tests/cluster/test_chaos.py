@@ -118,11 +118,10 @@ class Villain:
 
     def fill_disk(self) -> None:
         stuffing = self.disk / "stuffing"
-        with stuffing.open("wb") as out:
+        with stuffing.open("wb", buffering=0) as out:
             try:
                 while True:
                     out.write(bytes(1 << 16))
-                    out.flush()
             except OSError:
                 pass
         time.sleep(1.5)
