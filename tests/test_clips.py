@@ -19,7 +19,7 @@ import pytest
 import s3
 import webdataset
 
-from hpc.curate import clips, shard
+from hpc.curate import clips, filters, shard, source
 from hpc.curate.settings import Clips, Encode, Shard, Split
 from hpc.data import layers, storage, video
 from hpc.data.units import Seconds
@@ -57,8 +57,7 @@ class Stage:
         self.progress: list[tuple[float, str]] = []
         model = self.model if settings.split.detector == "transnetv2" else None
         return clips.process(
-            settings,
-            model,
+            source.Tools(settings, model, filters.start(settings.filter)),
             Work("000007", list(items), [], {}, scratch, "abc", check, lambda *a: self.progress.append(a)),
         )
 
@@ -113,6 +112,8 @@ def test_the_cuts_are_the_published_ones(trailer: Made) -> None:
     counts = dict(trailer.counts)
     assert counts.pop("bytes_out") == trailer.objects[0].stat().st_size
     assert counts.pop("clip_seconds") == pytest.approx(748 / 24)
+    spent = {name: counts.pop(name) for name in list(counts) if name.startswith("time_")}
+    assert min(spent.values()) > 0 and {"time_decode", "time_detect", "time_encode"} <= spent.keys()
     assert counts == {
         "inputs": 1, "clips": 6, "dropped": 10, "frames": 1323, "damaged_frames": 0, "video_seconds": 55.125,
     }  # fmt: skip
@@ -409,8 +410,9 @@ def test_memory_does_not_grow_with_the_video(tmp_path: Path) -> None:
         sys.path.insert(0, sys.argv[1])
         import test_clips as t
         rules = t.Split(detector="stride", stride=t.Seconds(1000.0))
-        made = t.clips.process(t.Clips(split=rules, encode=t.Encode(preset="ultrafast", crf=45.0)), None, t.Work(
-            "000000", [t.item(sys.argv[2])], [], {}, Path(sys.argv[3]), "", lambda: None, lambda *a: None))
+        settings = t.Clips(split=rules, encode=t.Encode(preset="ultrafast", crf=45.0))
+        made = t.clips.process(t.source.Tools(settings, None, {}), t.Work("000000",
+            [t.item(sys.argv[2])], [], {}, Path(sys.argv[3]), "", lambda: None, lambda *a: None))
         assert made.counts["clips"] == 1
         print(int(made.counts["frames"]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
     """
@@ -428,7 +430,7 @@ def test_memory_does_not_grow_with_the_video(tmp_path: Path) -> None:
 
 
 def test_start_loads_what_the_settings_ask_for() -> None:
-    assert clips.start(Clips(split=SECONDS)).args[1] is None  # type: ignore[attr-defined]
+    assert clips.start(Clips(split=SECONDS)).args[0].model is None  # type: ignore[attr-defined]
     with pytest.raises(Exception, match=r".") as caught:
         clips.start(Clips(split=SECONDS, encode=Encode(preset="warp")))
     assert video.refused(caught.value)

@@ -60,8 +60,8 @@ def run(
     given, longest = first, 0
     for number in range(first, len(labels)):
         known = max(given, (number + 1 - late) // 5 * 5)
-        frame: Any = SimpleNamespace(pts=times[number], duration=times[number + 1] - times[number])
-        cutter.push(number, frame, labels[given:known])
+        look: Any = SimpleNamespace(number=number, pts=times[number], duration=times[number + 1] - times[number])
+        cutter.push(look, labels[given:known])
         given = known
         longest = max(longest, len(cutter.queue))
         if cutter.done:
@@ -152,8 +152,8 @@ def test_clips_come_out_as_soon_as_their_cut_is_known() -> None:
     out: list[tuple] = []
     cutter = split.Cutter(info(), rules(), 0, (0, math.inf), lambda *a: Recorder(out, *a))
     for number in range(30):
-        frame: Any = SimpleNamespace(pts=40 * number, duration=40)
-        cutter.push(number, frame, [START if number in (0, 20) else INSIDE])
+        look: Any = SimpleNamespace(number=number, pts=40 * number, duration=40)
+        cutter.push(look, [START if number in (0, 20) else INSIDE])
         assert len(out) == (number >= 20)
     assert out == [("", (3, 120), list(range(3, 17)), 680)]
 
@@ -191,8 +191,8 @@ def test_labels_of_strides(start: int) -> None:
     strides = split.Strides(whole, 1.5, start)
     found: list[Label] = []
     for number in range(strides.begin, 150):
-        frame: Any = SimpleNamespace(pts=times[number])
-        found += strides.push(number, frame)
+        look: Any = SimpleNamespace(number=number, pts=times[number])
+        found += strides.push(look)
     labels = dict(enumerate(found, strides.first))
     assert [n for n in range(start, 150) if labels[n] is START] == [n for n in range(0, 150, 36) if n >= start]
 
@@ -201,6 +201,6 @@ def test_labels_of_strides_where_frames_are_missing() -> None:
     strides = split.Strides(info(), 1.0, 0)
     found: list[Label] = []
     for number in (0, 1, 5, 30):
-        frame: Any = SimpleNamespace(pts=40 * number)
-        found += strides.push(number, frame)
+        look: Any = SimpleNamespace(number=number, pts=40 * number)
+        found += strides.push(look)
     assert len(found) == 31 and [n for n, label in enumerate(found) if label is START] == [0, 30]

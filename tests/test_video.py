@@ -16,6 +16,7 @@ import PIL.Image
 import pytest
 
 from hpc.data import video
+from hpc.data.video import container
 from hpc.data.work import BadInput
 
 SOURCE = ["-f", "lavfi", "-i", "testsrc2=s=320x180:r=24:d=4"]
@@ -218,8 +219,8 @@ def test_seeking_does_not_decode_from_the_start(made: Callable[[str], Path], nam
     at = video.index(path)
     assert at is not None and len(at.keys) >= 4
     decoder = video.Decoder(path, 90, at)
-    with video._opened(path) as (container, stream):
-        place, _ = decoder._begin(container, stream)
+    with container.opened(path) as (file, stream):
+        place, _ = decoder._begin(file, stream)
     assert 48 <= place <= 72
     with Counting(path) as file:
         assert [n for n, _ in video.Decoder(file, 90, at)] == list(range(90, 96))

@@ -146,7 +146,7 @@ def text(report: Report) -> str:
     p = report.provenance
     out = status.lines(report.status)
     for s in report.status.stages:
-        known = {k: v for k, v in s.counts.items() if v}
+        known = {k: v for k, v in s.counts.items() if v and not k.startswith("time_")}
         facts = [_count(k, v) for k, v in known.items()]
         if facts:
             out.append(f"  {s.stage:<12} {', '.join(facts)}")

@@ -11,8 +11,9 @@ from __future__ import annotations
 import enum
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
+from hpc.curate.look import Look
 from hpc.curate.settings import Split
 from hpc.data import video
 from hpc.models import shots
@@ -33,7 +34,7 @@ class Labeller(Protocol):
     first: int
     """Number of the first frame that gets a label."""
 
-    def push(self, number: int, frame: video.Frame) -> list[Label]:
+    def push(self, look: Look) -> list[Label]:
         """The labels of the next frames in order: as many as are known by now."""
 
     def finish(self) -> list[Label]:
@@ -48,17 +49,16 @@ class Shots:
         self.first = max(0, start - shots.STEP)  # the label of frame `start` needs the frame before it
         self.begin = max(0, self.first - shots.CONTEXT)
         self.detector = shots.Detector(model, self.first)
-        self.resize = video.Resizer(shots.WIDTH, shots.HEIGHT)
         self.next = self.begin
         self.in_transition = True  # nothing comes before the first frame
 
-    def push(self, number: int, frame: video.Frame) -> list[Label]:
-        small = self.resize(frame)
+    def push(self, look: Look) -> list[Label]:
+        small = look.rgb(shots.WIDTH, shots.HEIGHT)
         labels = []
         # Damaged frames are missing: the detector sees the next one in their place, so that its windows stay in step.
-        for _ in range(self.next, number + 1):
+        for _ in range(self.next, look.number + 1):
             labels += self._labels(self.detector.push(small))
-        self.next = number + 1
+        self.next = look.number + 1
         return labels
 
     def finish(self) -> list[Label]:
@@ -84,11 +84,11 @@ class Strides:
         self.begin = self.first = max(0, start - 1)
         self.next, self.piece = self.first, -1
 
-    def push(self, number: int, frame: video.Frame) -> list[Label]:
-        missing = [Label.INSIDE] * (number - self.next)
-        piece = int((frame.pts - self.info.start_pts + self.slack) // self.stride)
+    def push(self, look: Look) -> list[Label]:
+        missing = [Label.INSIDE] * (look.number - self.next)
+        piece = int((look.pts - self.info.start_pts + self.slack) // self.stride)
         label = Label.START if piece > self.piece else Label.INSIDE
-        self.next, self.piece = number + 1, piece
+        self.next, self.piece = look.number + 1, piece
         return [*missing, label]
 
     def finish(self) -> list[Label]:
@@ -102,16 +102,10 @@ def slack(info: video.Video) -> float:
 
 
 class Clip(Protocol):
-    def take(self, number: int, pts: int, end: int, frame: video.Frame) -> None:
+    def take(self, number: int, pts: int, end: int, look: Look) -> None:
         """The next frame of the clip, shown from `pts` to `end`."""
 
     def close(self) -> None: ...
-
-
-class Waiting(NamedTuple):
-    number: int
-    pts: int
-    frame: video.Frame
 
 
 class Shot:
@@ -146,7 +140,7 @@ class Cutter:
         self.own, self.open_clip = own, open_clip
         self.known = first
         """Frames before this number have labels."""
-        self.queue: deque[Waiting] = deque()
+        self.queue: deque[Look] = deque()
         self.shots: deque[Shot] = deque()
         self.clip: Clip | None = None
         self.end: int | None = None
@@ -157,15 +151,15 @@ class Cutter:
         """No further frame can belong to a shot that begins in `own`."""
         return self.known >= self.own[1] and not self.shots
 
-    def push(self, number: int, frame: video.Frame, labels: list[Label]) -> None:
+    def push(self, look: Look, labels: list[Label]) -> None:
         """The next frame, and the labels that it made known."""
-        self.queue.append(Waiting(number, frame.pts, frame))
+        self.queue.append(look)
         self._label(labels)
 
     def finish(self, labels: list[Label]) -> None:
         """The video ends here; these are the last labels."""
         if self.queue:
-            self.end = self.queue[-1].pts + self.queue[-1].frame.duration
+            self.end = self.queue[-1].pts + self.queue[-1].duration
         self._label(labels)
         if self.shots and self.shots[-1].end is None:
             self.shots[-1].end = self.known
@@ -204,12 +198,12 @@ class Cutter:
         if shot.pts is None and self.queue and self.queue[0].number < limit:
             shot.pts = self.queue[0].pts
         while self.queue and self.queue[0].number < limit:
-            number, pts, frame = self.queue[0]
+            look = self.queue[0]
             end = self.queue[1].pts if len(self.queue) > 1 else self.end
-            if pts >= shot.pts + self.crop - self.slack:
+            if look.pts >= shot.pts + self.crop - self.slack:
                 if end > limit_pts - self.crop + self.slack:
                     break
-                self._add(shot, number, pts, end, frame)
+                self._add(shot, look, end)
             self.queue.popleft()
         if shot.end is None or limit < shot.end:
             return False
@@ -222,14 +216,14 @@ class Cutter:
         self._skip(shot.end)
         return True
 
-    def _add(self, shot: Shot, number: int, pts: int, end: int, frame: video.Frame) -> None:
+    def _add(self, shot: Shot, look: Look, end: int) -> None:
         cut_short = self.truncate and shot.clips > 1
         if self.clip and end - self.clip_pts > self.longest + self.slack and not cut_short:
             self.clip.close()
             self.clip = None
         if self.clip is None:
-            self._open(shot, number, pts, "past-max-clip" if self.truncate and shot.clips else "")
-        self.clip.take(number, pts, end, frame)
+            self._open(shot, look.number, look.pts, "past-max-clip" if self.truncate and shot.clips else "")
+        self.clip.take(look.number, look.pts, end, look)
 
     def _open(self, shot: Shot, number: int, pts: int, verdict: str) -> None:
         self.clip, self.clip_pts = self.open_clip(number, pts, verdict), pts

@@ -1,0 +1,231 @@
+"""One clip: encoded, measured and pictured as its frames come; at its end a row of the table and members of the tar."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from hpc.curate import filters, split
+from hpc.curate.look import Look
+from hpc.curate.settings import Clips
+from hpc.curate.settings.filters import SCORES
+from hpc.data import video
+
+HELD = 64  # frames that a clip keeps while it is not known to be long enough; then it is encoded, at the risk of waste
+KEPT = 16  # pictures a clip keeps to choose the middle one from: within 1/32 of its length
+
+SCHEMA = pa.schema(
+    [
+        ("uuid", pa.string()),
+        ("source", pa.string()),  # the input's uri, as it was planned
+        ("member", pa.string()),  # the video's name in it, if the input is a tar; else ""
+        ("etag", pa.string()),
+        ("start_seconds", pa.float64()),  # from the video's first frame
+        ("end_seconds", pa.float64()),
+        ("start_frame", pa.int64()),
+        ("end_frame", pa.int64()),  # the first one after the clip
+        ("verdict", pa.string()),  # "keep", or why it was dropped: "short", "past-max-clip", the name of a filter
+        ("reasons", pa.list_(pa.string())),  # every limit of a filter that it breaks
+        ("num_frames", pa.int64()),
+        ("fps", pa.float64()),  # average
+        ("is_vfr", pa.bool_()),
+        ("width", pa.int32()),  # of a kept clip; null for others, like everything down to webp_size
+        ("height", pa.int32()),
+        ("codec", pa.string()),
+        ("bytes", pa.int64()),
+        ("offset", pa.int64()),  # in the tar: all members of the clip, headers and padding included
+        ("size", pa.int64()),
+        ("mp4_offset", pa.int64()),
+        ("mp4_size", pa.int64()),
+        ("webp_offset", pa.int64()),
+        ("webp_size", pa.int64()),
+        ("source_width", pa.int32()),  # upright
+        ("source_height", pa.int32()),
+        ("source_rotation", pa.int32()),
+        ("source_pixel_aspect", pa.float64()),
+        ("source_codec", pa.string()),
+        ("source_pix_fmt", pa.string()),
+        ("source_fps", pa.float64()),
+        ("source_frames", pa.int64()),  # as declared, 0 for unknown
+        ("source_seconds", pa.float64()),  # as declared, 0 for unknown
+        ("source_audio_codec", pa.string()),
+        ("source_bytes", pa.int64()),
+        *((column, pa.float64()) for column in SCORES),  # null: not measured
+    ]
+)
+
+
+class Made(msgspec.Struct):
+    """What becomes of a clip."""
+
+    row: dict[str, Any]
+    members: dict[str, Path | bytes]
+    """Suffix -> file or bytes, of a kept clip: what goes into the tar."""
+
+
+class Source(msgspec.Struct):
+    """What all clips of one video share."""
+
+    uri: str
+    """With the video's name in it, if it came in a tar."""
+    info: video.Video
+    facts: dict[str, Any]
+    """Columns that are the same for all of its clips."""
+    settings: Clips
+    filters: dict[str, filters.Open]
+    scratch: Path
+    """A folder of this video's own."""
+    spend: Callable[[str], None]
+    """spend("encode"): from here on time is spent on that."""
+    made: list[Made] = []
+
+
+class Middle:
+    """The picture in the middle of a clip whose length is not known before its end."""
+
+    def __init__(self, info: video.Video, height: int) -> None:
+        height = min(height, info.height)
+        self.size = (max(1, round(info.width * height / info.height)), height)
+        self.pictures: list[npt.NDArray[np.uint8]] = []
+        self.every, self.frames = 1, 0
+
+    def take(self, look: Look) -> None:
+        if self.frames % self.every == 0:
+            self.pictures.append(look.rgb(*self.size))
+            if len(self.pictures) == 2 * KEPT:
+                self.pictures, self.every = self.pictures[::2], 2 * self.every
+        self.frames += 1
+
+    def picture(self) -> npt.NDArray[np.uint8]:
+        return self.pictures[min(round((self.frames - 1) / 2 / self.every), len(self.pictures) - 1)]
+
+
+class Clip:
+    """A clip that is being cut: what it holds is encoded as it comes."""
+
+    def __init__(self, source: Source, number: int, pts: int, verdict: str) -> None:
+        """verdict: why it will be dropped, whatever it holds; "" if that is open."""
+        self.source, self.verdict = source, verdict
+        self.first, self.pts = number, pts
+        self.frames = 0
+        self.held: list[tuple[Look, int]] = []
+        self.encoder: video.Encoder | None = None
+        self.middle = Middle(source.info, source.settings.thumbnail.height)
+        self.durations: tuple[int, int] | None = None  # the shortest and the longest of its frames
+        self.reasons: list[str] = []
+        self.meters = {name: open_meter(source.info) for name, open_meter in source.filters.items()}
+        self.due = dict.fromkeys(self.meters, 0.0)
+        self.scores: dict[str, float] = {}
+        if not verdict:
+            self._judge([m for m in self.meters.values() if m.every == filters.NO_FRAMES])
+
+    def take(self, number: int, pts: int, end: int, look: Look) -> None:
+        """The next frame; its picture is None for a clip that is only noted."""
+        self.end, self.end_pts = number + 1, end
+        self.frames += 1
+        shortest, longest = self.durations or (end - pts, end - pts)
+        self.durations = min(shortest, end - pts), max(longest, end - pts)
+        if not self.verdict:
+            self.held.append((look, end - pts))
+            if self.encoder or self._long_enough() or len(self.held) > HELD:
+                self._encode()
+
+    def _long_enough(self) -> bool:
+        rules, info = self.source.settings.split, self.source.info
+        if rules.detector == "transnetv2" and self.frames < rules.min_frames:
+            return False
+        return self.end_pts - self.pts >= rules.min_clip / float(info.time_base) - split.slack(info)
+
+    def _encode(self) -> None:
+        if self.encoder is None:
+            e = self.source.settings.encode
+            path = self.source.scratch / f"{len(self.source.made)}.mp4"
+            self.encoder = video.Encoder(path, self.source.info, e.crf, e.preset, e.threads)
+        for look, duration in self.held:
+            self.source.spend("pictures")
+            self.middle.take(look)
+            self.source.spend("filters")
+            self._measure(look)
+            self.source.spend("encode")
+            self.encoder.write(look.frame, duration)
+        self.held.clear()
+
+    def _measure(self, look: Look) -> None:
+        seconds = float((look.pts - self.pts) * self.source.info.time_base)
+        slack = split.slack(self.source.info) * float(self.source.info.time_base)
+        for name, meter in self.meters.items():
+            if seconds >= self.due[name] - slack and meter.every < filters.NO_FRAMES:
+                meter.take(look, seconds)
+                while meter.every and self.due[name] <= seconds + slack:
+                    self.due[name] += meter.every
+
+    def _judge(self, meters: list[filters.Meter]) -> None:
+        for meter in meters:
+            self.scores |= meter.scores()
+        self.verdict, self.reasons = filters.judge(self.source.settings.filter, self.scores)
+
+    def close(self) -> None:
+        info, made = self.source.info, self.source.made
+        if not self.verdict:
+            if self._long_enough():
+                self.source.spend("filters")
+                self._judge(list(self.meters.values()))
+            else:
+                self.verdict = "short"
+        self.verdict = self.verdict or "keep"
+        seconds = [float((pts - info.start_pts) * info.time_base) for pts in (self.pts, self.end_pts)]
+        row = {
+            "uuid": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{self.source.uri}_{self._span(seconds)}")),
+            "start_seconds": seconds[0],
+            "end_seconds": seconds[1],
+            "start_frame": self.first,
+            "end_frame": self.end,
+            "verdict": self.verdict,
+            "reasons": self.reasons,
+            "num_frames": self.end - self.first,
+            "fps": round((self.end - self.first) / (seconds[1] - seconds[0]), 6),
+            "is_vfr": self.durations[1] - self.durations[0] > 2 * split.slack(info),
+            **self.source.facts,
+            **self.scores,
+        }
+        members: dict[str, Path | bytes] = {}
+        if self.verdict == "keep":
+            self.source.spend("encode")
+            members = self._finish(row)
+        elif self.encoder:
+            self.encoder.abandon()
+        made.append(Made(row, members))
+
+    def _span(self, seconds: list[float]) -> str:
+        """The part of a clip's name that says which clip of the video it is: frames of a shot, seconds of a stride."""
+        rules, info = self.source.settings.split, self.source.info
+        if rules.detector == "transnetv2":
+            return f"{self.first}_{self.end}"
+        slack = split.slack(info) * float(info.time_base)
+        begin = (seconds[0] + slack) // rules.stride * rules.stride
+        end = begin + rules.stride
+        return f"{begin}_{end if seconds[1] + slack >= end else seconds[1]}"
+
+    def _finish(self, row: dict[str, Any]) -> dict[str, Path | bytes]:
+        encoder = self.encoder
+        encoder.close()
+        row |= {
+            "num_frames": encoder.frames,
+            "width": encoder.width,
+            "height": encoder.height,
+            "codec": "h264",
+            "bytes": encoder.path.stat().st_size,
+        }
+        return {
+            ".mp4": encoder.path,
+            ".json": json.dumps(row, ensure_ascii=False, indent=1, sort_keys=True).encode(),
+            ".webp": video.webp(self.middle.picture(), self.source.settings.thumbnail.quality),
+        }

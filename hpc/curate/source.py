@@ -1,0 +1,156 @@
+"""One video on its way through: decoded once, cut into clips as the cuts become known."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgspec
+
+from hpc.curate import clip, filters, split
+from hpc.curate.look import Look, Sizes
+from hpc.curate.settings import Clips
+from hpc.data import video
+from hpc.data.work import Item
+from hpc.models import shots
+
+CHECK_EVERY = 4  # frames
+PROGRESS_EVERY = 50  # frames
+
+
+class Tools(msgspec.Struct):
+    """What a worker loads once."""
+
+    settings: Clips
+    model: shots.TransNetV2 | None
+    filters: dict[str, filters.Open]
+
+
+class Watched:
+    """A file that looks, whenever it is read, whether the worker was told to stop: counting the frames of a long input
+    reads all of it before the first frame is decoded."""
+
+    def __init__(self, file: BinaryIO, check: Callable[[], None]) -> None:
+        self.file, self.check = file, check
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        self.check()
+        return self.file.read(size)
+
+
+def span(part: int, parts: int, frames: int) -> tuple[int, float]:
+    """[first, last) of the frames that part `part` of `parts` owns: bounds are multiples of the detector's step."""
+    bounds = [shots.STEP * round(k * frames / parts / shots.STEP) for k in (part, part + 1)]
+    return bounds[0], bounds[1] if part + 1 < parts else float("inf")
+
+
+class Clock:
+    """Where the time goes: seconds by what they are spent on."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+        self.since, self.on = time.perf_counter(), ""
+
+    def spend(self, on: str) -> None:
+        """From here on time is spent on that."""
+        now = time.perf_counter()
+        if self.on:
+            self.seconds[self.on] += now - self.since
+        self.since, self.on = now, on
+
+
+def cut(
+    tools: Tools,
+    item: Item,
+    member: str,
+    file: BinaryIO,
+    scratch: Path,
+    check: Callable[[], None],
+    progress: Callable[[float, int, int], None],
+) -> tuple[list[clip.Made], dict[str, float]]:
+    """Cut one video, or the span of it that the item is: its clips in order, and counts.
+
+    member: the video's name, if it comes in a tar. scratch: an empty folder for this video alone. progress(share of the
+    video 0..1, frame, clips). Raises BadInput.
+    """
+    settings, counts, clock = tools.settings, Counter[str](), Clock()
+    clock.spend("probe")
+    watched: Any = Watched(file, check)
+    info = video.probe(watched)
+    own, at = (0, float("inf")), None
+    if not member and item.parts > 1:
+        at = video.index(watched)
+        if at is not None:
+            own = span(item.part, item.parts, at.frames)
+        if own[0] >= own[1] or (at is None and item.part):
+            return [], counts  # a file that can be decoded from its start only is left to the first span
+    uri = f"{item.uri}#{member}" if member else item.uri
+    source = clip.Source(uri, info, facts(item, member, info), settings, tools.filters, scratch, clock.spend)
+    labeller: split.Labeller
+    if tools.model is not None:
+        labeller = split.Shots(tools.model, settings.split.threshold, own[0])
+    else:
+        labeller = split.Strides(info, settings.split.stride, own[0])
+    cutter = split.Cutter(info, settings.split, labeller.first, own, functools.partial(clip.Clip, source))
+    last = own[1] if own[1] < float("inf") else info.frames or float(info.duration * info.fps)
+    sizes: Sizes = {}
+    decoder = video.Decoder(watched, labeller.begin, at)
+    number, ticks = -1, 0
+    before = None  # time of the frame before, if it is this span's own
+    clock.spend("decode")
+    for number, frame in decoder:
+        if number % CHECK_EVERY == 0:
+            check()
+        if number % PROGRESS_EVERY == 0:
+            progress(min(1.0, max(0.0, (number - own[0]) / max(1.0, last - own[0]))), number, len(source.made))
+        ticks += frame.pts - before if before is not None else 0
+        before = frame.pts if own[0] <= number < own[1] else None
+        counts["frames"] += before is not None
+        look = Look(number, frame, sizes)
+        clock.spend("detect")
+        labels = labeller.push(look)
+        clock.spend("cut")
+        cutter.push(look, labels)
+        clock.spend("decode")
+        if cutter.done:
+            break
+    else:
+        ticks += frame.duration if before is not None else 0
+        clock.spend("detect")
+        labels = labeller.finish()
+        clock.spend("cut")
+        cutter.finish(labels)
+        counts["damaged_frames"] += max(0, (at.frames if at else info.frames) - number - 1)
+    clock.spend("")
+    counts["damaged_frames"] += decoder.damaged
+    counts["video_seconds"] += float(ticks * info.time_base)
+    for one in source.made:
+        counts["clips" if one.members else "dropped"] += 1
+        if one.members:
+            counts["clip_seconds"] += one.row["end_seconds"] - one.row["start_seconds"]
+    return source.made, {**counts, **{f"time_{on}": spent for on, spent in clock.seconds.items()}}
+
+
+def facts(item: Item, member: str, info: video.Video) -> dict[str, Any]:
+    """The columns that say where a clip comes from."""
+    return {
+        "source": item.uri,
+        "member": member,
+        "etag": item.etag,
+        "source_width": info.width,
+        "source_height": info.height,
+        "source_rotation": info.rotation,
+        "source_pixel_aspect": float(info.pixel_aspect),
+        "source_codec": info.codec,
+        "source_pix_fmt": info.pix_fmt,
+        "source_fps": float(info.fps),
+        "source_frames": info.frames,
+        "source_seconds": info.duration,
+        "source_audio_codec": info.audio_codec,
+        "source_bytes": info.bytes,
+    }

@@ -1,0 +1,34 @@
+"""Videos: probe, decode frame by frame with exact times, encode clips, thumbnails. This package alone touches PyAV.
+
+A `source` is a path or a seekable binary file (`hpc.data.storage.open`). Frames are numbered in the order in which they
+are shown. Times are kept as the file has them, integers in units of `time_base`, so that a variable frame rate stays
+what it is. Frames come out upright: a rotation in the metadata has been applied.
+
+    with open(path, "rb") as file:
+        video = probe(file)
+        for number, frame in Decoder(file):
+            seconds = (frame.pts - video.start_pts) * video.time_base
+"""
+
+from hpc.data.video.container import CONTAINERS, Frame, Source, refused
+from hpc.data.video.decode import Decoder
+from hpc.data.video.encode import Encoder, try_encoder
+from hpc.data.video.index import Index, index
+from hpc.data.video.picture import Resizer, webp
+from hpc.data.video.probe import Video, probe
+
+__all__ = [
+    "CONTAINERS",
+    "Decoder",
+    "Encoder",
+    "Frame",
+    "Index",
+    "Resizer",
+    "Source",
+    "Video",
+    "index",
+    "probe",
+    "refused",
+    "try_encoder",
+    "webp",
+]

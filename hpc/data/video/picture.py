@@ -1,0 +1,33 @@
+"""Frames as small pictures: arrays and WebP."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import numpy.typing as npt
+import PIL.Image
+from av.video.reformatter import Interpolation, VideoReformatter
+
+from hpc.data.video.container import Frame
+
+
+class Resizer:
+    """resize(frame) -> uint8 [height, width, 3], RGB; bicubic over the whole area of each pixel."""
+
+    def __init__(self, width: int, height: int) -> None:
+        self.width, self.height = width, height
+        self.reformatter = VideoReformatter()
+
+    def __call__(self, frame: Frame) -> npt.NDArray[np.uint8]:
+        small = self.reformatter.reformat(
+            frame, self.width, self.height, "rgb24", interpolation=Interpolation.BICUBIC, threads=1
+        )
+        return small.to_ndarray()
+
+
+def webp(image: npt.NDArray[np.uint8], quality: int) -> bytes:
+    """image: uint8 [height, width, 3], RGB."""
+    out = io.BytesIO()
+    PIL.Image.fromarray(image).save(out, "webp", quality=quality)
+    return out.getvalue()
