@@ -226,3 +226,38 @@ def test_a_run_folder_is_no_input(tmp_path: Path) -> None:
         storage.put(f"{run}/{name}", b"{}")
     with pytest.raises(InputError, match=r"is a run folder: name one of its outputs instead, .* <output>/clips@v1"):
         inputs.resolve([one(str(run))], SUFFIXES)
+
+
+def cameras(base: str, *names: str, **more) -> list[str]:
+    """session/camera of each file, as found."""
+    for name in names:
+        storage.put(storage.join(base, "rig", name), b"x")
+    listing = inputs.resolve([one(f"{base}/rig", **more)], SUFFIXES)
+    assert listing.sessions.keys() == {e.uri for e in listing.entries}
+    return [" ".join(listing.sessions[e.uri]).removeprefix(f"{base}/rig/") for e in listing.entries]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "names"),
+    [
+        ("{session}/{camera}", ["day 1/s1/front.mp4", "day 1/s1/rear left.mp4", "day 1/s2/front.mp4"]),
+        ("{camera}/{session}", ["front/day 1/s1.mp4", "front/day 1/s2.mp4", "rear left/day 1/s1.mp4"]),
+        ("{session}.{camera}", ["day 1/s1.front.mp4", "day 1/s1.rear left.MP4", "day 1/s2.front.mp4"]),
+        ("raw/{camera}_{session}", ["raw/front_day 1/s1.mp4", "raw/front_day 1/s2.mp4", "raw/rear left_day 1/s1.mp4"]),
+    ],
+)
+def test_sessions(base: str, pattern: str, names: list[str]) -> None:
+    base += pattern.translate(dict.fromkeys(map(ord, "{}/")))
+    expected = ["day 1/s1 front", "day 1/s1 rear left", "day 1/s2 front"]
+    assert sorted(cameras(base, *names, sessions=pattern)) == expected
+    assert sorted(cameras(base, sessions=pattern, limit=1)) == expected[:2]
+
+
+def test_files_that_are_in_no_session_or_twice(base: str) -> None:
+    with pytest.raises(inputs.InputError, match=r"1 files do not fit sessions: '{session}/{camera}', e.g. stray.mp4"):
+        cameras(base, "s1/front.mp4", "stray.mp4", sessions="{session}/{camera}")
+    with pytest.raises(inputs.InputError, match="are the same camera of the same session"):
+        cameras(base, "s1/front.tar", sessions="{session}/{camera}", match="s1/*")
+    for wrong in ("{session}", "{camera}/{camera}", "{session}/{camera}/{lens}", ""):
+        with pytest.raises(ValueError, match="once each"):
+            one(base, sessions=wrong)

@@ -6,6 +6,7 @@ import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
 import pytest
 import s3
 from hypothesis import given, settings
@@ -116,6 +117,28 @@ def test_a_changed_input_is_a_new_one_and_the_old_one_is_superseded() -> None:
 
 
 # Published: the same on both kinds of storage
+
+
+def test_a_session_stays_together_however_large() -> None:
+    listed = [Entry(f"/in/{s}/{camera}.mp4", 30 * MIB, "e") for s in range(6) for camera in ("front", "left", "rear")]
+    sessions = {e.uri: (e.uri.rpartition("/")[0], e.uri.rpartition("/")[2][:-4]) for e in listed}
+    alone = Entry("/in/alone.mp4", 100 * MIB, "e")
+    made = assign([], [*listed, alone], size=180 * MIB, above=60 * MIB + 120 * MIB, sessions=sessions)
+    assert [len(shard.items) for shard in made] == [6, 6, 6, 1]
+    for shard in made[:3]:
+        assert [(i.uri, i.session, i.camera, i.parts) for i in shard.items] == [
+            (i.uri, *sessions[i.uri], 1) for i in sorted(shard.items, key=lambda i: i.uri)
+        ]
+    assert made[3].items == [Item(alone.uri, alone.size, alone.etag)]
+    assert assign(made, [*listed, alone], sessions=sessions) == []
+    assert msgspec.json.decode(ledger.encode(made).splitlines()[0], type=Shard) == made[0]
+
+    late = Entry("/in/3/right.mp4", MIB, "e")
+    with pytest.raises(ledger.Grown, match="/in/3: /in/3/right.mp4 is new or was replaced"):
+        assign(made, [*listed, late], sessions=sessions | {late.uri: ("/in/3", "right")})
+    new = Entry("/in/9/front.mp4", MIB, "e")
+    [more] = assign(made, [*listed, new], sessions=sessions | {new.uri: ("/in/9", "front")})
+    assert (more.id, more.items[0].session) == ("000004", "/in/9")
 
 
 @pytest.fixture(scope="module")

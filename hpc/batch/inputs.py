@@ -31,6 +31,8 @@ class Listing(msgspec.Struct):
     """uri -> work in bytes, for inputs whose length is known (a list file gives seconds)."""
     ignored: dict[str, int]
     """Suffix -> how many files were left out because the stage doesn't read such files."""
+    sessions: dict[str, tuple[str, str]]
+    """uri -> (session, camera), of inputs that have `sessions`."""
 
 
 class Listed(msgspec.Struct):
@@ -51,6 +53,7 @@ def resolve(inputs: Iterable[Inputs], suffixes: tuple[str, ...]) -> Listing:
     out: dict[str, storage.Entry] = {}
     weights: dict[str, float] = {}
     ignored: dict[str, int] = {}
+    sessions: dict[str, tuple[str, str]] = {}
     for one in inputs:
         entries = sorted(_entries(one, weights), key=lambda e: e.uri)
         is_folder = len(entries) != 1 or entries[0].uri != one.uri
@@ -65,13 +68,49 @@ def resolve(inputs: Iterable[Inputs], suffixes: tuple[str, ...]) -> Listing:
                     ignored[suffix] = ignored.get(suffix, 0) + 1
         else:
             kept = entries
-        for e in kept[: one.limit]:
+        if one.sessions is not None:
+            kept = _in_sessions(one, kept, sessions)
+        for e in kept[: one.limit] if one.sessions is None else kept:
             out.setdefault(e.uri, e)
     if not out:
         where = ", ".join(i.uri for i in inputs)
         seen = "".join(f"; ignored {n} x {s}" for s, n in sorted(ignored.items()))
         raise InputError(f"no inputs found in {where}{seen}. Files are taken by suffix: {' '.join(suffixes)}")
-    return Listing([out[uri] for uri in sorted(out)], weights, ignored)
+    return Listing([out[uri] for uri in sorted(out)], weights, ignored, sessions)
+
+
+def _in_sessions(
+    one: Inputs, entries: list[storage.Entry], sessions: dict[str, tuple[str, str]]
+) -> list[storage.Entry]:
+    """The entries of the first `limit` sessions, which are noted. Raises InputError for a file that is in none, and for
+    two files of the same camera."""
+    words = re.split(r"({session}|{camera})", one.sessions or "")
+    pattern = re.compile("".join({"{session}": "(?P<session>.+)", "{camera}": "(?P<camera>[^/]+?)"}.get(word) or
+                                 re.escape(word) for word in words))  # fmt: skip
+    base = _base(one.uri)
+    found: dict[str, dict[str, storage.Entry]] = {}
+    strangers = []
+    for e in entries:
+        path = e.uri.removeprefix(base + "/")
+        match = pattern.fullmatch(path.removesuffix(PurePosixPath(path).suffix))
+        if match is None:
+            strangers.append(path)
+            continue
+        cameras = found.setdefault(f"{base}/{match['session']}", {})
+        if match["camera"] in cameras:
+            raise InputError(f"{e.uri} and {cameras[match['camera']].uri} are the same camera of the same session")
+        cameras[match["camera"]] = e
+    if strangers:
+        raise InputError(
+            f"{base}: {len(strangers)} files do not fit sessions: {one.sessions!r}, e.g. {strangers[0]}; "
+            "leave them out by `match`, or give them an entry of `inputs` of their own"
+        )
+    kept = []
+    for session in sorted(found)[: one.limit]:
+        for camera, e in found[session].items():
+            sessions[e.uri] = session, camera
+            kept.append(e)
+    return kept
 
 
 def _entries(one: Inputs, weights: dict[str, float]) -> Iterator[storage.Entry]:

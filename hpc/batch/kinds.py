@@ -36,7 +36,8 @@ def kind_type(kind: str) -> Any:
     if not check.is_struct(found):
         raise ValueError(f"{module} has no msgspec.Struct {name} with the settings of a stage")
     if missing := [name for name in CONTRACT if not hasattr(found, name)]:
-        raise ValueError(f"{kind} lacks the class variables {', '.join(missing)}; hpc/curate/settings/__init__.py explains them")
+        lacking = ", ".join(missing)
+        raise ValueError(f"{kind} lacks the class variables {lacking}; hpc/curate/settings/__init__.py explains them")
     return found
 
 

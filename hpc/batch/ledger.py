@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
 from hpc.data import storage
 from hpc.data.work import Item
+
+T = TypeVar("T")
 
 HOME = "_hpc"
 GAP = 3
@@ -61,6 +63,10 @@ class Conflict(Exception):
     """Somebody else planned for the same output in between."""
 
 
+class Grown(ValueError):
+    """A session of several cameras has changed since it was planned."""
+
+
 _line = msgspec.json.Decoder(Shard)
 
 
@@ -77,16 +83,28 @@ def load(output: str) -> Ledger:
 
 
 def assign(ledger: Ledger, entries: Iterable[storage.Entry], size: int, split_above: int,
-           weights: dict[str, float] | None = None) -> list[Shard]:  # fmt: skip
+           weights: dict[str, float] | None = None,
+           sessions: dict[str, tuple[str, str]] | None = None) -> list[Shard]:  # fmt: skip
     """New shards for the entries that the ledger does not know (by uri and etag). Pure.
 
     Inputs larger than `split_above` become spans of about `size`, each a shard. The others are dealt out, heaviest
     first, always to the lightest shard; so shards differ by one input at most, whatever order the listing had.
-    weights: uri -> work, in the units of size, where more is known than bytes.
+    weights: uri -> work, in the units of size, where more is known than bytes. sessions: uri -> (session, camera); a
+    session is dealt out whole, however large. Raises Grown.
     """
     known = {(item.uri, item.etag) for shard in ledger.shards for item in shard.items}
     fresh = sorted((e for e in entries if not known or (e.uri, e.etag) not in known), key=lambda e: e.uri)
     weight = (lambda e: (weights or {}).get(e.uri, e.size)) if weights else (lambda e: e.size)
+    shards: list[list[Item]] = []
+    if sessions:
+        together: dict[str, list[storage.Entry]] = {}
+        for e in fresh:
+            if e.uri in sessions:
+                together.setdefault(sessions[e.uri][0], []).append(e)
+        _refuse_grown(ledger, together)
+        bins = _deal(list(together.values()), lambda es: sum(map(weight, es)), lambda es: sessions[es[0].uri][0], size)
+        shards += [[Item(e.uri, e.size, e.etag, 0, 1, *sessions[e.uri]) for es in b for e in es] for b in bins]
+        fresh = [e for e in fresh if e.uri not in sessions]
     spans: list[list[Item]] = []
     small: list[storage.Entry] = []
     for e in fresh:
@@ -96,24 +114,41 @@ def assign(ledger: Ledger, entries: Iterable[storage.Entry], size: int, split_ab
             spans.extend([Item(e.uri, e.size, e.etag, part, parts)] for part in range(parts))
         else:
             small.append(e)
-    bins: list[list[Item]] = []
-    if small:
-        total = sum(map(weight, small))
-        count = min(len(small), max(1, round(total / size), -(-len(small) // MAX_ITEMS)))
-        bins = [[] for _ in range(count)]
-        heap = [(0.0, 0, i) for i in range(count)]  # (work, inputs, bin): ties go to the bin with fewer inputs
-        for e in sorted(small, key=lambda e: (-weight(e), e.uri)):
-            work, items, i = heap[0]
-            bins[i].append(Item(e.uri, e.size, e.etag))
-            if items + 1 < MAX_ITEMS:
-                heapq.heapreplace(heap, (work + max(weight(e), 1), items + 1, i))
-            else:
-                heapq.heappop(heap)
-        for b in bins:
-            b.sort(key=lambda item: item.uri)
-        bins.sort(key=lambda b: b[0].uri)
+    shards += [[Item(e.uri, e.size, e.etag) for e in b] for b in _deal(small, weight, lambda e: e.uri, size)]
     first = int(ledger.shards[-1].id) + 1 if ledger.shards else 0
-    return [Shard(f"{first + i:06}", items) for i, items in enumerate(bins + spans)]
+    return [Shard(f"{first + i:06}", items) for i, items in enumerate(shards + spans)]
+
+
+def _deal(things: list[T], weight: Callable[[T], float], name: Callable[[T], str], size: int) -> list[list[T]]:
+    """Into bins of about `size`: heaviest first, always to the lightest bin; sorted by name."""
+    if not things:
+        return []
+    total = sum(map(weight, things))
+    count = min(len(things), max(1, round(total / size), -(-len(things) // MAX_ITEMS)))
+    bins: list[list[T]] = [[] for _ in range(count)]
+    heap = [(0.0, 0, i) for i in range(count)]  # (work, things, bin): ties go to the bin with fewer things
+    for thing in sorted(things, key=lambda x: (-weight(x), name(x))):
+        work, held, i = heap[0]
+        bins[i].append(thing)
+        if held + 1 < MAX_ITEMS:
+            heapq.heapreplace(heap, (work + max(weight(thing), 1), held + 1, i))
+        else:
+            heapq.heappop(heap)
+    for b in bins:
+        b.sort(key=name)
+    bins.sort(key=lambda b: name(b[0]))
+    return bins
+
+
+def _refuse_grown(ledger: Ledger, sessions: dict[str, list[storage.Entry]]) -> None:
+    """A session whose clips are there already cannot get another camera."""
+    there = {item.session for shard in ledger.shards for item in shard.items}
+    for session, entries in sessions.items():
+        if session in there:
+            raise Grown(
+                f"{session}: {entries[0].uri} is new or was replaced, but this session was planned without it, and its "
+                "clips may be there. Give the whole session a new name, or choose another output"
+            )
 
 
 def encode(shards: list[Shard]) -> bytes:

@@ -108,14 +108,15 @@ def prepare(spec: Spec, cluster: Cluster, base: Path, *, on_slurm: bool, command
 
     base: the folder of run folders. cores: of this machine, for a run without Slurm.
     lost: (stage, shard) -> class of failure, for shards whose workers vanished.
-    Raises inputs.InputError, slurm.SlurmError, ValueError; nothing is written then but the run folder.
+    Raises inputs.InputError, ledger.Grown, slurm.SlurmError, ValueError; nothing is written then but the run folder.
     """
     where = domains(spec)
     firsts = [s for s in spec.stages.values() if not s.needs]
     suffixes = tuple(dict.fromkeys(x for s in firsts for x in s.settings.INPUT_SUFFIXES))
     listing = inputs.resolve(spec.inputs, suffixes)
     book = ledger.load(spec.output)
-    fresh = ledger.assign(book, listing.entries, spec.shards.size, spec.shards.split_above, listing.weights)
+    fresh = ledger.assign(book, listing.entries, spec.shards.size, spec.shards.split_above, listing.weights,
+                           listing.sessions)  # fmt: skip
     listed = {(e.uri, e.etag) for e in listing.entries}
     old = [s for s in book.shards if any((i.uri, i.etag) in listed for i in s.items)]
     scope = old + fresh

@@ -30,6 +30,10 @@ class Item(msgspec.Struct, frozen=True, array_like=True, gc=False):
     part: int = 0
     """An input longer than a shard is planned as `parts` spans; this is span number `part`, counted from 0."""
     parts: int = 1
+    session: str = ""
+    """Videos of several cameras that recorded at the same time have the same one, and are in the same shard."""
+    camera: str = ""
+    """Its name within the session."""
 
 
 class Object(msgspec.Struct, frozen=True):
