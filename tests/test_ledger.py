@@ -134,7 +134,7 @@ def test_a_session_stays_together_however_large() -> None:
     assert msgspec.json.decode(ledger.encode(made).splitlines()[0], type=Shard) == made[0]
 
     late = Entry("/in/3/right.mp4", MIB, "e")
-    with pytest.raises(ledger.Grown, match="/in/3: /in/3/right.mp4 is new or was replaced"):
+    with pytest.raises(ledger.Grown, match=r"/in/3: /in/3/right.mp4 is new or was replaced"):
         assign(made, [*listed, late], sessions=sessions | {late.uri: ("/in/3", "right")})
     new = Entry("/in/9/front.mp4", MIB, "e")
     [more] = assign(made, [*listed, new], sessions=sessions | {new.uri: ("/in/9", "front")})
