@@ -7,6 +7,7 @@ on, requeues, cancels single tasks, warns tasks of a time limit, fills the disk 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import random
@@ -104,8 +105,9 @@ class Villain:
 
     def pick(self, *command: str) -> None:
         tasks = running(self.lab)
-        if tasks:  # it may have ended since
-            self.cluster.run(*command, self.chance.choice(tasks), check=False)
+        if tasks:  # it may have ended since; and a command to a dead node waits for it
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.cluster.run(*command, self.chance.choice(tasks), check=False)
 
     def requeue(self) -> None:
         self.pick("scontrol", "requeue")
