@@ -148,7 +148,7 @@ def test_nothing_is_lost_or_doubled(arena: Cluster, tmp_path: Path, disk: Path, 
     seed = int(os.environ.get("HPC_TEST_CHAOS_SEED", random.randrange(10**6)))
     print(f"HPC_TEST_CHAOS_SEED={seed}")
     chance = random.Random(seed)
-    shards = SHARDS * (1 if seconds < 100 else 8)
+    shards = SHARDS * (1 if seconds < 100 else 24)
     texts = [f"hello {i}" for i in range(shards)]
     calm = Lab(arena, tmp_path / "calm", STAGES, texts, per_task=8)
     calm.submit()
