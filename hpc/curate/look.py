@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 from hpc.data import video
 
-Sizes = dict[tuple[int, int], video.Resizer]
-"""(width, height) -> how frames of one video come to that size: kept from frame to frame."""
+Sizes = dict[tuple[type, int, int], Any]
+"""(video.Resizer or video.Luma, width, height) -> how frames of one video come to that size: kept from frame to frame.
+"""
 
 
 class Look:
@@ -19,13 +22,20 @@ class Look:
     def __init__(self, number: int, frame: video.Frame, sizes: Sizes) -> None:
         self.number, self.pts, self.duration, self.frame = number, frame.pts, frame.duration, frame
         self.sizes = sizes
-        self.pictures: dict[tuple[int, int], npt.NDArray[np.uint8]] = {}
+        self.pictures: dict[tuple[type, int, int], npt.NDArray[np.uint8]] = {}
 
     def rgb(self, width: int, height: int) -> npt.NDArray[np.uint8]:
         """uint8 [height, width, 3], RGB."""
-        size = (width, height)
-        if size not in self.pictures:
-            if size not in self.sizes:
-                self.sizes[size] = video.Resizer(width, height)
-            self.pictures[size] = self.sizes[size](self.frame)
-        return self.pictures[size]
+        return self._picture(video.Resizer, width, height)
+
+    def luma(self, width: int, height: int) -> npt.NDArray[np.uint8]:
+        """uint8 [height, width], from 0, black, to 255, white; each the mean of its area."""
+        return self._picture(video.Luma, width, height)
+
+    def _picture(self, make: type, width: int, height: int) -> npt.NDArray[np.uint8]:
+        kind = (make, width, height)
+        if kind not in self.pictures:
+            if kind not in self.sizes:
+                self.sizes[kind] = make(width, height)
+            self.pictures[kind] = self.sizes[kind](self.frame)
+        return self.pictures[kind]

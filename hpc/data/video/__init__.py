@@ -14,8 +14,9 @@ from hpc.data.video.container import CONTAINERS, Frame, Source, refused
 from hpc.data.video.decode import Decoder
 from hpc.data.video.encode import Encoder, try_encoder
 from hpc.data.video.index import Index, index
-from hpc.data.video.picture import Resizer, webp
+from hpc.data.video.picture import Luma, Resizer, webp
 from hpc.data.video.probe import Video, probe
+from hpc.data.video.vectors import motion_vectors
 
 __all__ = [
     "CONTAINERS",
@@ -23,10 +24,12 @@ __all__ = [
     "Encoder",
     "Frame",
     "Index",
+    "Luma",
     "Resizer",
     "Source",
     "Video",
     "index",
+    "motion_vectors",
     "probe",
     "refused",
     "try_encoder",

@@ -10,6 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import av
+from av.codec.context import Flags2
 
 from hpc.data.video.container import Frame, Source, average_fps, opened, packets
 from hpc.data.video.graph import Graph
@@ -31,13 +32,14 @@ class Decoder:
 
     frame.pts (in frame.time_base) is set and rises strictly, frame.duration is set. Numbers count what the container
     holds, so where frames are damaged beyond decoding some numbers are missing. To begin in the middle, `at` is the
-    file's `index`; the frames are then the same, with the same numbers, as from the start.
+    file's `index`; the frames are then the same, with the same numbers, as from the start. With `vectors` the frames
+    have their `motion_vectors`, if the codec has any.
     """
 
-    def __init__(self, source: Source, first: int = 0, at: Index | None = None) -> None:
+    def __init__(self, source: Source, first: int = 0, at: Index | None = None, vectors: bool = False) -> None:
         if first and at is None:
             raise ValueError(f"to begin at frame {first}, give the file's index")
-        self.source, self.first, self.at = source, first, at
+        self.source, self.first, self.at, self.vectors = source, first, at, vectors
         self.uri = str(source if isinstance(source, str | Path) else getattr(source, "name", "<file>"))
         self.damaged = 0
         """Frames so far that could not be decoded, or not in full."""
@@ -47,6 +49,8 @@ class Decoder:
     def __iter__(self) -> Iterator[tuple[int, Frame]]:
         with opened(self.source) as (container, stream):
             stream.thread_type = "AUTO"
+            if self.vectors:
+                stream.codec_context.flags2 |= Flags2.export_mvs
             place, packets = self._begin(container, stream)
             duration = max(1, round(1 / (average_fps(stream) * stream.time_base)))  # where the file gives none
             number, last = place - 1, None

@@ -26,6 +26,21 @@ class Resizer:
         return small.to_ndarray()
 
 
+class Luma:
+    """luma(frame) -> uint8 [height, width], each the mean of its area; 0 is black and 255 white whatever the range of
+    the frame's own values."""
+
+    def __init__(self, width: int, height: int) -> None:
+        self.width, self.height = width, height
+        self.reformatter = VideoReformatter()
+
+    def __call__(self, frame: Frame) -> npt.NDArray[np.uint8]:
+        small = self.reformatter.reformat(
+            frame, self.width, self.height, "gray", interpolation=Interpolation.AREA, threads=1
+        )
+        return small.to_ndarray()
+
+
 def webp(image: npt.NDArray[np.uint8], quality: int) -> bytes:
     """image: uint8 [height, width, 3], RGB."""
     out = io.BytesIO()
