@@ -99,7 +99,7 @@ def cut(
     cutter = split.Cutter(info, settings.split, labeller.first, own, functools.partial(clip.Clip, source))
     last = own[1] if own[1] < float("inf") else info.frames or float(info.duration * info.fps)
     sizes: Sizes = {}
-    decoder = video.Decoder(watched, labeller.begin, at)
+    decoder = video.Decoder(watched, labeller.begin, at, vectors=settings.filter.vectors())
     number, ticks = -1, 0
     before = None  # time of the frame before, if it is this span's own
     clock.spend("decode")

@@ -22,7 +22,8 @@ class Meter(Protocol):
     """Measures one clip."""
 
     every: float
-    """Seconds between the frames that it wants, from the clip's first on; EVERY_FRAME, NO_FRAMES."""
+    """Seconds between the frames that it wants, from the clip's first on; EVERY_FRAME, NO_FRAMES. `take` may change it:
+    to EVERY_FRAME for the frame right after this one, and back."""
 
     def take(self, look: Look, seconds: float) -> None:
         """The next frame that it wants, `seconds` after the clip's first one."""

@@ -16,6 +16,8 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 import msgspec
 from msgspec import Meta
 
+from hpc.data.units import Seconds
+
 INFINITY = float("inf")
 
 
@@ -64,17 +66,121 @@ class Resolution(Filter, frozen=True, forbid_unknown_fields=True, kw_only=True):
         }
 
 
+class Duration(Filter, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The clip's length. Shots and strides have limits of their own in `split`; these drop and say so."""
+
+    CODE: ClassVar[str] = "hpc.curate.filters.duration"
+    SCORES: ClassVar[dict[str, Score]] = {"duration_seconds": Score("seconds", 0, 60)}
+
+    min: Seconds = Seconds(2.0)
+    max: Seconds = Seconds(60.0)
+
+    def __post_init__(self) -> None:
+        if self.min > self.max:
+            raise ValueError(f"min: every clip would be dropped: {self.min:g} s at least, {self.max:g} s at most")
+
+    def limits(self) -> dict[str, tuple[float, float]]:
+        return {"duration_seconds": (self.min, self.max)}
+
+
+class Black(Filter, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How much of the clip is black."""
+
+    CODE: ClassVar[str] = "hpc.curate.filters.black"
+    SCORES: ClassVar[dict[str, Score]] = {"black_share": Score("share of the frames that are black", 0, 1)}
+
+    max_share: Annotated[float, Meta(ge=0, le=1)] = 0.5
+    """Of the clip's frames, two a second."""
+    level: Annotated[float, Meta(ge=0, le=1)] = 0.1
+    """Pixels are black up to this brightness, from 0 (black) to 1 (white). ffmpeg's blackdetect has 0.1."""
+    area: Annotated[float, Meta(ge=0, le=1)] = 0.98
+    """A frame is black if at least this share of its pixels is. ffmpeg's blackdetect has 0.98."""
+
+    def limits(self) -> dict[str, tuple[float, float]]:
+        return {"black_share": (0.0, self.max_share)}
+
+
+class Static(Filter, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How much of the clip is a standing picture."""
+
+    CODE: ClassVar[str] = "hpc.curate.filters.static"
+    SCORES: ClassVar[dict[str, Score]] = {"static_share": Score("share of the time in which the picture stands", 0, 1)}
+
+    max_share: Annotated[float, Meta(ge=0, le=1)] = 0.5
+    noise: Annotated[float, Meta(ge=0, le=1)] = 0.006
+    """The picture stands while no part of it (some 1/20 of the width) changes by more within half a second, in the
+    mean, from 0 (not at all) to 1 (black to white)."""
+
+    def limits(self) -> dict[str, tuple[float, float]]:
+        return {"static_share": (0.0, self.max_share)}
+
+
+class Blur(Filter, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How sharp the clip is, whatever its size and contrast."""
+
+    CODE: ClassVar[str] = "hpc.curate.filters.blur"
+    SCORES: ClassVar[dict[str, Score]] = {"blur_sharpness": Score("energy of the finest by that of all edges", 0, 3)}
+
+    min_sharpness: Annotated[float, Meta(ge=0)] = 0.1
+
+    def limits(self) -> dict[str, tuple[float, float]]:
+        return {"blur_sharpness": (self.min_sharpness, INFINITY)}
+
+
+class Motion(Filter, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How much moves. Two measures, each with columns and limits of its own."""
+
+    CODE: ClassVar[str] = "hpc.curate.filters.motion"
+    SCORES: ClassVar[dict[str, Score]] = {
+        "motion_vectors_global": Score("mean motion vector by width + height", 1e-5, 0.1, log=True),
+        "motion_vectors_patch": Score("motion vector by width + height where least moves", 1e-7, 0.1, log=True),
+        "motion_pixels_global": Score("mean way per frame by width + height", 1e-5, 0.1, log=True),
+        "motion_pixels_patch": Score("way per frame by width + height where least moves", 1e-7, 0.1, log=True),
+    }
+
+    by: Literal["auto", "vectors", "pixels"] = "auto"
+    min_vectors_global: Annotated[float, Meta(ge=0)] = 0.00098
+    min_vectors_patch: Annotated[float, Meta(ge=0)] = 1e-6
+    min_pixels_global: Annotated[float, Meta(ge=0)] = 0.0
+    min_pixels_patch: Annotated[float, Meta(ge=0)] = 0.0
+
+    def limits(self) -> dict[str, tuple[float, float]]:
+        return {
+            "motion_vectors_global": (self.min_vectors_global, INFINITY),
+            "motion_vectors_patch": (self.min_vectors_patch, INFINITY),
+            "motion_pixels_global": (self.min_pixels_global, INFINITY),
+            "motion_pixels_patch": (self.min_pixels_patch, INFINITY),
+        }
+
+
 class Filters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """In the order in which a dropped clip's verdict names the first that dropped it."""
 
     resolution: Resolution | None = None
+    duration: Duration | None = None
+    black: Black | None = None
+    static: Static | None = None
+    blur: Blur | None = None
+    motion: Motion | None = None
 
     def named(self) -> dict[str, Any]:
         """Name -> the settings of each filter that measures."""
         found = {name: getattr(self, name) for name in self.__struct_fields__}
         return {name: one for name, one in found.items() if one is not None and one.mode != "disable"}
 
+    def vectors(self) -> bool:
+        """Does any of them want the codec's motion vectors?"""
+        motion = self.named().get("motion")
+        return motion is not None and motion.by != "pixels"
 
-FILTERS: dict[str, type[Filter]] = {"resolution": Resolution}
+
+FILTERS: dict[str, type[Filter]] = {
+    "resolution": Resolution,
+    "duration": Duration,
+    "black": Black,
+    "static": Static,
+    "blur": Blur,
+    "motion": Motion,
+}
 SCORES = {column: score for kind in FILTERS.values() for column, score in kind.SCORES.items()}
 """Of all filters: a table has all of these columns, whatever the spec enables."""
