@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from hpc.curate import filters, split
+from hpc.curate import filters, preview, split
 from hpc.curate.look import Look
 from hpc.curate.settings import Clips
 from hpc.curate.settings.filters import SCORES
 from hpc.data import video
 
 HELD = 64  # frames that a clip keeps while it is not known to be long enough; then it is encoded, at the risk of waste
-KEPT = 16  # pictures a clip keeps to choose the middle one from: within 1/32 of its length
+
+PREVIEW = ("start_frame", "end_frame", "offset", "size")  # both frames inclusive, counted from the clip's first
 
 SCHEMA = pa.schema(
     [
@@ -47,6 +46,7 @@ SCHEMA = pa.schema(
         ("mp4_size", pa.int64()),
         ("webp_offset", pa.int64()),
         ("webp_size", pa.int64()),
+        ("previews", pa.list_(pa.struct([(name, pa.int64()) for name in PREVIEW]))),  # of each window
         ("source_width", pa.int32()),  # upright
         ("source_height", pa.int32()),
         ("source_rotation", pa.int32()),
@@ -88,26 +88,6 @@ class Source(msgspec.Struct):
     made: list[Made] = []
 
 
-class Middle:
-    """The picture in the middle of a clip whose length is not known before its end."""
-
-    def __init__(self, info: video.Video, height: int) -> None:
-        height = min(height, info.height)
-        self.size = (max(1, round(info.width * height / info.height)), height)
-        self.pictures: list[npt.NDArray[np.uint8]] = []
-        self.every, self.frames = 1, 0
-
-    def take(self, look: Look) -> None:
-        if self.frames % self.every == 0:
-            self.pictures.append(look.rgb(*self.size))
-            if len(self.pictures) == 2 * KEPT:
-                self.pictures, self.every = self.pictures[::2], 2 * self.every
-        self.frames += 1
-
-    def picture(self) -> npt.NDArray[np.uint8]:
-        return self.pictures[min(round((self.frames - 1) / 2 / self.every), len(self.pictures) - 1)]
-
-
 class Clip:
     """A clip that is being cut: what it holds is encoded as it comes."""
 
@@ -118,7 +98,8 @@ class Clip:
         self.frames = 0
         self.held: list[tuple[Look, int]] = []
         self.encoder: video.Encoder | None = None
-        self.middle = Middle(source.info, source.settings.thumbnail.height)
+        self.middle = preview.Middle(source.info, source.settings.thumbnail.height)
+        self.windows: preview.Windows | None = None
         self.durations: tuple[int, int] | None = None  # the shortest and the longest of its frames
         self.reasons: list[str] = []
         self.meters = {name: open_meter(source.info) for name, open_meter in source.filters.items()}
@@ -146,13 +127,18 @@ class Clip:
 
     def _encode(self) -> None:
         if self.encoder is None:
-            e = self.source.settings.encode
-            path = self.source.scratch / f"{len(self.source.made)}.mp4"
-            self.encoder = video.Encoder(path, self.source.info, e.crf, e.preset, e.threads)
+            e, p = self.source.settings.encode, self.source.settings.preview
+            stem = self.source.scratch / f"{len(self.source.made)}"
+            self.encoder = video.Encoder(Path(f"{stem}.mp4"), self.source.info, e.crf, e.preset, e.threads)
+            slack = split.slack(self.source.info) * float(self.source.info.time_base)
+            self.windows = preview.Windows(self.source.info, p, stem, slack) if p else None
         for look, duration in self.held:
             self.source.spend("pictures")
             self.middle.take(look)
+            if self.windows:
+                self.windows.take(look, float((look.pts - self.pts) * self.source.info.time_base))
             self.source.spend("filters")
+            look.duration = duration  # until the next frame, whatever the container says
             self._measure(look)
             self.source.spend("encode")
             self.encoder.write(look.frame, duration)
@@ -202,6 +188,8 @@ class Clip:
             members = self._finish(row)
         elif self.encoder:
             self.encoder.abandon()
+            if self.windows:
+                self.windows.abandon()
         made.append(Made(row, members))
 
     def _span(self, seconds: list[float]) -> str:
@@ -224,8 +212,15 @@ class Clip:
             "codec": "h264",
             "bytes": encoder.path.stat().st_size,
         }
+        previews: dict[str, Path | bytes] = {}
+        if self.windows:
+            self.source.spend("pictures")
+            self.windows.close()
+            row["previews"] = [dict(zip(PREVIEW, bounds, strict=False)) for bounds in self.windows.files]
+            previews = {path.name[path.name.index(".") :]: path for path in self.windows.files.values()}
         return {
             ".mp4": encoder.path,
             ".json": json.dumps(row, ensure_ascii=False, indent=1, sort_keys=True).encode(),
             ".webp": video.webp(self.middle.picture(), self.source.settings.thumbnail.quality),
+            **previews,
         }

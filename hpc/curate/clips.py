@@ -104,6 +104,8 @@ def add(tar: layers.TarWriter, made: clip.Made) -> None:
     row |= {"offset": entry.offset, "size": entry.size}
     for suffix in ("mp4", "webp"):
         row[f"{suffix}_offset"], row[f"{suffix}_size"] = entry.members[f".{suffix}"]
+    for one in row.get("previews") or ():
+        one["offset"], one["size"] = entry.members[f".preview_{one['start_frame']}_{one['end_frame']}.webp"]
 
 
 def videos(item: Item) -> Iterator[tuple[str, BinaryIO]]:

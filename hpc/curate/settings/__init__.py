@@ -18,7 +18,7 @@ import msgspec
 
 from hpc.curate.settings.encode import Encode
 from hpc.curate.settings.filters import Filters
-from hpc.curate.settings.preview import Thumbnail
+from hpc.curate.settings.preview import Preview, Thumbnail
 from hpc.curate.settings.split import Split
 from hpc.data.units import Bytes
 
@@ -43,6 +43,8 @@ class Clips(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     encode: Encode = Encode()
     filter: Filters = Filters()
     thumbnail: Thumbnail = Thumbnail()
+    preview: Preview | None = None
+    """None: no previews."""
 
 
 class Shard(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
