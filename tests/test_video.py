@@ -218,12 +218,12 @@ def test_seeking_does_not_decode_from_the_start(made: Callable[[str], Path], nam
     path = made(name)
     at = video.index(path)
     assert at is not None and len(at.keys) >= 4
-    decoder = video.Decoder(path, 90, at)
+    decoder = video.Decoder(path, 93, at)
     with container.opened(path) as (file, stream):
         place, _ = decoder._begin(file, stream)
     assert 48 <= place <= 72
     with Counting(path) as file:
-        assert [n for n, _ in video.Decoder(file, 90, at)] == list(range(90, 96))
+        assert [n for n, _ in video.Decoder(file, 93, at)] == [93, 94, 95]
 
 
 @pytest.mark.parametrize("name", ["plain.mp4", "vfr.mp4", "vfr.mkv", "plain.ts", "late.mp4", "edit-list.mp4"])

@@ -5,21 +5,24 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
 import av
 from av.codec.context import Flags2
 
+from hpc.data.video.color import TRANSFERS, ToneMap
 from hpc.data.video.container import Frame, Source, average_fps, opened, packets
-from hpc.data.video.graph import Graph
+from hpc.data.video.deinterlace import LEAD, declared, deinterlaced
+from hpc.data.video.graph import SCALE, Graph
 from hpc.data.video.index import Index
 
 REORDER = 17  # frames; no codec shows more than 16 frames before a key frame that it decodes after it
 SEEKS = 3  # tries, each from a key frame further back
 JUMP_BACK = 1.0  # seconds; timestamps that fall by more start anew there, as in joined recordings
 
+PLAIN = ("yuv420p", "yuvj420p")
 TURNS = {  # libav's filters, by degrees clockwise
     90: (("transpose", "clock"),),
     180: (("hflip", ""), ("vflip", "")),
@@ -30,6 +33,7 @@ TURNS = {  # libav's filters, by degrees clockwise
 class Decoder:
     """Iterate for (number, frame) of a video from frame `first` on, in the order in which they are shown.
 
+    Frames are upright, progressive, of standard dynamic range, and yuv420p (or yuvj420p, its full range) of 8 bits.
     frame.pts (in frame.time_base) is set and rises strictly, frame.duration is set. Numbers count what the container
     holds, so where frames are damaged beyond decoding some numbers are missing. To begin in the middle, `at` is the
     file's `index`; the frames are then the same, with the same numbers, as from the start. With `vectors` the frames
@@ -41,52 +45,85 @@ class Decoder:
             raise ValueError(f"to begin at frame {first}, give the file's index")
         self.source, self.first, self.at, self.vectors = source, first, at, vectors
         self.uri = str(source if isinstance(source, str | Path) else getattr(source, "name", "<file>"))
+        self._steps: dict[object, Callable[[Frame], Frame]] = {}
         self.damaged = 0
         """Frames so far that could not be decoded, or not in full."""
         self.rotation = 0
         """Degrees clockwise by which the frames were turned."""
+        self.interlaced = False
+        """Were there interlaced frames so far?"""
+        self.coded: Frame | None = None
+        """The newest frame as it was decoded, before anything was done to it."""
 
     def __iter__(self) -> Iterator[tuple[int, Frame]]:
         with opened(self.source) as (container, stream):
             stream.thread_type = "AUTO"
             if self.vectors:
                 stream.codec_context.flags2 |= Flags2.export_mvs
-            place, packets = self._begin(container, stream)
-            duration = max(1, round(1 / (average_fps(stream) * stream.time_base)))  # where the file gives none
-            number, last = place - 1, None
-            waiting: list[int] = []  # times of the frames that went into the decoder and were not shown yet
-            turn = None
-            for frame in self._frames(stream.codec_context, _in_a_row(packets, stream.time_base), waiting):
+            fields = declared(stream)
+            for number, frame in deinterlaced(self._numbered(container, stream, fields), fields):
+                if number >= self.first:
+                    yield number, self._plain(frame)
+
+    def _numbered(
+        self, container: av.container.InputContainer, stream: av.VideoStream, fields: str
+    ) -> Iterator[tuple[int, Frame]]:
+        """The frames with their numbers, times and durations, from LEAD before the first one on."""
+        place, packets = self._begin(container, stream)
+        duration = max(1, round(1 / (average_fps(stream) * stream.time_base)))  # where the file gives none
+        number, last = place - 1, None
+        waiting: list[int] = []  # times of the frames that went into the decoder and were not shown yet
+        for frame in self._frames(stream.codec_context, _in_a_row(packets, stream.time_base), waiting):
+            number += 1
+            pts = frame.pts
+            if pts is None:
+                pts = 0 if last is None else last + duration
+            while waiting and waiting[0] < pts:
+                heapq.heappop(waiting)
                 number += 1
-                pts = frame.pts
-                if pts is None:
-                    pts = 0 if last is None else last + duration
-                while waiting and waiting[0] < pts:
-                    heapq.heappop(waiting)
-                    number += 1
-                if waiting and waiting[0] == pts:
-                    heapq.heappop(waiting)
-                if number < self.first:
-                    continue
-                self.damaged += frame.is_corrupt
-                if last is not None and pts <= last:
-                    self.damaged += 1
-                    continue
-                last, duration = pts, frame.duration or duration
-                if self.rotation != (degrees := round(-frame.rotation / 90) * 90 % 360):
-                    self.rotation, turn = degrees, Graph(*TURNS[degrees]) if degrees else None
-                frame.time_base = stream.time_base  # the last frames that the decoder gives come without one
-                if turn:
-                    frame = turn(frame)
-                frame.pts, frame.duration = pts, duration
-                yield number, frame
+            if waiting and waiting[0] == pts:
+                heapq.heappop(waiting)
+            if number < self.first - LEAD:
+                continue
+            late = last is not None and pts <= last
+            if number >= self.first:
+                self.damaged += frame.is_corrupt + late
+            if late:
+                continue
+            last, duration = pts, frame.duration or duration
+            frame.pts, frame.duration = pts, duration
+            frame.time_base = stream.time_base  # the last frames that the decoder gives come without one
+            self.interlaced = self.interlaced or bool(fields) or frame.interlaced_frame
+            self.coded = frame
+            yield number, frame
+
+    def _plain(self, frame: Frame) -> Frame:
+        pts, duration, time_base = frame.pts, frame.duration, frame.time_base
+        self.rotation = round(-frame.rotation / 90) * 90 % 360
+        if frame.color_trc in TRANSFERS:
+            why = (frame.color_trc, frame.color_primaries, frame.colorspace)
+            frame = self._step(why, lambda: ToneMap(frame))(frame)
+        elif frame.format.name not in PLAIN:
+            rgb = frame.format.is_rgb or frame.format.has_palette
+            matrix = "out_color_matrix=bt709:" if rgb else ""
+            scale = f"{matrix}out_range=tv:flags={SCALE}"
+            frame = self._step(scale, lambda: Graph(("scale", scale), ("format", "yuv420p")))(frame)
+        if degrees := self.rotation:
+            frame = self._step(degrees, lambda: Graph(*TURNS[degrees]))(frame)
+        frame.pts, frame.duration, frame.time_base = pts, duration, time_base
+        return frame
+
+    def _step(self, kind: object, make: Callable[[], Callable[[Frame], Frame]]) -> Callable[[Frame], Frame]:
+        if kind not in self._steps:
+            self._steps[kind] = make()
+        return self._steps[kind]
 
     def _begin(self, container: av.container.InputContainer, stream: av.VideoStream) -> tuple[int, Iterator[av.Packet]]:
         """The packets from a key frame on from which frame `first` can be decoded, and that key frame's place."""
         if self.at is not None:
             # A key frame's place in decoding order is its number, but for frames that are decoded after it and shown
             # before it, of which there are fewer than REORDER.
-            early_enough = [key for key in self.at.keys if key[0] <= self.first - REORDER]
+            early_enough = [key for key in self.at.keys if key[0] <= self.first - REORDER - LEAD]
             places = {stamp: place for place, stamp in early_enough}
             for _, stamp in early_enough[: -SEEKS - 1 : -1]:
                 container.seek(stamp, stream=stream)

@@ -9,6 +9,7 @@ from pathlib import Path
 import av
 import msgspec
 
+from hpc.data.video.color import TRANSFERS
 from hpc.data.video.container import Source, average_fps, indexed, opened
 from hpc.data.video.decode import Decoder
 from hpc.data.work import BadInput
@@ -41,6 +42,12 @@ class Video(msgspec.Struct, frozen=True):
     audio_codec: str
     """Of the first audio stream; "" for none."""
     bytes: int
+    interlaced: bool = False
+    """Its first frame is two fields, taken one after the other."""
+    transfer: str = ""
+    """"pq" or "hlg", of a high dynamic range; "" for others."""
+    primaries: int = 2
+    """Of its colors, as numbered in ITU-T H.273: 1 for BT.709, 9 for BT.2020, 2 for not said."""
 
 
 def probe(source: Source) -> Video:
@@ -61,7 +68,7 @@ def probe(source: Source) -> Video:
             rotation=decoder.rotation,
             pixel_aspect=1 / aspect if decoder.rotation in (90, 270) else aspect,
             codec=stream.codec_context.codec.canonical_name,
-            pix_fmt=frame.format.name,
+            pix_fmt=decoder.coded.format.name,
             fps=average_fps(stream),
             frames=len(indexed(container, stream)) or stream.frames,
             duration=duration or (container.duration or 0) / av.time_base,
@@ -69,6 +76,9 @@ def probe(source: Source) -> Video:
             time_base=stream.time_base,
             audio_codec=audio.codec.canonical_name if audio else "",
             bytes=_size(source),
+            interlaced=decoder.interlaced,
+            transfer=TRANSFERS.get(decoder.coded.color_trc, ""),
+            primaries=int(decoder.coded.color_primaries),
         )
 
 
