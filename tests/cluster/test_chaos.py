@@ -36,7 +36,7 @@ def disk(cluster: Cluster, tmp_path: Path) -> Iterator[Path]:
     """A small disk for the output, which can be filled without harm to anybody else."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(folder)], check=True)
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
