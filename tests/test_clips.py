@@ -115,7 +115,8 @@ def test_the_cuts_are_the_published_ones(trailer: Made) -> None:
     spent = {name: counts.pop(name) for name in list(counts) if name.startswith("time_")}
     assert min(spent.values()) > 0 and {"time_decode", "time_detect", "time_encode"} <= spent.keys()
     assert counts == {
-        "inputs": 1, "clips": 6, "dropped": 10, "frames": 1323, "damaged_frames": 0, "video_seconds": 55.125,
+        "inputs": 1, "clips": 6, "dropped": 10, "dropped_short": 10, "frames": 1323, "damaged_frames": 0,
+        "video_seconds": 55.125,
     }  # fmt: skip
 
 

@@ -130,8 +130,11 @@ def cut(
     counts["damaged_frames"] += decoder.damaged
     counts["video_seconds"] += float(ticks * info.time_base)
     for one in source.made:
-        counts["clips" if one.members else "dropped"] += 1
-        if one.members:
+        if not one.members:
+            counts["dropped"] += 1
+            counts[f"dropped_{one.row['verdict']}"] += 1
+        else:
+            counts["clips"] += 1
             counts["clip_seconds"] += one.row["end_seconds"] - one.row["start_seconds"]
     return source.made, {**counts, **{f"time_{on}": spent for on, spent in clock.seconds.items()}}
 
