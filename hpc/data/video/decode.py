@@ -57,7 +57,8 @@ class Decoder:
 
     def __iter__(self) -> Iterator[tuple[int, Frame]]:
         with opened(self.source) as (container, stream):
-            stream.thread_type = "AUTO"
+            # With frame threads libav gives vectors of frames that are not decoded to their end, now some, now others.
+            stream.thread_type = "SLICE" if self.vectors else "AUTO"
             if self.vectors:
                 stream.codec_context.flags2 |= Flags2.export_mvs
             fields = declared(stream)
