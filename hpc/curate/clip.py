@@ -53,6 +53,9 @@ SCHEMA = pa.schema(
         ("source_pixel_aspect", pa.float64()),
         ("source_codec", pa.string()),
         ("source_pix_fmt", pa.string()),
+        ("source_interlaced", pa.bool_()),
+        ("source_transfer", pa.string()),  # "pq" or "hlg"; "" for a standard dynamic range
+        ("source_primaries", pa.int32()),  # as numbered in ITU-T H.273: 1 BT.709, 9 BT.2020, 2 not said
         ("source_fps", pa.float64()),
         ("source_frames", pa.int64()),  # as declared, 0 for unknown
         ("source_seconds", pa.float64()),  # as declared, 0 for unknown

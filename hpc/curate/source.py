@@ -15,7 +15,7 @@ from hpc.curate import clip, filters, split
 from hpc.curate.look import Look, Sizes
 from hpc.curate.settings import Clips
 from hpc.data import video
-from hpc.data.work import Item
+from hpc.data.work import BadInput, Item
 from hpc.models import shots
 
 CHECK_EVERY = 4  # frames
@@ -90,6 +90,8 @@ def cut(
         if own[0] >= own[1] or (at is None and item.part):
             return [], counts  # a file that can be decoded from its start only is left to the first span
     uri = f"{item.uri}#{member}" if member else item.uri
+    if info.transfer and settings.encode.hdr == "refuse":
+        raise BadInput(uri, "hdr", f"its transfer is {info.transfer}, and the spec says `encode: {{hdr: refuse}}`")
     source = clip.Source(uri, info, facts(item, member, info), settings, tools.filters, scratch, clock.spend)
     labeller: split.Labeller
     if tools.model is not None:
@@ -151,6 +153,9 @@ def facts(item: Item, member: str, info: video.Video) -> dict[str, Any]:
         "source_pixel_aspect": float(info.pixel_aspect),
         "source_codec": info.codec,
         "source_pix_fmt": info.pix_fmt,
+        "source_interlaced": info.interlaced,
+        "source_transfer": info.transfer,
+        "source_primaries": info.primaries,
         "source_fps": float(info.fps),
         "source_frames": info.frames,
         "source_seconds": info.duration,
