@@ -10,8 +10,7 @@ import numpy.typing as npt
 from hpc.data import video
 
 Sizes = dict[tuple[type, int, int], Any]
-"""(video.Resizer or video.Luma, width, height) -> how frames of one video come to that size: kept from frame to frame.
-"""
+"""(video.Resizer, Luma or Points, width, height) -> how frames of one video come to that size: kept between frames."""
 
 
 class Look:
@@ -27,6 +26,10 @@ class Look:
     def rgb(self, width: int, height: int) -> npt.NDArray[np.uint8]:
         """uint8 [height, width, 3], RGB."""
         return self._picture(video.Resizer, width, height)
+
+    def points(self, width: int, height: int) -> npt.NDArray[np.uint8]:
+        """uint8 [height, width, 3], RGB; single pixels of the frame, not means of areas."""
+        return self._picture(video.Points, width, height)
 
     def luma(self, width: int, height: int) -> npt.NDArray[np.uint8]:
         """uint8 [height, width], from 0, black, to 255, white; each the mean of its area."""

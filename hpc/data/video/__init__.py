@@ -12,21 +12,28 @@ what it is. Frames come out upright: a rotation in the metadata has been applied
 
 from hpc.data.video.container import CONTAINERS, Frame, Source, refused
 from hpc.data.video.decode import Decoder
-from hpc.data.video.encode import Encoder, try_encoder
+from hpc.data.video.encode import Coding, Encoder, try_encoder
 from hpc.data.video.index import Index, index
-from hpc.data.video.picture import Luma, Resizer, webp
+from hpc.data.video.picture import Luma, Points, Resizer, webp
 from hpc.data.video.probe import Video, probe
+from hpc.data.video.remux import Inwards, Remuxer
+from hpc.data.video.tap import Tap
 from hpc.data.video.vectors import motion_vectors
 
 __all__ = [
     "CONTAINERS",
+    "Coding",
     "Decoder",
     "Encoder",
     "Frame",
     "Index",
+    "Inwards",
     "Luma",
+    "Points",
+    "Remuxer",
     "Resizer",
     "Source",
+    "Tap",
     "Video",
     "index",
     "motion_vectors",

@@ -26,6 +26,20 @@ class Resizer:
         return small.to_ndarray()
 
 
+class Points:
+    """points(frame) -> uint8 [height, width, 3], RGB: the pixels in the middle of each area, at a fifth of the cost."""
+
+    def __init__(self, width: int, height: int) -> None:
+        self.width, self.height = width, height
+        self.reformatter = VideoReformatter()
+
+    def __call__(self, frame: Frame) -> npt.NDArray[np.uint8]:
+        small = self.reformatter.reformat(
+            frame, self.width, self.height, "rgb24", interpolation=Interpolation.POINT, threads=1
+        )
+        return small.to_ndarray()
+
+
 class Luma:
     """luma(frame) -> uint8 [height, width], each the mean of its area; 0 is black and 255 white whatever the range of
     the frame's own values."""
