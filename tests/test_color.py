@@ -130,7 +130,8 @@ def test_the_table_stands_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_a_film_that_went_to_hdr_comes_back(tmp_path: Path) -> None:
     """SDR that ffmpeg's zscale took to PQ with white at 203 cd/m2: as it was, but for the room that highlights get."""
-    bt709 = "scale=out_color_matrix=bt709,format=yuv444p,setparams=colorspace=bt709:color_primaries=bt709:color_trc=bt709"
+    tags = "colorspace=bt709:color_primaries=bt709:color_trc=bt709"
+    bt709 = f"scale=out_color_matrix=bt709,format=yuv444p,setparams={tags}"
     to_pq = ",zscale=t=smpte2084:p=bt2020:m=bt2020nc:npl=203,format=yuv444p10le"
     for name, filters in (("sdr.mkv", bt709), ("pq.mkv", bt709 + to_pq)):
         bars = ["-f", "lavfi", "-i", "smptehdbars=s=320x192:r=5:d=0.2", "-vf", filters, "-c:v", "ffv1"]
