@@ -5,11 +5,11 @@ A frame's score is the mean change of hue, saturation and brightness from the fr
 pixels long.
 content    a frame whose score is at least the threshold begins a shot. Of flashes and other bursts, where such frames
            are less than 15 frames apart, the first begins a shot, and the last if the burst went on for long.
-adaptive   a frame whose score is at least 15, and at least threshold times the mean of the two frames before and the two
-           after it, begins a shot, if the shot before it then has 15 frames: quick movement changes them all.
+adaptive   a frame whose score is at least 15, and at least threshold times the mean of the two frames before and the
+           two after it, begins a shot, if the shot before it then has 15 frames: quick movement changes them all.
 
-Both rules remember what was before, for ever in unlucky cases. Here, so that a video planned as spans is cut as it is in
-one go, their memory is built anew every STEP frames from what the last MEMORY frames were.
+Both rules remember what was before, for ever in unlucky cases. Here, so that a video planned as spans is cut as it is
+in one go, their memory is built anew every STEP frames from what the last MEMORY frames were.
 """
 
 from __future__ import annotations

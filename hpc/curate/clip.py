@@ -124,7 +124,7 @@ class Clip:
 
     def _long_enough(self) -> bool:
         rules, info = self.source.settings.split, self.source.info
-        if rules.detector == "transnetv2" and self.frames < rules.min_frames:
+        if rules.at_shots and self.frames < rules.min_frames:
             return False
         return self.end_pts - self.pts >= rules.min_clip / float(info.time_base) - split.slack(info)
 
@@ -198,7 +198,7 @@ class Clip:
     def _span(self, seconds: list[float]) -> str:
         """The part of a clip's name that says which clip of the video it is: frames of a shot, seconds of a stride."""
         rules, info = self.source.settings.split, self.source.info
-        if rules.detector == "transnetv2":
+        if rules.at_shots:
             return f"{self.first}_{self.end}"
         slack = split.slack(info) * float(info.time_base)
         begin = (seconds[0] + slack) // rules.stride * rules.stride

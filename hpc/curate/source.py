@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from hpc.curate import clip, filters, split
+from hpc.curate import changes, clip, filters, split
 from hpc.curate.look import Look, Sizes
 from hpc.curate.settings import Clips
 from hpc.data import video
@@ -95,7 +95,10 @@ def cut(
     source = clip.Source(uri, info, facts(item, member, info), settings, tools.filters, scratch, clock.spend)
     labeller: split.Labeller
     if tools.model is not None:
-        labeller = split.Shots(tools.model, settings.split.threshold, own[0])
+        labeller = split.Shots(tools.model, settings.split.cut_above, own[0])
+    elif settings.split.at_shots:
+        adaptive = settings.split.detector == "adaptive"
+        labeller = changes.Changes(info, adaptive, settings.split.cut_above, own[0])
     else:
         labeller = split.Strides(info, settings.split.stride, own[0])
     cutter = split.Cutter(info, settings.split, labeller.first, own, functools.partial(clip.Clip, source))

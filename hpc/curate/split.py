@@ -132,9 +132,8 @@ class Cutter:
     ) -> None:
         """first: number of the first frame that gets a label. open_clip(number of the first frame, its time, verdict):
         a verdict other than "" says why the clip is dropped, whatever it holds."""
-        at_shots = split.detector == "transnetv2"
-        self.crop = split.crop / float(info.time_base) if at_shots else 0.0
-        self.longest = split.max_clip / float(info.time_base) if at_shots else float("inf")
+        self.crop = split.crop / float(info.time_base) if split.at_shots else 0.0
+        self.longest = split.max_clip / float(info.time_base) if split.at_shots else float("inf")
         self.truncate = split.long_shots == "truncate"
         self.slack = slack(info)
         self.own, self.open_clip = own, open_clip
