@@ -74,7 +74,8 @@ def test_it_is_what_ffmpeg_makes_of_it(folder: Path, name: str) -> None:
     size = SIZE[0] * SIZE[1] * 3 // 2
     ours = b"".join(frame.to_ndarray().tobytes() for _, frame in video.Decoder(folder / name))
     assert len(ours) == len(data) == 100 * size
-    assert ours[size:] == data[size:]  # of the first frame, which has none before it, versions of bwdif think differently
+    # of the first frame, which has none before it, versions of bwdif think differently
+    assert ours[size:] == data[size:]
 
 
 @pytest.mark.parametrize("name", ["h264.mp4", "bottom.mkv", "mpeg2.ts", "mjpeg.mov"])
