@@ -89,7 +89,7 @@ def encoded(path: Path, source: Path, frames: range, crf: float = 23) -> video.V
     """Encode these frames of the source to `path`, and probe it."""
     taken = [frame for number, frame in video.Decoder(source) if number in frames]
     ends = [frame.pts for frame in taken[1:]] + [taken[-1].pts + taken[-1].duration]
-    encoder = video.Encoder(path, video.probe(source), crf, "veryfast", 2)
+    encoder = video.Encoder(path, video.probe(source), video.Coding(crf=crf))
     for frame, end in zip(taken, ends, strict=True):
         encoder.write(frame, end - frame.pts)
     encoder.close()
@@ -351,7 +351,7 @@ def test_a_clip_keeps_the_shape_of_pixels(made: Callable[[str], Path], tmp_path:
 
 
 def test_an_abandoned_clip_leaves_nothing(made: Callable[[str], Path], tmp_path: Path) -> None:
-    encoder = video.Encoder(tmp_path / "clip.mp4", video.probe(made("plain.mp4")), 23, "veryfast", 2)
+    encoder = video.Encoder(tmp_path / "clip.mp4", video.probe(made("plain.mp4")), video.Coding())
     for _, frame in video.Decoder(made("plain.mp4")):
         encoder.write(frame, frame.duration)
     encoder.abandon()
@@ -359,10 +359,10 @@ def test_an_abandoned_clip_leaves_nothing(made: Callable[[str], Path], tmp_path:
 
 
 def test_an_encoder_that_cannot_work_is_found() -> None:
-    video.try_encoder(18.0, "veryfast", 2)
-    with pytest.raises(Exception, match=r".") as caught:
-        video.try_encoder(18.0, "no-such-preset", 2)
-    assert video.refused(caught.value)
+    video.try_encoder(video.Coding())
+    with pytest.raises(RuntimeError, match=r"libx264 does not work on ") as caught:
+        video.try_encoder(video.Coding(preset="no-such-preset"))
+    assert video.refused(caught.value.__cause__)
     assert not video.refused(OSError(28, "No space left on device")) and not video.refused(KeyError())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import pyarrow as pa
 
 from hpc.curate import filters, preview, split
 from hpc.curate.look import Look
-from hpc.curate.settings import Clips
+from hpc.curate.settings import Clips, Encode
+from hpc.curate.settings.encode import ENCODERS
 from hpc.curate.settings.filters import SCORES
 from hpc.data import video
 
@@ -31,7 +33,7 @@ SCHEMA = pa.schema(
         ("end_seconds", pa.float64()),
         ("start_frame", pa.int64()),
         ("end_frame", pa.int64()),  # the first one after the clip
-        ("verdict", pa.string()),  # "keep", or why it was dropped: "short", "past-max-clip", the name of a filter
+        ("verdict", pa.string()),  # "keep", or why it was dropped: "short", "no-key-frame", "past-max-clip", a filter
         ("reasons", pa.list_(pa.string())),  # every limit of a filter that it breaks
         ("num_frames", pa.int64()),
         ("fps", pa.float64()),  # average
@@ -39,6 +41,9 @@ SCHEMA = pa.schema(
         ("width", pa.int32()),  # of a kept clip; null for others, like everything down to webp_size
         ("height", pa.int32()),
         ("codec", pa.string()),
+        ("audio_codec", pa.string()),  # of its first audio stream, "" for none
+        ("audio_streams", pa.int32()),
+        ("audio_dropped", pa.list_(pa.string())),  # the source's streams that are left out, and why
         ("bytes", pa.int64()),
         ("offset", pa.int64()),  # in the tar: all members of the clip, headers and padding included
         ("size", pa.int64()),
@@ -88,7 +93,30 @@ class Source(msgspec.Struct):
     """A folder of this video's own."""
     spend: Callable[[str], None]
     """spend("encode"): from here on time is spent on that."""
+    tap: video.Tap | None = None
+    """What the decoder reads beside the frames, where clips need it."""
     made: list[Made] = []
+
+
+def coding(settings: Encode) -> video.Coding | None:
+    """How the settings say that pictures are encoded; None for a copy."""
+    if settings.encoder == "copy":
+        return None
+    known = ENCODERS[settings.encoder]
+    bitrate = settings.bitrate_mbps
+    fps = None
+    if settings.fps is not None:
+        ntsc = Fraction(1000 * round(settings.fps), 1001)
+        fps = ntsc if abs(ntsc - settings.fps) < 0.005 else Fraction(settings.fps).limit_denominator(1000)
+    return video.Coding(
+        encoder=settings.encoder,
+        crf=None if bitrate else settings.crf or known.crf,
+        bitrate=round(1_000_000 * (bitrate or 0)),
+        preset=str(known.preset if settings.preset is None else settings.preset),
+        threads=settings.threads,
+        short_side=settings.short_side,
+        fps=fps,
+    )
 
 
 class Clip:
@@ -100,7 +128,9 @@ class Clip:
         self.first, self.pts = number, pts
         self.frames = 0
         self.held: list[tuple[Look, int]] = []
-        self.encoder: video.Encoder | None = None
+        self.encoder: video.Encoder | video.Remuxer | None = None
+        self.inwards = video.Inwards(source.tap) if source.settings.encode.encoder == "copy" else None
+        self.waiting: list[tuple[int, int, int, Look]] = []  # frames that may turn out to lie behind a copy's end
         self.middle = preview.Middle(source.info, source.settings.thumbnail.height)
         self.windows: preview.Windows | None = None
         self.durations: tuple[int, int] | None = None  # the shortest and the longest of its frames
@@ -113,6 +143,22 @@ class Clip:
 
     def take(self, number: int, pts: int, end: int, look: Look) -> None:
         """The next frame; its picture is None for a clip that is only noted."""
+        if self.inwards is None or self.verdict:
+            self._take(number, pts, end, look)
+            return
+        where = self.inwards.take(look.frame)
+        if where != "before":
+            self.waiting.append((number, pts, end, look))
+        if not self.frames:
+            self.end, self.end_pts = number + 1, end  # of a clip that will hold nothing
+        if where == "end":
+            if not self.frames:
+                self.first, self.pts = self.waiting[0][:2]
+            for one in self.waiting:
+                self._take(*one)
+            self.waiting.clear()
+
+    def _take(self, number: int, pts: int, end: int, look: Look) -> None:
         self.end, self.end_pts = number + 1, end
         self.frames += 1
         shortest, longest = self.durations or (end - pts, end - pts)
@@ -122,6 +168,12 @@ class Clip:
             if self.encoder or self._long_enough() or len(self.held) > HELD:
                 self._encode()
 
+    def held_since(self) -> int | None:
+        """Time of the first frame that it holds back."""
+        if self.held:
+            return self.held[0][0].pts
+        return self.waiting[0][1] if self.waiting else None
+
     def _long_enough(self) -> bool:
         rules, info = self.source.settings.split, self.source.info
         if rules.at_shots and self.frames < rules.min_frames:
@@ -130,9 +182,12 @@ class Clip:
 
     def _encode(self) -> None:
         if self.encoder is None:
-            e, p = self.source.settings.encode, self.source.settings.preview
+            how, p = coding(self.source.settings.encode), self.source.settings.preview
             stem = self.source.scratch / f"{len(self.source.made)}"
-            self.encoder = video.Encoder(Path(f"{stem}.mp4"), self.source.info, e.crf, e.preset, e.threads)
+            path, info, tap = Path(f"{stem}.mp4"), self.source.info, self.source.tap
+            self.encoder = (
+                video.Encoder(path, info, how, tap) if how else video.Remuxer(path, info, self.inwards, tap)
+            )
             slack = split.slack(self.source.info) * float(self.source.info.time_base)
             self.windows = preview.Windows(self.source.info, p, stem, slack) if p else None
         for look, duration in self.held:
@@ -164,7 +219,9 @@ class Clip:
     def close(self) -> None:
         info, made = self.source.info, self.source.made
         if not self.verdict:
-            if self._long_enough():
+            if not self.frames:
+                self.verdict = "no-key-frame"
+            elif self._long_enough():
                 self.source.spend("filters")
                 self._judge(list(self.meters.values()))
             else:
@@ -181,7 +238,7 @@ class Clip:
             "reasons": self.reasons,
             "num_frames": self.end - self.first,
             "fps": round((self.end - self.first) / (seconds[1] - seconds[0]), 6),
-            "is_vfr": self.durations[1] - self.durations[0] > 2 * split.slack(info),
+            "is_vfr": self.durations is not None and self.durations[1] - self.durations[0] > 2 * split.slack(info),
             **self.source.facts,
             **self.scores,
         }
@@ -208,11 +265,17 @@ class Clip:
     def _finish(self, row: dict[str, Any]) -> dict[str, Path | bytes]:
         encoder = self.encoder
         encoder.close()
+        codecs = encoder.sound.codecs if encoder.sound else []
+        if fps := getattr(coding(self.source.settings.encode), "fps", None):
+            row |= {"fps": round(float(fps), 6), "is_vfr": False}
         row |= {
             "num_frames": encoder.frames,
             "width": encoder.width,
             "height": encoder.height,
-            "codec": "h264",
+            "codec": encoder.codec,
+            "audio_codec": codecs[0] if codecs else "",
+            "audio_streams": len(codecs),
+            "audio_dropped": encoder.sound.dropped if encoder.sound else [],
             "bytes": encoder.path.stat().st_size,
         }
         previews: dict[str, Path | bytes] = {}

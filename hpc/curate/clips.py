@@ -37,8 +37,8 @@ def start(settings: Clips) -> Callable[[Work], Made]:
     model = None
     if settings.split.detector == "transnetv2":
         model = shots.load_transnetv2("cuda" if torch.cuda.is_available() else "cpu")
-    e = settings.encode
-    video.try_encoder(e.crf, e.preset, e.threads)
+    if coding := clip.coding(settings.encode):
+        video.try_encoder(coding)
     return functools.partial(process, source.Tools(settings, model, filters.start(settings.filter)))
 
 

@@ -92,7 +92,11 @@ def cut(
     uri = f"{item.uri}#{member}" if member else item.uri
     if info.transfer and settings.encode.hdr == "refuse":
         raise BadInput(uri, "hdr", f"its transfer is {info.transfer}, and the spec says `encode: {{hdr: refuse}}`")
-    source = clip.Source(uri, info, facts(item, member, info), settings, tools.filters, scratch, clock.spend)
+    copied, audio = settings.encode.encoder == "copy", settings.encode.audio
+    if copied and info.codec not in video.COPIED:
+        raise BadInput(uri, "cannot-be-copied", f"{info.codec} is no codec for mp4; `encoder: libx264` takes all")
+    tap = video.Tap(audio, copied) if copied or audio != "drop" else None
+    source = clip.Source(uri, info, facts(item, member, info), settings, tools.filters, scratch, clock.spend, tap)
     labeller: split.Labeller
     if tools.model is not None:
         labeller = split.Shots(tools.model, settings.split.cut_above, own[0])
@@ -104,13 +108,15 @@ def cut(
     cutter = split.Cutter(info, settings.split, labeller.first, own, functools.partial(clip.Clip, source))
     last = own[1] if own[1] < float("inf") else info.frames or float(info.duration * info.fps)
     sizes: Sizes = {}
-    decoder = video.Decoder(watched, labeller.begin, at, vectors=settings.filter.vectors())
+    decoder = video.Decoder(watched, labeller.begin, at, vectors=settings.filter.vectors(), tap=tap)
     number, ticks = -1, 0
     before = None  # time of the frame before, if it is this span's own
     clock.spend("decode")
     for number, frame in decoder:
         if number % CHECK_EVERY == 0:
             check()
+            if tap:
+                tap.forget(oldest(cutter, frame.pts) * info.time_base)
         if number % PROGRESS_EVERY == 0:
             progress(min(1.0, max(0.0, (number - own[0]) / max(1.0, last - own[0]))), number, len(source.made))
         ticks += frame.pts - before if before is not None else 0
@@ -142,6 +148,12 @@ def cut(
             counts["clips"] += 1
             counts["clip_seconds"] += one.row["end_seconds"] - one.row["start_seconds"]
     return source.made, {**counts, **{f"time_{on}": spent for on, spent in clock.seconds.items()}}
+
+
+def oldest(cutter: split.Cutter, pts: int) -> int:
+    """Time of the first frame that may still be in a clip, where a frame of this time is the newest."""
+    held = cutter.clip.held_since() if cutter.clip else None
+    return held if held is not None else cutter.queue[0].pts if cutter.queue else pts
 
 
 def facts(item: Item, member: str, info: video.Video) -> dict[str, Any]:

@@ -16,12 +16,13 @@ from hpc.data.video.encode import Coding, Encoder, try_encoder
 from hpc.data.video.index import Index, index
 from hpc.data.video.picture import Luma, Points, Resizer, webp
 from hpc.data.video.probe import Video, probe
-from hpc.data.video.remux import Inwards, Remuxer
+from hpc.data.video.remux import COPIED, Inwards, Remuxer
 from hpc.data.video.tap import Tap
 from hpc.data.video.vectors import motion_vectors
 
 __all__ = [
     "CONTAINERS",
+    "COPIED",
     "Coding",
     "Decoder",
     "Encoder",

@@ -83,17 +83,18 @@ def refused(error: Exception) -> bool:
     return isinstance(error, av.FFmpegError) and not isinstance(error, OSError | MemoryError)
 
 
-def packets(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
-    """The packets of a stream up to its end, or to where nothing more can be read."""
-    packets = container.demux(stream)
+def packets(container: av.container.InputContainer, *streams: av.stream.Stream) -> Iterator[av.Packet]:
+    """The packets of these streams up to their end, or to where nothing more can be read."""
+    packets = container.demux(*streams)
     while True:
         try:
             packet = next(packets, None)
         except av.FFmpegError:
             return
-        if packet is None or not packet.size:
+        if packet is None:
             return
-        yield packet
+        if packet.size:  # at its end each stream has an empty one
+            yield packet
 
 
 def indexed(container: av.container.InputContainer, stream: av.VideoStream) -> list[av.IndexEntry]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
-from collections.abc import Callable, Iterator
-from fractions import Fraction
+import math
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import av
@@ -17,6 +17,7 @@ from hpc.data.video.container import Frame, Source, average_fps, opened, packets
 from hpc.data.video.deinterlace import LEAD, declared, deinterlaced
 from hpc.data.video.graph import SCALE, Graph
 from hpc.data.video.index import Index
+from hpc.data.video.tap import BEHIND, Tap
 
 REORDER = 17  # frames; no codec shows more than 16 frames before a key frame that it decodes after it
 SEEKS = 3  # tries, each from a key frame further back
@@ -37,13 +38,15 @@ class Decoder:
     frame.pts (in frame.time_base) is set and rises strictly, frame.duration is set. Numbers count what the container
     holds, so where frames are damaged beyond decoding some numbers are missing. To begin in the middle, `at` is the
     file's `index`; the frames are then the same, with the same numbers, as from the start. With `vectors` the frames
-    have their `motion_vectors`, if the codec has any.
+    have their `motion_vectors`, if the codec has any. A `tap` gets the packets that are read on the way.
     """
 
-    def __init__(self, source: Source, first: int = 0, at: Index | None = None, vectors: bool = False) -> None:
+    def __init__(
+        self, source: Source, first: int = 0, at: Index | None = None, vectors: bool = False, tap: Tap | None = None
+    ) -> None:
         if first and at is None:
             raise ValueError(f"to begin at frame {first}, give the file's index")
-        self.source, self.first, self.at, self.vectors = source, first, at, vectors
+        self.source, self.first, self.at, self.vectors, self.tap = source, first, at, vectors, tap
         self.uri = str(source if isinstance(source, str | Path) else getattr(source, "name", "<file>"))
         self._steps: dict[object, Callable[[Frame], Frame]] = {}
         self.damaged = 0
@@ -70,11 +73,14 @@ class Decoder:
         self, container: av.container.InputContainer, stream: av.VideoStream, fields: str
     ) -> Iterator[tuple[int, Frame]]:
         """The frames with their numbers, times and durations, from LEAD before the first one on."""
-        place, packets = self._begin(container, stream)
+        place, packets = self._begin(container, stream, self.tap.open(container, stream) if self.tap else [])
+        packets = _in_a_row(packets, stream)
+        if self.tap:
+            packets = self.tap.watch(packets)
         duration = max(1, round(1 / (average_fps(stream) * stream.time_base)))  # where the file gives none
         number, last = place - 1, None
         waiting: list[int] = []  # times of the frames that went into the decoder and were not shown yet
-        for frame in self._frames(stream.codec_context, _in_a_row(packets, stream.time_base), waiting):
+        for frame in self._frames(stream.codec_context, packets, waiting):
             number += 1
             pts = frame.pts
             if pts is None:
@@ -119,23 +125,26 @@ class Decoder:
             self._steps[kind] = make()
         return self._steps[kind]
 
-    def _begin(self, container: av.container.InputContainer, stream: av.VideoStream) -> tuple[int, Iterator[av.Packet]]:
+    def _begin(
+        self, container: av.container.InputContainer, stream: av.VideoStream, sounds: Sequence[av.AudioStream] = ()
+    ) -> tuple[int, Iterator[av.Packet]]:
         """The packets from a key frame on from which frame `first` can be decoded, and that key frame's place."""
         if self.at is not None:
             # A key frame's place in decoding order is its number, but for frames that are decoded after it and shown
             # before it, of which there are fewer than REORDER.
-            early_enough = [key for key in self.at.keys if key[0] <= self.first - REORDER - LEAD]
+            lead = REORDER + LEAD + (math.ceil(BEHIND * average_fps(stream)) if sounds else 0)
+            early_enough = [key for key in self.at.keys if key[0] <= self.first - lead]
             places = {stamp: place for place, stamp in early_enough}
             for _, stamp in early_enough[: -SEEKS - 1 : -1]:
                 container.seek(stamp, stream=stream)
-                rest = packets(container, stream)
-                key = next((packet for packet in rest if packet.is_keyframe), None)
+                rest = packets(container, stream, *sounds)
+                key = next((packet for packet in rest if packet.is_keyframe and packet.stream is stream), None)
                 place = places.get(key.dts if self.at.by_dts else key.pts) if key else None
                 if place is not None:
                     return place, itertools.chain([key], rest)
             if early_enough:
                 container.seek(0)  # this container cannot seek well: read on from the start
-        return 0, packets(container, stream)
+        return 0, packets(container, stream, *sounds)
 
     def _frames(
         self, decoder: av.VideoCodecContext, packets: Iterator[av.Packet], waiting: list[int]
@@ -151,15 +160,24 @@ class Decoder:
             yield from decoder.decode(None)
 
 
-def _in_a_row(packets: Iterator[av.Packet], time_base: Fraction) -> Iterator[av.Packet]:
+def _in_a_row(packets: Iterator[av.Packet], stream: av.VideoStream) -> Iterator[av.Packet]:
     """Shift the timestamps of packets that begin anew in the middle, so that time goes on."""
-    shift, latest = 0, None
+    shifts, latest = [0], None
+    sounds: dict[int, tuple[int, int]] = {}  # stream -> its latest time as the file has it, and which shift is on
     for packet in packets:
+        if packet.stream is not stream:
+            if packet.pts is not None:
+                before, on = sounds.get(packet.stream_index, (packet.pts, len(shifts) - 1))
+                on += (before - packet.pts) * packet.time_base > JUMP_BACK
+                sounds[packet.stream_index] = packet.pts, on
+                packet.pts += round(shifts[min(on, len(shifts) - 1)] * stream.time_base / packet.time_base)
+            yield packet
+            continue
         if packet.dts is not None:
-            if latest is not None and (latest - packet.dts - shift) * time_base > JUMP_BACK:
-                shift = latest + (packet.duration or 1) - packet.dts
-            latest = packet.dts + shift
+            if latest is not None and (latest - packet.dts - shifts[-1]) * stream.time_base > JUMP_BACK:
+                shifts.append(latest + (packet.duration or 1) - packet.dts)
+            latest = packet.dts + shifts[-1]
             packet.dts = latest
         if packet.pts is not None:
-            packet.pts += shift
+            packet.pts += shifts[-1]
         yield packet
