@@ -91,6 +91,10 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("tasks", type=int, help="0 takes the limit away")
     p.add_argument("--stage", help="of this stage only")
     p = verb("report", report, "write the report (text, JSON, HTML, Prometheus) and print it", run=True)
+    p = verb("calibrate", calibrate, "propose thresholds for a run's filters from the scores of its clips", run=True)
+    p.add_argument("--stage", help="whose filters (default: the first stage that has any)")
+    p.add_argument("--keep", type=float, default=0.9, metavar="SHARE",
+                   help="share of the clips that each threshold alone keeps (default 0.9)")  # fmt: skip
     p = verb("schema", schema, "print the JSON Schema of job specs")
     p.add_argument("--cluster", action="store_true", help="of cluster presets instead")
     return parser
@@ -325,6 +329,17 @@ def report(args: argparse.Namespace) -> int:
     made = rp.write(found, st.gather(found))
     emit(args, made, [rp.text(made), f"\nreport: {found.report('html')}"])
     return 0 if made.status.state in ("done", "running", "waiting") else 1
+
+
+def calibrate(args: argparse.Namespace) -> int:
+    from hpc.batch import calibrate as cb
+
+    found = find(args)
+    stage, made = cb.calibrate(found, args.stage, args.keep)
+    page = found.folder / "calibrate.html"
+    lines = [*cb.text(found, stage, made), "", f"# the clips beside each threshold: {page}"]
+    emit(args, {"run": found.id, "stage": stage, "page": str(page), "calibration": made}, lines)
+    return 0
 
 
 def schema(args: argparse.Namespace) -> int:

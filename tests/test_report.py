@@ -14,7 +14,7 @@ import pytest
 import runs
 from PIL import Image
 
-from hpc.batch import report, status
+from hpc.batch import counts, page, report, status
 from hpc.batch.run import Run
 
 EVIL = ["<script>alert(1)</script>.txt", "&lt;b&gt; \"q\" 'x' onload=alert(1).txt", "--> ]]> {{7*7}} ${x} é日本.txt",
@@ -141,34 +141,34 @@ class Page(HTMLParser):
 
 def test_html(run: Run, made: dict) -> None:
     source = run.report("html").read_text()
-    page = Page(source)
-    assert page.wrong == []
-    tags = {tag for tag, _ in page.elements}
-    assert not tags & {"script", "iframe", "object", "embed", "link", "form", "base", "svg"}
-    for tag, attributes in page.elements:
+    found = Page(source)
+    assert found.wrong == []
+    tags = {tag for tag, _ in found.elements}
+    assert not tags & {"script", "iframe", "object", "embed", "link", "form", "base", "use", "foreignobject", "a"}
+    for tag, attributes in found.elements:
         assert not [name for name in attributes if name.startswith("on")], (tag, attributes)
         for name in ("src", "href", "action", "srcset", "data", "poster"):
             assert name not in attributes or str(attributes[name]).startswith("data:image/webp;base64,"), attributes
     style = source[source.index("<style>") : source.index("</style>")]
     assert "url(" not in style and "@import" not in style and "//" not in style
     for name in EVIL[0], EVIL[2]:
-        assert f"/in/{name}" in page.text
+        assert f"/in/{name}" in found.text
     for detail in "bad <i>x</i> &", "bad '\">":
-        assert detail in page.text
-    assert str(run.folder) in page.text and run.id in page.text
-    assert [tag for tag, _ in page.elements].count("img") == 8 * 3, "three of each shard"
-    assert "clip <img src=x onerror=alert(1)> '\"0" in page.text
+        assert detail in found.text
+    assert str(run.folder) in found.text and run.id in found.text
+    assert [tag for tag, _ in found.elements].count("img") == 8 * 3, "three of each shard"
+    assert "clip <img src=x onerror=alert(1)> '\"0" in found.text
     for words in ("Failures", "Quarantined inputs", "Where the time went", "look at the log", "8 clips"):
-        assert words in page.text
+        assert words in found.text
 
 
 def test_a_page_of_thousands_stays_small(run: Run) -> None:
     facts = report.build(run, status.gather(run, ask_slurm=False))
     facts.failures *= 2000
     facts.quarantined *= 2000
-    page = report.page(facts, [])
-    assert len(page) < 500_000 and "7600 more rows in report.json" in page
-    assert Page(page).wrong == []
+    source = page.page(facts, [])
+    assert len(source) < 500_000 and "7600 more rows in report.json" in source
+    assert Page(source).wrong == []
 
 
 def test_in_a_browser(run: Run, tmp_path: Path) -> None:
@@ -192,12 +192,42 @@ def test_in_a_browser(run: Run, tmp_path: Path) -> None:
         assert colours and len(colours) > 50, "the page is empty"
 
 
+def test_counts_in_words() -> None:
+    found = {"clips": 12, "dropped": 3, "dropped_short": 1, "dropped_motion": 2, "bytes_out": 2048, "time_decode": 9.5,
+             "video_seconds": 61, "time_cut": 0.1, "inputs": 1, "frames": 0}  # fmt: skip
+    words = ["12 clips", "3 dropped (2 motion, 1 short)", "2.0 KiB out", "1:01 of video", "1 input"]
+    assert counts.words(found) == words
+    assert counts.group(found, "time") == {"decode": 9.5, "cut": 0.1}
+
+
+def test_where_the_time_went(run: Run) -> None:
+    """What work was spent on stands beside start, publish and rest, and the rates are of whole workers."""
+    gathered = status.gather(run, ask_slurm=False)
+    for record in gathered.folds["pair"].done.values():
+        record.times |= {"work": 10.0}
+        record.counts |= {"time_decode": 6.0, "time_cut": 1.5, "frames": 500.0}
+    facts = report.build(run, gathered)
+    time = next(t for t in facts.times if t.stage == "pair")
+    assert time.spent == {"decode": 48.0, "cut": 12.0, "other": 20.0}
+    total = time.start + time.work + time.publish + time.rest
+    assert time.frames_per_second == pytest.approx(4000 / total) and time.realtime == pytest.approx(20 / total)
+    text = report.text(facts)
+    assert "work 80.0 s (decode 48.0, cut 12.0, other 20.0), publish" in text and "x realtime" in text
+    assert "time decode" not in text
+    source = page.page(facts, [])
+    assert "decode 48.0 s (" in source and "x realtime" in source and Page(source).wrong == []
+    label = f'run="{run.id}",stage="pair",on='
+    spent = metrics(report.prometheus(facts))["hpc_run_spent_seconds_total"]
+    assert spent[f'{label}"decode"'] == 48 and spent[f'{label}"other"'] == 20 and f'{label}"work"' not in spent
+
+
 def test_a_report_without_the_stages_code(run: Run) -> None:
     """On a login node where a stage of one's own cannot be imported all but its thumbnails is there."""
     done = runs.hpc("report", run.folder, cwd=run.folder, env=runs.environment(PYTHONPATH=""), code=1)
     assert "6/8 shards; 2 failed" in done.stdout and "Traceback" not in done.stderr
-    page = run.report("html").read_text()
-    assert "no thumbnails: ValueError: pair:Pair cannot be imported" in page and "<img" not in page
+    source = run.report("html").read_text()
+    assert "no thumbnails: ValueError: pair:Pair cannot be imported" in source and "<img" not in source
+    assert "no scores: ValueError: pair:Pair cannot be imported" in source
 
 
 def test_a_run_that_has_not_begun(tmp_path: Path) -> None:

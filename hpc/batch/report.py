@@ -1,32 +1,24 @@
-"""A run's report: one gathering of facts, printed as text, JSON, an HTML page and Prometheus metrics.
-
-The page stands alone: no script, no other host, thumbnails inside. Everything that came from outside (names, paths,
-error texts) is escaped.
-"""
+"""A run's report: one gathering of facts, printed as text, JSON, an HTML page (page.py) and Prometheus metrics."""
 
 from __future__ import annotations
 
-import base64
-import html
+import functools
 import importlib
-import re
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
-from hpc.batch import failure, jsons, status
-from hpc.batch.run import Run, StagePlan
+from hpc.batch import charts, counts, failure, jsons, page, status
+from hpc.batch.run import Run
 from hpc.batch.spec import settings_of
 from hpc.data import storage
-from hpc.data.units import seconds, size
+from hpc.data.units import seconds
 
 THUMBNAILS = 60
-SHOWN = 200
-"""Failures and quarantined inputs on the page; report.json has all of them."""
 
 
 class Failed(msgspec.Struct):
@@ -62,6 +54,17 @@ class StageTime(msgspec.Struct):
     slowest_shard: float
     requested_seconds: float
     longest_task: float
+    spent: dict[str, float]
+    """What `work` was spent on, if the stage says so; "other" is what it says nothing of."""
+    frames_per_second: float
+    """Of a worker, everything included; 0 where no frames are counted."""
+    realtime: float
+    """Seconds of video per second of a worker, everything included."""
+
+    def speed(self) -> str:
+        if not self.frames_per_second:
+            return ""
+        return f"; a worker {self.frames_per_second:,.0f} frames/s, {self.realtime:.3g} x realtime"
 
 
 class Report(msgspec.Struct):
@@ -76,6 +79,10 @@ class Report(msgspec.Struct):
     nodes: dict[str, int]
     """Node -> shards finished there."""
     advice: list[str]
+    scores: dict[str, Any] = {}
+    """Stage -> hpc.curate.scores.Summary: what its filters measured."""
+    notes: list[str] = []
+    """What could not be shown, and why."""
 
 
 def build(run: Run, gathered: status.Gathered) -> Report:
@@ -114,12 +121,21 @@ def build(run: Run, gathered: status.Gathered) -> Report:
 def _times(name: str, fold: status.records.Fold, requested: float) -> StageTime:
     done = list(fold.done.values())
     part = {k: sum(r.times.get(k, 0.0) for r in done) for k in ("start", "work", "publish")}
-    spent = sorted(r.seconds for r in done)
+    shards = sorted(r.seconds for r in done)
     held = [last - w.t for w, last in fold.workers.values()]
+    total = max(sum(held), sum(part.values()))
+    counted: Counter[str] = Counter()
+    for record in done:
+        counted.update(record.counts)
+    spent = counts.group(counted, "time")
+    if spent:
+        spent["other"] = max(0.0, part["work"] - sum(spent.values()))
     return StageTime(
-        stage=name, shards=len(done), **part, rest=max(0.0, sum(held) - sum(part.values())),
-        median_shard=spent[len(spent) // 2] if spent else 0.0, slowest_shard=spent[-1] if spent else 0.0,
-        requested_seconds=float(requested), longest_task=max(held, default=0.0),
+        stage=name, shards=len(done), **part, rest=total - sum(part.values()),
+        median_shard=shards[len(shards) // 2] if shards else 0.0, slowest_shard=shards[-1] if shards else 0.0,
+        requested_seconds=float(requested), longest_task=max(held, default=0.0), spent=spent,
+        frames_per_second=counted["frames"] / total if total else 0.0,
+        realtime=counted["video_seconds"] / total if total else 0.0,
     )  # fmt: skip
 
 
@@ -146,17 +162,20 @@ def text(report: Report) -> str:
     p = report.provenance
     out = status.lines(report.status)
     for s in report.status.stages:
-        known = {k: v for k, v in s.counts.items() if v and not k.startswith("time_")}
-        facts = [_count(k, v) for k, v in known.items()]
+        facts = counts.words(s.counts)
         if facts:
             out.append(f"  {s.stage:<12} {', '.join(facts)}")
         if s.folder:
             out.append(f"  {'':<12} {s.folder}")
+    for stage, summary in report.scores.items():
+        out += _scores(stage, summary)
     for t in report.times:
         if t.shards:
+            inside = ", ".join(f"{on} {v:.1f}" for on, v in t.spent.items())
             out.append(
-                f"  {t.stage:<12} time: start {t.start:.1f} s, work {t.work:.1f} s, publish {t.publish:.1f} s, "
-                f"rest {t.rest:.1f} s; a shard {t.median_shard:.1f} s (slowest {t.slowest_shard:.1f} s)"
+                f"  {t.stage:<12} time: start {t.start:.1f} s, work {t.work:.1f} s{f' ({inside})' * bool(inside)}, "
+                f"publish {t.publish:.1f} s, rest {t.rest:.1f} s; "
+                f"a shard {t.median_shard:.1f} s (slowest {t.slowest_shard:.1f} s){t.speed()}"
             )
     for f in report.failures[:10]:
         out.append(f"  failed: {f.stage} {f.shard} on {f.node}: {f.failure}: {f.detail[:200]}")
@@ -176,13 +195,16 @@ def text(report: Report) -> str:
     return "\n".join(out)
 
 
-def _count(name: str, value: float) -> str:
-    words = name.replace("_", " ")
-    if name.endswith("_seconds"):
-        return f"{seconds(value)} of {words.removesuffix(' seconds')}"
-    if name.startswith("bytes"):
-        return f"{size(value)} {words.removeprefix('bytes ')}"
-    return f"{value:,.0f} {words.removesuffix('s') if value == 1 else words}"
+def _scores(stage: str, summary: Any) -> list[str]:
+    s = summary.sampled
+    out = [f"  {stage:<12} scores of {s.clips:,} clips, from {s.shards} of {s.of} shards"]
+    for h in summary.histograms:
+        said = [charts.keeps(limit) for limit in h.limits] if h.measured else []
+        said += [f"{h.measured:,} measured"] if h.measured < h.clips else []
+        said += ["score-only"] if h.mode == "score-only" else []
+        axis = f"{h.low:>6.4g} |{charts.sparkline(h.bins)}| {h.high:<6.4g}"
+        out.append(f"    {h.column:<22} {axis} {', '.join(said)}".rstrip())
+    return out
 
 
 def prometheus(report: Report) -> str:
@@ -208,144 +230,90 @@ def prometheus(report: Report) -> str:
         add("hpc_run_quarantined_inputs", "gauge", "Inputs that can never work.", label, r.quarantined)
         add("hpc_run_gpu_seconds_total", "counter", "GPU time held.", label, r.gpu_seconds)
         add("hpc_run_cpu_seconds_total", "counter", "CPU time held.", label, r.cpu_seconds_held)
+        for why, n in {"keep": r.counts.get("clips", 0), **counts.group(r.counts, "dropped")}.items():
+            if "dropped" in r.counts:
+                add("hpc_run_clips", "gauge", "Clips by verdict.", f'{label},verdict="{e(why)}"', n)
+        for h in report.scores[r.stage].histograms if r.stage in report.scores else ():
+            for limit in h.limits:
+                if limit.now is not None:
+                    which = f'{label},score="{e(h.column)}",limit="{limit.side}"'
+                    about = "Share of the measured clips that a filter's limit keeps."
+                    add("hpc_run_limit_keeps_ratio", "gauge", about, which, limit.keeps)
         if "video_seconds" in r.counts:
             add("hpc_run_video_seconds_total", "counter", "Video gone through.", label, r.counts["video_seconds"])
         add("hpc_run_last_progress_timestamp_seconds", "gauge", "Time of the last record.", label, r.last)
+    for t in report.times:
+        spent = {"start": t.start, **(t.spent or {"work": t.work}), "publish": t.publish, "rest": t.rest}
+        for on, value in spent.items() if t.shards else ():
+            label = f'{run},stage="{e(t.stage)}",on="{e(on)}"'
+            add("hpc_run_spent_seconds_total", "counter", "Workers' time by what it was spent on.", label, value)
     return "".join("\n".join(rows) + "\n" for rows in out.values())
+
+
+def shards_of(gathered: status.Gathered, stage: str) -> dict[str, Callable[[str], BinaryIO]]:
+    """Shard that is done -> open(suffix), which opens its published object with that suffix."""
+    folder, fold = gathered.stages[stage].folder, gathered.folds[stage]
+    opener = lambda shard, suffix: storage.open(storage.join(folder, shard + suffix))
+    return {shard: functools.partial(opener, shard) for shard in gathered.scopes[stage] if shard in fold.done}
+
+
+def code_of(gathered: status.Gathered, stage: str) -> tuple[Any, Any]:
+    """(settings, module) of a stage. Raises whatever a stage of one's own can when it is imported."""
+    plan = gathered.stages[stage]
+    settings = settings_of(plan.kind, plan.settings)
+    return settings, importlib.import_module(settings.CODE)
 
 
 def gallery(gathered: status.Gathered, limit: int = THUMBNAILS) -> list[tuple[str, str, bytes]]:
     """Thumbnails from the first stage that has any, a few from each of shards spread over the whole run."""
     for name, fold in gathered.folds.items():
-        stage = gathered.stages[name]
-        code = importlib.import_module(settings_of(stage.kind, stage.settings).CODE)
+        _, code = code_of(gathered, name)
         if hasattr(code, "gallery"):
-            return _pick(code.gallery, stage, fold, gathered.scopes[name], limit)
+            shards = [s for s in shards_of(gathered, name).items() if fold.done[s[0]].counts.get("clips")]
+            chosen = shards[:: max(1, len(shards) // 12)][:12]
+            out: list[tuple[str, str, bytes]] = []
+            for i, (_, open_object) in enumerate(chosen):
+                out += code.gallery(open_object, -(-(limit - len(out)) // (len(chosen) - i)))
+            return out
     return []
 
 
-def _pick(
-    of_shard: Callable, stage: StagePlan, fold: status.records.Fold, scope: list[str], limit: int
-) -> list[tuple[str, str, bytes]]:
-    shards = [s for s in scope if s in fold.done and fold.done[s].counts.get("clips")]
-    chosen = shards[:: max(1, len(shards) // 12)][:12]
-    out: list[tuple[str, str, bytes]] = []
-    for i, shard in enumerate(chosen):
-        objects = {suffix: storage.join(stage.folder, shard + suffix) for suffix in stage.objects}
-        out += of_shard(
-            lambda suffix, objects=objects: storage.open(objects[suffix]), -(-(limit - len(out)) // (len(chosen) - i))
-        )
-    return out
-
-
-STYLE = """
-:root{color-scheme:light dark;--line:#8884;--dim:#888;--good:#2a9d4a;--bad:#d33}
-body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem}
-h1{font-size:1.5rem;margin:0}h2{font-size:1.1rem;margin:2rem 0 .5rem}.dim{color:var(--dim)}
-table{border-collapse:collapse;width:100%}
-td,th{text-align:left;padding:.3rem .6rem;border-bottom:1px solid var(--line);vertical-align:top}
-th{white-space:nowrap;font-weight:600}td.bad{color:var(--bad);font-weight:600}
-td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}code{font-size:.9em;overflow-wrap:anywhere}
-.bar{background:#8883;height:.6rem;border-radius:.3rem;min-width:6rem;margin-top:.45rem}
-.bar i{display:block;height:100%;border-radius:.3rem;background:var(--good)}
-.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(200px,1fr));gap:.8rem}
-figure{margin:0;overflow-wrap:anywhere}figure img{width:100%;border-radius:.3rem;display:block}
-figcaption{font-size:.8rem;line-height:1.35;margin-top:.25rem;color:var(--dim)}
-.advice{border-left:.25rem solid var(--dim);background:#8881;padding:.5rem .9rem;margin:1rem 0}
-.advice.failed,.advice.incomplete{border-color:var(--bad)}.advice p{margin:.15rem 0}
-.state{padding:.15rem .7rem;border-radius:1rem;color:#fff;background:var(--dim);font-size:.9rem;vertical-align:.2em}
-.state.done{background:var(--good)}.state.failed,.state.incomplete{background:var(--bad)}
-.scroll{overflow-x:auto}
-"""
-
-
-def page(report: Report, pictures: list[tuple[str, str, bytes]], note: str = "") -> str:
-    e = lambda v: html.escape(str(v))
-    code = lambda v: re.sub(r"`([^`]+)`", r"<code>\1</code>", e(v))
-    s, p = report.status, report.provenance
-    git = p.get("git", {})
-    out = [
-        "<!doctype html><html lang=en><meta charset=utf-8>",
-        "<meta name=viewport content='width=device-width,initial-scale=1'>",
-        f"<title>{e(s.run)}</title><style>{STYLE}</style>",
-        f"<h1>{e(s.run)} <span class='state {e(s.state)}'>{e(s.state)}</span></h1>",
-        f"<p class=dim>attempt {s.attempt}, {seconds(report.wall_seconds)} from first to last record, "
-        f"spec {e(p.get('spec_hash', ''))}, code {e((git.get('sha') or 'unversioned')[:12])}"
-        f"{' with local changes' if git.get('changed') else ''}, "
-        f"by {e(p.get('user', '?'))} on {e(p.get('host', '?'))}; written {e(report.made)}<br>",
-        f"<code>{e(s.folder)}</code></p>",
-    ]
-    if report.advice:
-        words = "".join(f"<p>{code(a)}</p>" for a in report.advice)
-        out.append(f"<div class='advice {e(s.state)}'>{words}</div>")
-    out.append("<h2>Stages</h2><div class=scroll><table><tr><th>stage<th>progress<th class=n>shards<th class=n>failed"
-               "<th class=n>quarantined<th>made<th class=n>CPU-hours<th class=n>GPU-hours</tr>")  # fmt: skip
-    for r in s.stages:
-        made = ", ".join(_count(k, v) for k, v in r.counts.items() if v)
-        out.append(
-            f"<tr><td>{e(r.stage)}<br><span class=dim>{e(r.kind)}</span>"
-            f"<td><div class=bar><i style='width:{100 * r.fraction:.1f}%'></i></div>"
-            f"<td class=n>{r.done}/{r.shards or '?'}<td class='n bad'>{r.failed or ''}<td class=n>{r.quarantined or ''}"
-            f"<td>{e(made)}<br><code class=dim>{e(r.folder)}</code>"
-            f"<td class=n>{r.cpu_seconds_held / 3600:.2f}<td class=n>{r.gpu_seconds / 3600:.2f}</tr>"
-        )
-    columns = ("start", "work", "publish", "rest", "median shard", "slowest shard", "longest task", "time limit")
-    head = "".join(f"<th class=n>{c}" for c in columns)
-    out.append(f"</table></div><h2>Where the time went</h2><div class=scroll><table><tr><th>stage{head}</tr>")
-    for t in (t for t in report.times if t.shards):
-        cells = [f"{v:.1f} s" for v in (t.start, t.work, t.publish, t.rest, t.median_shard, t.slowest_shard)]
-        cells += [seconds(t.longest_task), seconds(t.requested_seconds)]
-        out.append(f"<tr><td>{e(t.stage)}" + "".join(f"<td class=n>{c}" for c in cells) + "</tr>")
-    out.append("</table></div>")
-    if report.failures:
-        head = "".join(f"<th>{c}" for c in ("stage", "shard", "class", "what", "node", "what now"))
-        out.append(f"<h2>Failures</h2><div class=scroll><table><tr>{head}</tr>")
-        for f in report.failures[:SHOWN]:
-            out.append(f"<tr><td>{e(f.stage)}<td>{e(f.shard)}<td>{e(f.failure)}<td><code>{e(f.detail)}</code>"
-                       f"<td>{e(f.node)}<td>{code(f.remedy)}</tr>")  # fmt: skip
-        out.append("</table></div>")
-    if report.quarantined:
-        out.append("<h2>Quarantined inputs</h2><div class=scroll><table><tr><th>input<th>reason<th>what</tr>")
-        for q in report.quarantined[:SHOWN]:
-            out.append(f"<tr><td><code>{e(q.uri)}</code><td>{e(q.reason)}<td>{e(q.detail)}</tr>")
-        out.append("</table></div>")
-    left = max(0, len(report.failures) - SHOWN) + max(0, len(report.quarantined) - SHOWN)
-    if left:
-        out.append(f"<p class=dim>{left} more rows in report.json</p>")
-    if pictures:
-        out.append(f"<h2>Clips <span class=dim>({len(pictures)} shown)</span></h2><div class=grid>")
-        for title, subtitle, webp in pictures:
-            data = base64.b64encode(webp).decode()
-            out.append(
-                f"<figure><img loading=lazy alt='{html.escape(title, quote=True)}' src='data:image/webp;base64,{data}'>"
-                f"<figcaption>{e(title)}<br>{e(subtitle)}</figcaption></figure>"
-            )
-        out.append("</div>")
-    if note:
-        out.append(f"<p class=dim>{e(note)}</p>")
-    return "\n".join(out) + "\n"
+def scores(gathered: status.Gathered) -> dict[str, Any]:
+    """Stage -> hpc.curate.scores.Summary, of the stages that have filters."""
+    found = {}
+    for name in gathered.stages:
+        shards = shards_of(gathered, name)
+        settings, code = code_of(gathered, name)
+        if shards and hasattr(code, "scores") and (summary := code.scores(settings, shards)):
+            found[name] = summary
+    return found
 
 
 def write(run: Run, gathered: status.Gathered) -> Report:
     """All forms, into the run folder."""
     report = build(run, gathered)
-    pictures, note = [], ""
+    pictures: list[tuple[str, str, bytes]] = []
+    # A stage's own code, or none of it on this node; a table that cannot be read: the report is written all the same.
     try:
         pictures = gallery(gathered)
-    except Exception as error:  # a stage's own code, or none of it on this node: the report is written all the same
-        note = f"no thumbnails: {type(error).__name__}: {error}"
+    except Exception as error:
+        report.notes.append(f"no thumbnails: {type(error).__name__}: {error}")
+    try:
+        report.scores = scores(gathered)
+    except Exception as error:
+        report.notes.append(f"no scores: {type(error).__name__}: {error}")
     forms = {
         "txt": text(report) + "\n",
         "json": jsons.pretty(report).decode(),
-        "html": page(report, pictures, note),
+        "html": page.page(report, pictures),
         "prom": prometheus(report),
     }
     for form, content in forms.items():
-        _replace(run.report(form), content)
+        replace(run.report(form), content)
     return report
 
 
-def _replace(path: Path, content: str) -> None:
+def replace(path: Path, content: str) -> None:
     temp = path.with_name(f".{path.name}")
     temp.write_text(content)
     temp.rename(path)

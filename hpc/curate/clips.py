@@ -23,6 +23,7 @@ from typing import Any, BinaryIO
 import torch
 
 from hpc.curate import clip, filters, source
+from hpc.curate import scores as scoring
 from hpc.curate.settings import VIDEO, Clips
 from hpc.data import layers, storage, video
 from hpc.data.work import Bad, BadInput, Item, Made, Work
@@ -169,6 +170,16 @@ def gallery(open_object: Callable[[str], BinaryIO], limit: int) -> list[tuple[st
             words = f"{clock(row['start_seconds'])} to {clock(row['end_seconds'])}, {row['width']}x{row['height']}"
             pictures.append((title, f"{words}, {row['fps']:.5g} fps", file.read(row["webp_size"])))
     return pictures
+
+
+def scores(settings: Clips, shards: scoring.Shards) -> scoring.Summary | None:
+    """What the report shows of the filters; None if the settings name none."""
+    return scoring.summary(settings.filter, shards)
+
+
+def calibrate(settings: Clips, shards: scoring.Shards, keep: float) -> scoring.Calibration:
+    """Thresholds for the filters that the settings name. Raises ValueError if they name none, or clips are too few."""
+    return scoring.calibrate(settings.filter, shards, keep)
 
 
 def clock(seconds: float) -> str:

@@ -1,0 +1,157 @@
+"""The report as a page that stands alone: no script, no other host, thumbnails and charts inside.
+
+Everything that came from outside (names, paths, error texts) is escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import re
+from typing import TYPE_CHECKING, Any
+
+from hpc.batch import charts, counts
+from hpc.data.units import seconds
+
+if TYPE_CHECKING:
+    from hpc.batch.report import Report, StageTime
+
+SHOWN = 200
+"""Failures and quarantined inputs on the page; report.json has all of them."""
+
+STYLE = """
+:root{color-scheme:light dark;--line:#8884;--dim:#888;--good:#2a9d4a;--bad:#d33;--may:#d9822b;--new:#3b82c4}
+body{font:15px/1.5 system-ui,sans-serif;max-width:1100px;margin:2rem auto;padding:0 1rem}
+h1{font-size:1.5rem;margin:0}h2{font-size:1.1rem;margin:2rem 0 .5rem}.dim{color:var(--dim)}
+table{border-collapse:collapse;width:100%}
+td,th{text-align:left;padding:.3rem .6rem;border-bottom:1px solid var(--line);vertical-align:top}
+th{white-space:nowrap;font-weight:600}td.made{min-width:16rem}td.bad{color:var(--bad);font-weight:600}
+td.n,th.n{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}code{font-size:.9em;overflow-wrap:anywhere}
+.bar{background:#8883;height:.6rem;border-radius:.3rem;min-width:6rem;margin-top:.45rem}
+.bar i{display:block;height:100%;border-radius:.3rem;background:var(--good)}
+.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(200px,1fr));gap:.8rem}
+.grid.small{grid-template-columns:repeat(auto-fill,minmax(135px,1fr))}
+figure{margin:0;overflow-wrap:anywhere}figure img{width:100%;border-radius:.3rem;display:block}
+figcaption{font-size:.8rem;line-height:1.35;margin-top:.25rem;color:var(--dim)}
+.advice{border-left:.25rem solid var(--dim);background:#8881;padding:.5rem .9rem;margin:1rem 0}
+.advice.failed,.advice.incomplete{border-color:var(--bad)}.advice p{margin:.15rem 0}
+.state{padding:.15rem .7rem;border-radius:1rem;color:#fff;background:var(--dim);font-size:.9rem;vertical-align:.2em}
+.state.done{background:var(--good)}.state.failed,.state.incomplete{background:var(--bad)}
+.scroll{overflow-x:auto}pre{background:#8881;padding:.7rem .9rem;border-radius:.3rem;overflow-x:auto}
+.charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,310px),1fr));gap:1.4rem 1.6rem}
+h3{font-size:.95rem;margin:0 0 .1rem;overflow-wrap:anywhere}.small{font-size:.85rem;line-height:1.4;margin:.2rem 0}
+.badge{font-size:.8rem;font-weight:400;padding:.05rem .5rem;border-radius:.7rem;background:#8882;white-space:nowrap}
+"""
+
+
+def head(title: str) -> str:
+    return (
+        "<!doctype html><html lang=en><meta charset=utf-8>\n"
+        "<meta name=viewport content='width=device-width,initial-scale=1'>\n"
+        f"<title>{html.escape(title)}</title><style>{STYLE}{charts.STYLE}</style>"
+    )
+
+
+def figure(title: str, subtitle: str, webp: bytes) -> str:
+    e = lambda v: html.escape(v, quote=True)
+    data = base64.b64encode(webp).decode()
+    picture = f"<img loading=lazy alt='{e(title)}' src='data:image/webp;base64,{data}'>" if webp else ""
+    return f"<figure>{picture}<figcaption>{e(title)}<br>{e(subtitle)}</figcaption></figure>"
+
+
+def filters(stage: str, clips: dict[str, float], summary: Any) -> list[str]:
+    """What became of a stage's clips, and the histograms of their scores."""
+    e = lambda v: html.escape(str(v))
+    out = [f"<h2>Filters <span class=dim>of {e(stage)}</span></h2>", charts.bar(clips, "")]
+    if summary is None:
+        return out
+    s = summary.sampled
+    out.append(f"<p class=dim>scores of {s.clips:,} clips, from {s.shards} of {s.of} shards"
+               + (f"; {len(s.unreadable)} could not be read, e.g. {e(s.unreadable[0])}" if s.unreadable else "")
+               + "</p><div class=charts>")  # fmt: skip
+    for h in summary.histograms:
+        limits = [limit for limit in h.limits if limit.now is not None]
+        out.append(f"<div><h3>{e(h.column)} <span class=badge>{e(h.mode)}</span></h3>")
+        out.append(f"<p class='small dim'>{e(h.words)}</p>")
+        if h.measured:
+            marks = [(charts.keeps(limit), limit.now, "now") for limit in limits]
+            out.append(charts.histogram(h, marks, [(limit.side, limit.now) for limit in limits]))
+        measured = f"{h.measured:,} of {h.clips:,} clips measured" if h.measured < h.clips else ""
+        median = f"median {h.median:.4g}" if h.median is not None else ""
+        lines = ["; ".join(filter(None, (measured, median))), *map(charts.thresholds, h.limits if h.measured else ())]
+        out.append(f"<p class='small dim'>{'<br>'.join(e(line) for line in lines if line)}</p></div>")
+    return [*out, "</div>"]
+
+
+def time(t: StageTime) -> str:
+    parts = {"start": t.start, **(t.spent or {"work": t.work}), "publish": t.publish, "rest": t.rest}
+    total = f"{sum(parts.values()):,.1f} s of workers{t.speed()}"
+    return f"<h3>{html.escape(t.stage)} <span class=dim>{total}</span></h3>" + charts.bar(
+        {on: v for on, v in parts.items() if v >= 0.05} or parts
+    )
+
+
+def page(report: Report, pictures: list[tuple[str, str, bytes]]) -> str:
+    e = lambda v: html.escape(str(v))
+    code = lambda v: re.sub(r"`([^`]+)`", r"<code>\1</code>", e(v))
+    s, p = report.status, report.provenance
+    git = p.get("git", {})
+    out = [
+        head(s.run),
+        f"<h1>{e(s.run)} <span class='state {e(s.state)}'>{e(s.state)}</span></h1>",
+        f"<p class=dim>attempt {s.attempt}, {seconds(report.wall_seconds)} from first to last record, "
+        f"spec {e(p.get('spec_hash', ''))}, code {e((git.get('sha') or 'unversioned')[:12])}"
+        f"{' with local changes' if git.get('changed') else ''}, "
+        f"by {e(p.get('user', '?'))} on {e(p.get('host', '?'))}; written {e(report.made)}<br>",
+        f"<code>{e(s.folder)}</code></p>",
+    ]
+    if report.advice:
+        words = "".join(f"<p>{code(a)}</p>" for a in report.advice)
+        out.append(f"<div class='advice {e(s.state)}'>{words}</div>")
+    out.append("<h2>Stages</h2><div class=scroll><table><tr><th>stage<th>progress<th class=n>shards<th class=n>failed"
+               "<th class=n>quarantined<th>made<th class=n>CPU-hours<th class=n>GPU-hours</tr>")  # fmt: skip
+    for r in s.stages:
+        made = ", ".join(counts.words(r.counts))
+        out.append(
+            f"<tr><td>{e(r.stage)}<br><span class=dim>{e(r.kind)}</span>"
+            f"<td><div class=bar><i style='width:{100 * r.fraction:.1f}%'></i></div>"
+            f"<td class=n>{r.done}/{r.shards or '?'}<td class='n bad'>{r.failed or ''}<td class=n>{r.quarantined or ''}"
+            f"<td class=made>{e(made)}<br><code class=dim>{e(r.folder)}</code>"
+            f"<td class=n>{r.cpu_seconds_held / 3600:.2f}<td class=n>{r.gpu_seconds / 3600:.2f}</tr>"
+        )
+    out.append("</table></div>")
+    for r in s.stages:
+        summary = report.scores.get(r.stage)
+        if summary is not None or r.counts.get("dropped"):
+            out += filters(r.stage, {"kept": r.counts.get("clips", 0.0), **counts.group(r.counts, "dropped")}, summary)
+    out.append("<h2>Where the time went</h2>")
+    out += [time(t) for t in report.times if t.shards]
+    columns = ("start", "work", "publish", "rest", "median shard", "slowest shard", "longest task", "time limit")
+    heads = "".join(f"<th class=n>{c}" for c in columns)
+    out.append(f"<div class=scroll><table><tr><th>stage{heads}</tr>")
+    for t in (t for t in report.times if t.shards):
+        cells = [f"{v:,.1f} s" for v in (t.start, t.work, t.publish, t.rest, t.median_shard, t.slowest_shard)]
+        cells += [seconds(t.longest_task), seconds(t.requested_seconds)]
+        out.append(f"<tr><td>{e(t.stage)}" + "".join(f"<td class=n>{c}" for c in cells) + "</tr>")
+    out.append("</table></div>")
+    if report.failures:
+        heads = "".join(f"<th>{c}" for c in ("stage", "shard", "class", "what", "node", "what now"))
+        out.append(f"<h2>Failures</h2><div class=scroll><table><tr>{heads}</tr>")
+        for f in report.failures[:SHOWN]:
+            out.append(f"<tr><td>{e(f.stage)}<td>{e(f.shard)}<td>{e(f.failure)}<td><code>{e(f.detail)}</code>"
+                       f"<td>{e(f.node)}<td>{code(f.remedy)}</tr>")  # fmt: skip
+        out.append("</table></div>")
+    if report.quarantined:
+        out.append("<h2>Quarantined inputs</h2><div class=scroll><table><tr><th>input<th>reason<th>what</tr>")
+        for q in report.quarantined[:SHOWN]:
+            out.append(f"<tr><td><code>{e(q.uri)}</code><td>{e(q.reason)}<td>{e(q.detail)}</tr>")
+        out.append("</table></div>")
+    left = max(0, len(report.failures) - SHOWN) + max(0, len(report.quarantined) - SHOWN)
+    if left:
+        out.append(f"<p class=dim>{left} more rows in report.json</p>")
+    if pictures:
+        out.append(f"<h2>Clips <span class=dim>({len(pictures)} shown)</span></h2><div class=grid>")
+        out += [figure(*picture) for picture in pictures]
+        out.append("</div>")
+    out += [f"<p class=dim>{e(note)}</p>" for note in report.notes]
+    return "\n".join(out) + "\n"
