@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -432,3 +433,25 @@ def test_memory_does_not_grow_with_the_video(tmp_path: Path) -> None:
 
 def test_start_loads_what_the_settings_ask_for() -> None:
     assert clips.start(Clips(split=SECONDS)).args[0].model is None  # type: ignore[attr-defined]
+
+
+def test_ids_of_contents_survive_a_move(stage: Stage, videos: dict[str, Path], tmp_path: Path) -> None:
+    settings = Clips(split=SHORT, encode=FAST, ids="content")
+    source = videos["even"]
+    moved = tmp_path / "elsewhere" / "renamed.mp4"
+    moved.parent.mkdir()
+    shutil.copy(source, moved)
+    here, there = by_clip(stage(settings, item(source))), by_clip(stage(settings, item(moved)))
+    kept = {uuid for uuid, facts in here.items() if facts[4] == "keep"}
+    assert kept and kept == {uuid for uuid, facts in there.items() if facts[4] == "keep"}
+    assert kept.isdisjoint(by_clip(stage(Clips(split=SHORT, encode=FAST), item(source))))
+    spans = by_clip(*(stage(settings, item(source, part, 3)) for part in range(3)))
+    assert {uuid: facts[:5] for uuid, facts in spans.items()} == {uuid: facts[:5] for uuid, facts in here.items()}
+
+
+def test_a_few_clips_of_each_video(stage: Stage, videos: dict[str, Path]) -> None:
+    settings = Clips(split=SECONDS, encode=FAST)
+    every = [r["uuid"] for r in rows(stage(settings, item(videos["even"])))]
+    made = stage(Clips(split=SECONDS, encode=FAST, limit_clips=2), item(videos["even"]), item(videos["uneven"]))
+    assert len(every) > 2 and [r["uuid"] for r in rows(made)][:2] == every[:2]
+    assert made.counts["clips"] == 4 and made.bad == []

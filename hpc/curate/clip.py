@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import uuid
+from collections import deque
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -19,7 +21,9 @@ from hpc.curate.settings.encode import ENCODERS
 from hpc.curate.settings.filters import SCORES
 from hpc.data import video
 
-HELD = 64  # frames that a clip keeps while it is not known to be long enough; then it is encoded, at the risk of waste
+# What a clip keeps while it is not known to be long enough; then it is encoded, at the risk of waste.
+HELD = 64  # frames
+HELD_BYTES = 256 * 1024**2  # 21 frames of 3840x2160
 
 PREVIEW = ("start_frame", "end_frame", "offset", "size")  # both frames inclusive, counted from the clip's first
 
@@ -127,12 +131,14 @@ class Clip:
         self.source, self.verdict = source, verdict
         self.first, self.pts = number, pts
         self.frames = 0
-        self.held: list[tuple[Look, int]] = []
+        self.held: deque[tuple[Look, int]] = deque()
+        self.most_held = min(HELD, HELD_BYTES // (source.info.width * source.info.height * 3 // 2))
         self.encoder: video.Encoder | video.Remuxer | None = None
         self.inwards = video.Inwards(source.tap) if source.settings.encode.encoder == "copy" else None
         self.waiting: list[tuple[int, int, int, Look]] = []  # frames that may turn out to lie behind a copy's end
         self.middle = preview.Middle(source.info, source.settings.thumbnail.height)
         self.windows: preview.Windows | None = None
+        self.content = hashlib.blake2b(digest_size=16) if source.settings.ids == "content" else None
         self.durations: tuple[int, int] | None = None  # the shortest and the longest of its frames
         self.reasons: list[str] = []
         self.meters = {name: open_meter(source.info) for name, open_meter in source.filters.items()}
@@ -160,12 +166,16 @@ class Clip:
 
     def _take(self, number: int, pts: int, end: int, look: Look) -> None:
         self.end, self.end_pts = number + 1, end
+        if self.content and look:
+            self.content.update(look.digest)
+        elif not look:
+            self.content = None
         self.frames += 1
         shortest, longest = self.durations or (end - pts, end - pts)
         self.durations = min(shortest, end - pts), max(longest, end - pts)
         if not self.verdict:
             self.held.append((look, end - pts))
-            if self.encoder or self._long_enough() or len(self.held) > HELD:
+            if self.encoder or self._long_enough() or len(self.held) > self.most_held:
                 self._encode()
 
     def held_since(self) -> int | None:
@@ -185,12 +195,11 @@ class Clip:
             how, p = coding(self.source.settings.encode), self.source.settings.preview
             stem = self.source.scratch / f"{len(self.source.made)}"
             path, info, tap = Path(f"{stem}.mp4"), self.source.info, self.source.tap
-            self.encoder = (
-                video.Encoder(path, info, how, tap) if how else video.Remuxer(path, info, self.inwards, tap)
-            )
+            self.encoder = video.Encoder(path, info, how, tap) if how else video.Remuxer(path, info, self.inwards, tap)
             slack = split.slack(self.source.info) * float(self.source.info.time_base)
             self.windows = preview.Windows(self.source.info, p, stem, slack) if p else None
-        for look, duration in self.held:
+        while self.held:
+            look, duration = self.held.popleft()
             self.source.spend("pictures")
             self.middle.take(look)
             if self.windows:
@@ -200,7 +209,6 @@ class Clip:
             self._measure(look)
             self.source.spend("encode")
             self.encoder.write(look.frame, duration)
-        self.held.clear()
 
     def _measure(self, look: Look) -> None:
         seconds = float((look.pts - self.pts) * self.source.info.time_base)
@@ -229,7 +237,7 @@ class Clip:
         self.verdict = self.verdict or "keep"
         seconds = [float((pts - info.start_pts) * info.time_base) for pts in (self.pts, self.end_pts)]
         row = {
-            "uuid": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{self.source.uri}_{self._span(seconds)}")),
+            "uuid": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{self._origin()}_{self._span(seconds)}")),
             "start_seconds": seconds[0],
             "end_seconds": seconds[1],
             "start_frame": self.first,
@@ -251,6 +259,9 @@ class Clip:
             if self.windows:
                 self.windows.abandon()
         made.append(Made(row, members))
+
+    def _origin(self) -> str:
+        return self.content.hexdigest() if self.content else self.source.uri
 
     def _span(self, seconds: list[float]) -> str:
         """The part of a clip's name that says which clip of the video it is: frames of a shot, seconds of a stride."""

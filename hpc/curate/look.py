@@ -16,11 +16,11 @@ Sizes = dict[tuple[type, int, int], Any]
 class Look:
     """Whoever asks first makes a picture, whoever asks later gets the same one: nobody may write to it."""
 
-    __slots__ = ("duration", "frame", "number", "pictures", "pts", "sizes")
+    __slots__ = ("digest", "duration", "frame", "number", "pictures", "pts", "sizes")
 
-    def __init__(self, number: int, frame: video.Frame, sizes: Sizes) -> None:
+    def __init__(self, number: int, frame: video.Frame, sizes: Sizes, digest: bytes = b"") -> None:
         self.number, self.pts, self.duration, self.frame = number, frame.pts, frame.duration, frame
-        self.sizes = sizes
+        self.sizes, self.digest = sizes, digest
         self.pictures: dict[tuple[type, int, int], npt.NDArray[np.uint8]] = {}
 
     def rgb(self, width: int, height: int) -> npt.NDArray[np.uint8]:

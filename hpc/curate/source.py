@@ -108,7 +108,8 @@ def cut(
     cutter = split.Cutter(info, settings.split, labeller.first, own, functools.partial(clip.Clip, source))
     last = own[1] if own[1] < float("inf") else info.frames or float(info.duration * info.fps)
     sizes: Sizes = {}
-    decoder = video.Decoder(watched, labeller.begin, at, vectors=settings.filter.vectors(), tap=tap)
+    decoder = video.Decoder(watched, labeller.begin, at, vectors=settings.filter.vectors(), tap=tap,
+                            digests=settings.ids == "content")  # fmt: skip
     number, ticks = -1, 0
     before = None  # time of the frame before, if it is this span's own
     clock.spend("decode")
@@ -122,13 +123,13 @@ def cut(
         ticks += frame.pts - before if before is not None else 0
         before = frame.pts if own[0] <= number < own[1] else None
         counts["frames"] += before is not None
-        look = Look(number, frame, sizes)
+        look = Look(number, frame, sizes, decoder.digests.pop(frame.pts, b"") if decoder.digests is not None else b"")
         clock.spend("detect")
         labels = labeller.push(look)
         clock.spend("cut")
         cutter.push(look, labels)
         clock.spend("decode")
-        if cutter.done:
+        if cutter.done or (settings.limit_clips and kept(source) >= settings.limit_clips):
             break
     else:
         ticks += frame.duration if before is not None else 0
@@ -148,6 +149,10 @@ def cut(
             counts["clips"] += 1
             counts["clip_seconds"] += one.row["end_seconds"] - one.row["start_seconds"]
     return source.made, {**counts, **{f"time_{on}": spent for on, spent in clock.seconds.items()}}
+
+
+def kept(source: clip.Source) -> int:
+    return sum(bool(one.members) for one in source.made)
 
 
 def oldest(cutter: split.Cutter, pts: int) -> int:

@@ -12,9 +12,10 @@ SECONDS_PER_GIB   first guess of one worker's time per GiB of input, until recor
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
+from msgspec import Meta
 
 from hpc.curate.settings.encode import Encode
 from hpc.curate.settings.filters import Filters
@@ -45,6 +46,12 @@ class Clips(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     thumbnail: Thumbnail = Thumbnail()
     preview: Preview | None = None
     """None: no previews."""
+    ids: Literal["path", "content"] = "path"
+    """What a clip's uuid is made of. path: the video's uri and the span, as in Cosmos-Curate. content: the coded
+    pictures and the span, so that a moved bucket or a renamed file gives the same ids, and a copy is found to be one."""
+    limit_clips: Annotated[int, Meta(ge=1)] | None = None
+    """Keep the first this many clips of each video (of a video planned as spans: of each span) and look no further: for
+    trying things out."""
 
 
 class Shard(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

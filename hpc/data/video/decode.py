@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import heapq
 import itertools
 import math
@@ -38,17 +39,26 @@ class Decoder:
     frame.pts (in frame.time_base) is set and rises strictly, frame.duration is set. Numbers count what the container
     holds, so where frames are damaged beyond decoding some numbers are missing. To begin in the middle, `at` is the
     file's `index`; the frames are then the same, with the same numbers, as from the start. With `vectors` the frames
-    have their `motion_vectors`, if the codec has any. A `tap` gets the packets that are read on the way.
+    have their `motion_vectors`, if the codec has any. A `tap` gets the packets that are read on the way. With `digests`
+    there are digests of the packets.
     """
 
     def __init__(
-        self, source: Source, first: int = 0, at: Index | None = None, vectors: bool = False, tap: Tap | None = None
+        self,
+        source: Source,
+        first: int = 0,
+        at: Index | None = None,
+        vectors: bool = False,
+        tap: Tap | None = None,
+        digests: bool = False,
     ) -> None:
         if first and at is None:
             raise ValueError(f"to begin at frame {first}, give the file's index")
         self.source, self.first, self.at, self.vectors, self.tap = source, first, at, vectors, tap
         self.uri = str(source if isinstance(source, str | Path) else getattr(source, "name", "<file>"))
         self._steps: dict[object, Callable[[Frame], Frame]] = {}
+        self.digests: dict[int, bytes] | None = {} if digests else None
+        """Time of a picture -> digest of its packet, if asked for; whoever reads them takes them out."""
         self.damaged = 0
         """Frames so far that could not be decoded, or not in full."""
         self.rotation = 0
@@ -152,6 +162,8 @@ class Decoder:
         for packet in packets:
             if packet.pts is not None and not packet.is_discard:
                 heapq.heappush(waiting, packet.pts)
+                if self.digests is not None:
+                    self.digests[packet.pts] = hashlib.blake2b(packet, digest_size=16).digest()
             try:
                 yield from decoder.decode(packet)
             except av.FFmpegError:
