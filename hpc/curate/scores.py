@@ -24,6 +24,7 @@ Shards = dict[str, Callable[[str], BinaryIO]]
 """Shard -> open_object(suffix), which opens the shard's object with that suffix."""
 Values = npt.NDArray[np.float64]
 
+ALL = (-INFINITY, INFINITY)
 SAMPLE = 200  # shards at most: some ten thousand clips, a few seconds
 GIVE_UP = 5  # tables that cannot be read, when no other could: the storage is out of reach
 BINS = 48
@@ -222,7 +223,7 @@ def limits(name: str, one: Filter, column: str, known: Values) -> list[Limit]:
     found = []
     for (moved, side), setting in settings_of(one).items():
         if moved == column:
-            now = one.limits()[column][side]
+            now = one.limits().get(column, ALL)[side]
             strictest = [value for share in SHARES if (value := threshold(known, side, share)) is not None]
             found.append(
                 Limit(
@@ -249,7 +250,7 @@ def settings_of(one: Filter) -> dict[tuple[str, int], str]:
             after = msgspec.structs.replace(one, **{setting: moved}).limits()
         for column, pair in after.items():
             for side in (0, 1):
-                if pair[side] == moved != before[column][side]:
+                if pair[side] == moved != before.get(column, ALL)[side]:
                     found[column, side] = setting
     return found
 
