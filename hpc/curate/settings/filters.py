@@ -186,7 +186,7 @@ class Text(Filter, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     max_area: Annotated[float, Meta(ge=0, le=1)] = 0.002
     """Share of the picture under boxes of text that stay in their place for about a second, when it is largest. A
-    corner logo has 0.004 and more, a line of subtitles 0.02. Set on one film: see what `hpc calibrate` proposes."""
+    small logo in a corner has 0.006, a line of subtitles 0.02 to 0.04. Set on one film: see what `hpc calibrate` says."""
     max_cover: Annotated[float, Meta(ge=0, le=1)] = 1.0
     """Share of the picture under boxes of any text, that of the scene too, in the mean; 1 keeps all. Rolling credits,
     which never stay, have 0.05 and more. Data-Juicer's video_ocr_area_ratio_filter has 1.0."""
