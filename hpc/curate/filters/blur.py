@@ -18,7 +18,8 @@ from hpc.curate.settings.filters import Blur
 from hpc.data.video import Video
 
 AREA = 480 * 270  # pixels, about: what is finer than 1/270 of the height is not looked at
-FLAT = 0.5  # levels: where neighbours differ less, in the root mean square, there is nothing to be sharp
+ROUNDING = 1 / 12  # squared levels: the noise that whole levels bring
+FLAT = 0.5  # squared levels: with a gradient of less there is nothing to be sharp
 
 
 def start(settings: Blur) -> Open:
@@ -44,6 +45,6 @@ def sharpness(picture: npt.NDArray[np.uint8]) -> float | None:
     """Of a picture [height, width]; None where it shows nothing."""
     luma: npt.NDArray[Any] = picture.astype(np.float32)
     right, down = np.diff(luma, axis=1), np.diff(luma, axis=0)
-    gradient = float(np.mean(right**2) + np.mean(down**2))
+    gradient = float(np.mean(right**2) + np.mean(down**2)) - 4 * ROUNDING
     laplacian = np.diff(right, axis=1)[1:-1] + np.diff(down, axis=0)[:, 1:-1]
-    return float(np.mean(laplacian**2)) / gradient if gradient > 2 * FLAT**2 else None
+    return max(0.0, float(np.mean(laplacian**2)) - 20 * ROUNDING) / gradient if gradient > FLAT else None

@@ -36,7 +36,7 @@ def displacements(first: Array, second: Array) -> Array:
 
     first, second: uint8 [height, width], of a `size`.
     """
-    pictures = [(first.astype(np.float32), second.astype(np.float32))]
+    pictures = [(smoothed(first), smoothed(second))]
     for _ in range(3):
         pictures.append((halved(pictures[-1][0]), halved(pictures[-1][1])))
     coarse, fine = pictures[-1], pictures[-2::-1]
@@ -47,6 +47,13 @@ def displacements(first: Array, second: Array) -> Array:
         ways = 2 * ways.repeat(factors[0], 0).repeat(factors[1], 1)
         ways = blocks.follow(other, blocks.or_none(other, ways), 2)
     return ways
+
+
+def smoothed(picture: Array) -> Array:
+    """float32: without the finest structure, whose gradients are told too small, and ways by them too long."""
+    padded = np.pad(picture.astype(np.float32), 1, mode="edge")
+    rows = padded[:-2] + 2 * padded[1:-1] + padded[2:]
+    return (rows[:, :-2] + 2 * rows[:, 1:-1] + rows[:, 2:]) / 16
 
 
 def halved(picture: Array) -> Array:

@@ -109,10 +109,10 @@ class Static(Filter, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     max_share: Annotated[float, Meta(ge=0, le=1)] = 0.5
     """Of the clip's half seconds. Ours: no shot of Big Buck Bunny has more than 0.03."""
-    noise: Annotated[float, Meta(ge=0, le=1)] = 0.008
+    noise: Annotated[float, Meta(ge=0, le=1)] = 0.012
     """The picture stands while no part of it (some 1/20 of the width) changes by more within half a second, in the
     mean, from 0 (not at all) to 1 (black to white). Ours: frozen frames under heavy noise, or encoded at crf 33, change
-    by up to 0.007; of the half seconds within the shots of Big Buck Bunny 0.5 % change by less than 0.008. (ffmpeg's
+    by 0.007; of the half seconds within the shots of Big Buck Bunny 0.7 % change by less than 0.012. (ffmpeg's
     freezedetect has 0.001, of the mean over the whole picture.)"""
 
     def limits(self) -> dict[str, tuple[float, float]]:
@@ -125,10 +125,11 @@ class Blur(Filter, frozen=True, forbid_unknown_fields=True, kw_only=True):
     CODE: ClassVar[str] = "hpc.curate.filters.blur"
     SCORES: ClassVar[dict[str, Score]] = {"blur_sharpness": Score("energy of the finest by that of all edges", 0, 3)}
 
-    min_sharpness: Annotated[float, Meta(ge=0)] = 0.2
+    min_sharpness: Annotated[float, Meta(ge=0)] = 0.3
     """Ours: no shot of Big Buck Bunny has less than 1.0. Its trailer has 2.6 in the median, 1.1 if blurred with a sigma
-    of 1/360 of the height, 0.3 with 1/180, 0.1 with 1/120. Film of other kinds, and noise, can differ much: look at the
-    histogram (`mode: score-only`) before you drop by it. Blur finer than 1/270 of the height is not seen."""
+    of 1/360 of the height, 0.4 with 1/180, 0.2 with 1/120; the blocks of a coarse codec count as sharp and add up to
+    0.1. Film of other kinds, and noise, can differ much: look at the histogram (`mode: score-only`) before you drop by
+    it. Blur finer than some 1/400 of the height is not seen."""
 
     def limits(self) -> dict[str, tuple[float, float]]:
         return {"blur_sharpness": (self.min_sharpness, INFINITY)}
@@ -186,7 +187,8 @@ class Text(Filter, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     max_area: Annotated[float, Meta(ge=0, le=1)] = 0.002
     """Share of the picture under boxes of text that stay in their place for about a second, when it is largest. A
-    small logo in a corner has 0.006, a line of subtitles 0.02 to 0.04. Set on one film: see what `hpc calibrate` says."""
+    small logo in a corner has 0.006, a line of subtitles 0.02 to 0.04. Set on one film: see what `hpc calibrate`
+    proposes."""
     max_cover: Annotated[float, Meta(ge=0, le=1)] = 1.0
     """Share of the picture under boxes of any text, that of the scene too, in the mean; 1 keeps all. Rolling credits,
     which never stay, have 0.05 and more. Data-Juicer's video_ocr_area_ratio_filter has 1.0."""
