@@ -14,7 +14,7 @@ import msgspec
 from hpc.curate import changes, clip, filters, split
 from hpc.curate.look import Look, Sizes
 from hpc.curate.settings import Clips
-from hpc.data import video
+from hpc.data import storage, video
 from hpc.data.work import BadInput, Item
 from hpc.models import shots
 
@@ -32,15 +32,20 @@ class Tools(msgspec.Struct):
 
 class Watched:
     """A file that looks, whenever it is read, whether the worker was told to stop: counting the frames of a long input
-    reads all of it before the first frame is decoded."""
+    reads all of it before the first frame is decoded. An input that vanishes or is replaced meanwhile is a BadInput."""
 
-    def __init__(self, file: BinaryIO, check: Callable[[], None]) -> None:
-        self.file, self.check = file, check
+    def __init__(self, uri: str, file: BinaryIO, check: Callable[[], None]) -> None:
+        self.uri, self.file, self.check = uri, file, check
         self.seek, self.tell = file.seek, file.tell
 
     def read(self, size: int = -1) -> bytes:
         self.check()
-        return self.file.read(size)
+        try:
+            return self.file.read(size)
+        except FileNotFoundError as error:
+            raise BadInput(self.uri, "missing", "it vanished while it was read") from error
+        except storage.Changed as error:
+            raise BadInput(self.uri, "changed-since-planned", str(error)) from error
 
 
 def span(part: int, parts: int, frames: int) -> tuple[int, float]:
@@ -80,7 +85,7 @@ def cut(
     """
     settings, counts, clock = tools.settings, Counter[str](), Clock()
     clock.spend("probe")
-    watched: Any = Watched(file, check)
+    watched: Any = Watched(item.uri, file, check)
     info = video.probe(watched)
     own, at = (0, float("inf")), None
     if not member and item.parts > 1:
@@ -139,6 +144,9 @@ def cut(
         cutter.finish(labels)
         counts["damaged_frames"] += max(0, (at.frames if at else info.frames) - number - 1)
     clock.spend("")
+    now = storage.stat(item.uri)
+    if now is not None and now.etag != item.etag:
+        raise BadInput(item.uri, "changed-since-planned", f"while it was read: {item.etag} became {now.etag}")
     counts["damaged_frames"] += decoder.damaged
     counts["video_seconds"] += float(ticks * info.time_base)
     for one in source.made:
