@@ -8,6 +8,7 @@ A clip's bytes depend on the packets from shortly before its start to its end al
 from __future__ import annotations
 
 import io
+from collections import deque
 from fractions import Fraction
 from typing import Literal
 
@@ -21,7 +22,7 @@ from hpc.data.video.tap import Packet, Tap, Track
 
 PREROLL = {"aac": 1, "mp3": 3, "ac3": 1, "eac3": 1, "opus": 4, "flac": 0, "alac": 0}
 """Codecs that mp4 holds, and how many packets their decoders need before the sound is right."""
-DECODED = 8  # packets before its start that a clip decodes, whatever the codec
+DECODED = Fraction(1, 4)  # seconds before its start that a clip decodes, whatever the codec
 JITTER = 0.01  # seconds by which times may be off (containers round them) before that counts as a gap
 AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
 AAC_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}  # by channels; others are mixed to stereo
@@ -106,8 +107,9 @@ class Line:
         self.rate = rate
         self.end: int | None = None
 
-    def place(self, seconds: Fraction, samples: int) -> int:
-        at = round(seconds * self.rate)
+    def place(self, seconds: Fraction | None, samples: int) -> int:
+        """Of what has so many samples and comes at this time, or without one."""
+        at = (self.end or 0) if seconds is None else round(seconds * self.rate)
         if self.end is not None and abs(at - self.end) <= JITTER * self.rate:
             at = self.end
         self.end = at + samples
@@ -124,8 +126,9 @@ class Copied:
         context = track.stream.codec_context
         self.codec = context.codec.canonical_name
         self.out = container.add_stream_from_template(track.stream)
+        self.out.codec_context.bit_rate = 0  # libav's guess, which depends on how far it has read
         if track.stream.language:
-            self.out.metadata = {"language": track.stream.language}
+            self.out.metadata["language"] = track.stream.language
         self.line, self.frame_size = Line(context.sample_rate), context.frame_size
         self.next = max(track.gone, track.after(start) - PREROLL[self.codec])
         self.written = 0
@@ -164,26 +167,28 @@ class Transcoded:
         self.out.codec_context.bit_rate = AAC_BITRATE * self.channels
         self.out.codec_context.flags |= Flags.bitexact
         if track.stream.language:
-            self.out.metadata = {"language": track.stream.language}
+            self.out.metadata["language"] = track.stream.language
         self.resampler: tuple[object, AudioResampler] | None = None
-        self.next = max(track.gone, track.after(start) - DECODED)
+        self.next = track.after(start - DECODED)
+        self.ready: deque[tuple[int, npt.NDArray[np.float32]]] = deque()  # decoded: its first sample in the clip, sound
         self.sent = 0  # samples of the clip that are encoded
         self.written = 0
         self.failed = False
 
-    def feed(self, until: Fraction, end: Fraction | None = None) -> None:
-        """end: seconds of the source at which the clip ends, once that is known."""
+    def feed(self, until: Fraction) -> None:
         for packet in self.track.take(self.next, until):
             self.next += 1
-            self._decode(packet, end)
+            self._decode(packet)
+        self._send(round((until - self.start) * self.line.rate))
 
     def close(self, end: Fraction) -> None:
-        self.feed(end, end)
-        self._decode(None, end)
+        self.feed(end)
+        self._decode(None)
+        self._send(round((end - self.start) * self.line.rate))
         if self.sent:
             self._write(None)
 
-    def _decode(self, packet: Packet | None, end: Fraction | None) -> None:
+    def _decode(self, packet: Packet | None) -> None:
         coded = None
         if packet:
             coded = av.Packet(packet.data)
@@ -195,16 +200,21 @@ class Transcoded:
             self.failed = self.failed or packet is not None
             return
         for frame in frames:
-            if frame.pts is None:
-                continue
             sound = self._sound(frame)
-            at = self.line.place(frame.pts * self.track.time_base - self.start, sound.shape[1])
-            if end is not None:
-                sound = sound[:, : max(0, round((end - self.start) * self.line.rate) - at)]
-            sound = sound[:, max(0, self.sent - at) :]
-            while sound.shape[1] and at > self.sent:  # a second of silence at a time
-                self._send(np.zeros((self.channels, min(at - self.sent, self.line.rate)), np.float32))
-            self._send(sound)
+            seconds = None if frame.pts is None else frame.pts * self.track.time_base - self.start
+            self.ready.append((self.line.place(seconds, sound.shape[1]), sound))
+
+    def _send(self, end: int) -> None:
+        """Encode what is ready, up to that sample of the clip."""
+        while self.ready and self.ready[0][0] < end:
+            at, sound = self.ready.popleft()
+            if len(sound[0]) > end - at:
+                self.ready.appendleft((end, sound[:, end - at :]))
+            sound = sound[:, max(0, self.sent - at) : end - at]
+            while sound.size and at > self.sent:  # a second of silence at a time
+                self._encode(np.zeros((self.channels, min(at - self.sent, self.line.rate)), np.float32))
+            if sound.size:
+                self._encode(sound)
 
     def _sound(self, frame: av.AudioFrame) -> npt.NDArray[np.float32]:
         """[channels, samples], at the stream's own rate and in the layout that is written."""
@@ -217,9 +227,7 @@ class Transcoded:
         found = [one.to_ndarray()[: self.channels] for one in self.resampler[1].resample(frame)]
         return np.concatenate(found, 1) if found else np.zeros((self.channels, 0), np.float32)
 
-    def _send(self, sound: npt.NDArray[np.float32]) -> None:
-        if not sound.shape[1]:
-            return
+    def _encode(self, sound: npt.NDArray[np.float32]) -> None:
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound), "fltp", self.layout)
         frame.sample_rate, frame.pts, frame.time_base = self.line.rate, self.sent, Fraction(1, self.line.rate)
         self.sent += sound.shape[1]

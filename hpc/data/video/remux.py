@@ -18,6 +18,7 @@ from hpc.data.video.container import Frame
 from hpc.data.video.encode import MP4
 from hpc.data.video.probe import Video
 from hpc.data.video.tap import Tap
+from hpc.data.work import BadInput
 
 COPIED = ("h264", "hevc", "av1", "vp9", "mpeg4", "mpeg2video", "mpeg1video", "mjpeg")
 """What mp4 holds and readers of clips know."""
@@ -68,9 +69,11 @@ class Remuxer:
         self._video, self._inwards, self._tap = video, inwards, tap
         self._container = av.open(str(path), "w", format="mp4", options=MP4)
         self._stream = self._container.add_stream_from_template(tap.coded.stream, opaque=True)
+        self._stream.codec_context.bit_rate = 0  # libav's guess, which depends on how far it has read
         if self.codec == "hevc":
             self._stream.codec_context.codec_tag = "hvc1"
         self._dts: int | None = None
+        self._early: list[av.Packet] = []
 
     def write(self, frame: Frame, duration: int) -> None:
         """The next frame. duration: until the next, in units of the video's time_base."""
@@ -86,17 +89,34 @@ class Remuxer:
             self.sound.feed(frame.pts * self._video.time_base)
 
     def _copy(self, packet: av.Packet) -> None:
-        pts = packet.pts - self._inwards.begin
-        dts = pts if packet.dts is None else packet.dts - self._inwards.begin
+        """Matroska has no decoding times, and libav knows those of the first packets only when later ones have come."""
+        if packet.dts is not None:
+            self._write_early(packet.dts - self._inwards.begin)
+            self._write(packet, packet.dts - self._inwards.begin)
+        elif self._dts is None and len(self._early) < LATER:
+            self._early.append(packet)
+        else:
+            raise BadInput("", "cannot-be-copied", "its packets do not say when they are decoded")
+
+    def _write_early(self, dts: int) -> None:
+        """Write the packets that wait for a decoding time: this is that of the next one."""
+        step = max(1, round(1 / (self._video.fps * self._video.time_base)))
+        for place, packet in enumerate(self._early):
+            self._write(packet, dts - (len(self._early) - place) * step)
+        self._early.clear()
+
+    def _write(self, packet: av.Packet, dts: int) -> None:
         if self._dts is not None and dts <= self._dts:
             dts = self._dts + 1
-        packet.pts, packet.dts, self._dts = pts, min(dts, pts), dts
+        self._dts = dts
+        packet.pts, packet.dts = packet.pts - self._inwards.begin, dts
         packet.stream = self._stream
         self._container.mux(packet)
         self.frames += 1
 
     def close(self) -> None:
         """Finish the file."""
+        self._write_early(min((packet.pts - self._inwards.begin for packet in self._early), default=0))
         if self.sound:
             self.sound.close(self._end * self._video.time_base)
         self._container.close()

@@ -48,7 +48,7 @@ class Track:
             if latest is None:
                 return
             pts = latest.pts + latest.duration
-        if latest and pts <= latest.pts:
+        if latest and pts < latest.pts:  # packets may be shorter than the container's unit of time
             return
         self.packets.append(Packet(pts, packet.duration or 0, bytes(packet)))
         self.until = (pts + (packet.duration or 0)) * self.time_base
@@ -84,6 +84,9 @@ class Coded:
     """The packets of the pictures, in decoding order, as far as they are still kept."""
 
     def __init__(self, stream: av.VideoStream) -> None:
+        context = stream.codec_context
+        if stream.container.format.name == "avi" and context.has_b_frames:
+            raise BadInput("", "cannot-be-copied", "AVI does not say when pictures are shown, and some are B-frames")
         self.stream, self.extradata = stream, stream.codec_context.extradata
         self.pictures: list[Picture] = []
         self.gone = 0
