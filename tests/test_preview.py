@@ -92,6 +92,17 @@ def test_each_window_has_its_pictures(frames: int, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("frames", [1, 2, 5, 8, 48, 49, 100, 1440, 5000])
+def test_the_middle_is_near(frames: int) -> None:
+    made = preview.Middle(INFO, 16)
+    looks = [Grey(number, number) for number in range(frames)]
+    for look in looks:
+        made.take(look)
+    at = next(n for n, picture in made.pictures if picture is made.picture())
+    assert abs(at - (frames - 1) / 2) <= max(2, frames / 32) and len(made.pictures) <= 9
+    assert sum(look.asked for look in looks) <= 8 + 8 * np.log2(max(2, frames / 16)), "few pictures of many frames"
+
+
 def test_pictures_go_by_time(tmp_path: Path) -> None:
     """Of a variable frame rate the first frame of each second; none twice where there is a gap."""
     made = preview.Windows(INFO, Preview(quality=90), tmp_path / "0", 0.01)

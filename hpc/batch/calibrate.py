@@ -101,15 +101,16 @@ def html_page(run: Run, stage: str, found: Calibration, pictures: dict[str, byte
         f"<p class=dim>{e(rests_on(found))}; each threshold is to keep {e(charts.percent(found.keep))} of the clips<br>"
         f"<code>{e(run.folder)}</code></p><p>{e(together(found))}</p><pre>{e(found.yaml.rstrip())}</pre>",
     ]
-    for p in (p for p in found.proposals if shown[p.limit.column].measured):
+    measured = [p for p in found.proposals if shown[p.limit.column].measured]
+    for p in measured:
+        if p.value is None:
+            continue
         h = shown[p.limit.column]
         marks = [("now: " + charts.keeps(p.limit), p.limit.now, "now")] if p.limit.now is not None else []
-        if p.value is not None:
-            marks.append((f"proposed: keeps {charts.percent(p.keeps)} at {p.text}", p.value, "new"))
+        marks.append((f"proposed: keeps {charts.percent(p.keeps)} at {p.text}", p.value, "new"))
         if p.gap is not None:
             marks.append((f"gap: keeps {charts.percent(p.gap_keeps)} at {p.gap:.4g}", p.gap, "gap"))
-        at = p.value if p.value is not None else p.limit.now
-        limits = [(p.limit.side, at)] if at is not None else []
+        limits = [(p.limit.side, p.value)]
         out.append(
             f"<h2>{e(p.limit.filter)}.{e(p.limit.setting)} <span class=dim>{e(p.limit.column)}: {e(p.words)}</span>"
             f"</h2><div class=chart>{charts.histogram(h, marks, limits)}</div>"
@@ -119,4 +120,7 @@ def html_page(run: Run, stage: str, found: Calibration, pictures: dict[str, byte
             if clips:
                 figures = [page.figure(one.source.rpartition("/")[2], clip(one), pictures[one.uuid]) for one in clips]
                 out += [f"<h3>{word}</h3><div class='grid small'>", *figures, "</div>"]
+    if same := [p for p in measured if p.value is None]:
+        out.append("<h2>As they are</h2>")
+        out += [f"<p class=small>{e(p.limit.filter)}.{e(proposed(p))}</p>" for p in same]
     return "\n".join(out) + "\n"

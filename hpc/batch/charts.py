@@ -15,7 +15,7 @@ COLOURS = {
     "decode": "#3b82c4", "detect": "#8e5bc0", "cut": "#5aa6a6", "pictures": "#c77b3a", "filters": "#2a9d4a",
     "encode": "#c2506f",
 }  # fmt: skip
-MORE = ("#4f7f2f", "#a0522d", "#2f6f7f", "#7f2f5f")
+MORE = ("#d9822b", "#8e5bc0", "#a0522d", "#3b82c4", "#c2506f", "#c9b23f", "#5aa6a6")
 WIDTH, HEIGHT = 360, 84
 
 STYLE = """

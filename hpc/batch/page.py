@@ -32,6 +32,7 @@ td.n,th.n{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(200px,1fr));gap:.8rem}
 .grid.small{grid-template-columns:repeat(auto-fill,minmax(135px,1fr))}
 figure{margin:0;overflow-wrap:anywhere}figure img{width:100%;border-radius:.3rem;display:block}
+.none{aspect-ratio:16/9;border-radius:.3rem;background:#8882;color:var(--dim);display:grid;place-items:center}
 figcaption{font-size:.8rem;line-height:1.35;margin-top:.25rem;color:var(--dim)}
 .advice{border-left:.25rem solid var(--dim);background:#8881;padding:.5rem .9rem;margin:1rem 0}
 .advice.failed,.advice.incomplete{border-color:var(--bad)}.advice p{margin:.15rem 0}
@@ -55,7 +56,9 @@ def head(title: str) -> str:
 def figure(title: str, subtitle: str, webp: bytes) -> str:
     e = lambda v: html.escape(v, quote=True)
     data = base64.b64encode(webp).decode()
-    picture = f"<img loading=lazy alt='{e(title)}' src='data:image/webp;base64,{data}'>" if webp else ""
+    picture = f"<img loading=lazy alt='{e(title)}' src='data:image/webp;base64,{data}'>"
+    if not webp:
+        picture = "<div class=none>not kept: no picture</div>"
     return f"<figure>{picture}<figcaption>{e(title)}<br>{e(subtitle)}</figcaption></figure>"
 
 

@@ -6,6 +6,7 @@ kept, and a window's animation is written once it is certain where the window en
 
 from __future__ import annotations
 
+from collections import deque
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,6 @@ from hpc.curate.look import Look
 from hpc.curate.settings.preview import Preview
 from hpc.data.video import Video
 
-KEPT = 16  # pictures a clip keeps to choose the middle one from: within 1/32 of its length
-
 
 def fit(info: Video, height: int) -> tuple[int, int]:
     """(width, height), no larger than the video, with its aspect ratio."""
@@ -27,22 +26,25 @@ def fit(info: Video, height: int) -> tuple[int, int]:
 
 
 class Middle:
-    """The picture in the middle of a clip whose length is not known before its end."""
+    """The picture in the middle of a clip whose length is not known before its end: within two frames of it, or 1/32 of
+    the clip's length. Each picture is 1/8 further in than the one before; those that came too early are forgotten."""
 
     def __init__(self, info: Video, height: int) -> None:
         self.size = fit(info, height)
-        self.pictures: list[npt.NDArray[np.uint8]] = []
-        self.every, self.frames = 1, 0
+        self.pictures: deque[tuple[int, npt.NDArray[np.uint8]]] = deque()
+        self.frames = self.due = 0
 
     def take(self, look: Look) -> None:
-        if self.frames % self.every == 0:
-            self.pictures.append(look.rgb(*self.size))
-            if len(self.pictures) == 2 * KEPT:
-                self.pictures, self.every = self.pictures[::2], 2 * self.every
+        if self.frames == self.due:
+            self.pictures.append((self.frames, look.rgb(*self.size)))
+            self.due += max(4, self.frames // 8)
+            while len(self.pictures) > 1 and self.pictures[1][0] <= self.frames / 2:
+                self.pictures.popleft()
         self.frames += 1
 
     def picture(self) -> npt.NDArray[np.uint8]:
-        return self.pictures[min(round((self.frames - 1) / 2 / self.every), len(self.pictures) - 1)]
+        middle = (self.frames - 1) / 2
+        return min(self.pictures, key=lambda picture: abs(picture[0] - middle))[1]
 
 
 class Window:
