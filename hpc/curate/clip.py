@@ -27,6 +27,18 @@ HELD_BYTES = 256 * 1024**2  # 21 frames of 3840x2160
 
 PREVIEW = ("start_frame", "end_frame", "offset", "size")  # both frames inclusive, counted from the clip's first
 
+CAMERA = [
+    ("camera", pa.string()),
+    ("source", pa.string()),
+    ("etag", pa.string()),
+    ("width", pa.int32()),
+    ("height", pa.int32()),
+    ("num_frames", pa.int64()),
+    ("codec", pa.string()),
+    ("bytes", pa.int64()),
+    ("offset", pa.int64()),
+    ("size", pa.int64()),
+]
 SCHEMA = pa.schema(
     [
         ("uuid", pa.string()),
@@ -56,6 +68,8 @@ SCHEMA = pa.schema(
         ("webp_offset", pa.int64()),
         ("webp_size", pa.int64()),
         ("previews", pa.list_(pa.struct([(name, pa.int64()) for name in PREVIEW]))),  # of each window
+        ("camera", pa.string()),  # of a session's clip: the one that says where to cut; all columns are about it
+        ("cameras", pa.list_(pa.struct(CAMERA))),  # the others; the tar has their videos as <uuid>.<camera>.mp4
         ("source_width", pa.int32()),  # upright
         ("source_height", pa.int32()),
         ("source_rotation", pa.int32()),
@@ -73,6 +87,11 @@ SCHEMA = pa.schema(
         *((column, pa.float64()) for column in SCORES),  # null: not measured
     ]
 )
+
+
+def described(row: dict[str, Any]) -> bytes:
+    """The clip's own JSON."""
+    return json.dumps(row, ensure_ascii=False, indent=1, sort_keys=True).encode()
 
 
 class Made(msgspec.Struct):
@@ -297,7 +316,7 @@ class Clip:
             previews = {path.name[path.name.index(".") :]: path for path in self.windows.files.values()}
         return {
             ".mp4": encoder.path,
-            ".json": json.dumps(row, ensure_ascii=False, indent=1, sort_keys=True).encode(),
+            ".json": described(row),
             ".webp": video.webp(self.middle.picture(), self.source.settings.thumbnail.quality),
             **previews,
         }

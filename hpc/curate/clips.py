@@ -88,6 +88,7 @@ def cut_one(
                 add(tar, one)
             rows.append(one.row)
         counts.update(counted)
+        counts.update(source.tally(made))
     except BadInput as error:
         bad.append(Bad(uri, error.bad.reason, error.bad.detail))
     except Exception as error:
@@ -113,7 +114,7 @@ def videos(item: Item) -> Iterator[tuple[str, BinaryIO]]:
     """(name, file) of the videos of an input: itself, with no name, or those in a tar. Raises BadInput."""
     with open_input(item) as file:
         if item.uri.lower().endswith(".tar"):
-            yield from videos_in_tar(item, file)
+            yield from videos_in_tar(item, source.Watched(item.uri, file, lambda: None))
         else:
             yield "", file
 

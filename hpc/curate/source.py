@@ -78,7 +78,7 @@ def cut(
     check: Callable[[], None],
     progress: Callable[[float, int, int], None],
 ) -> tuple[list[clip.Made], dict[str, float]]:
-    """Cut one video, or the span of it that the item is: its clips in order, and counts.
+    """Cut one video, or the span of it that the item is: its clips in order, and counts of all else.
 
     member: the video's name, if it comes in a tar. scratch: an empty folder for this video alone. progress(share of the
     video 0..1, frame, clips). Raises BadInput.
@@ -149,14 +149,20 @@ def cut(
         raise BadInput(item.uri, "changed-since-planned", f"while it was read: {item.etag} became {now.etag}")
     counts["damaged_frames"] += decoder.damaged
     counts["video_seconds"] += float(ticks * info.time_base)
-    for one in source.made:
+    return source.made, {**counts, **{f"time_{on}": spent for on, spent in clock.seconds.items()}}
+
+
+def tally(made: list[clip.Made]) -> Counter[str]:
+    """Counts of the clips."""
+    counts: Counter[str] = Counter()
+    for one in made:
         if not one.members:
             counts["dropped"] += 1
             counts[f"dropped_{one.row['verdict']}"] += 1
         else:
             counts["clips"] += 1
             counts["clip_seconds"] += one.row["end_seconds"] - one.row["start_seconds"]
-    return source.made, {**counts, **{f"time_{on}": spent for on, spent in clock.seconds.items()}}
+    return counts
 
 
 def kept(source: clip.Source) -> int:
@@ -175,6 +181,7 @@ def facts(item: Item, member: str, info: video.Video) -> dict[str, Any]:
         "source": item.uri,
         "member": member,
         "etag": item.etag,
+        "camera": item.camera,
         "source_width": info.width,
         "source_height": info.height,
         "source_rotation": info.rotation,

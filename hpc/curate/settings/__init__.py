@@ -48,7 +48,10 @@ class Clips(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """None: no previews."""
     ids: Literal["path", "content"] = "path"
     """What a clip's uuid is made of. path: the video's uri and the span, as in Cosmos-Curate. content: the coded
-    pictures and the span, so that a moved bucket or a renamed file gives the same ids, and a copy is found to be one."""
+    pictures and the span, so that a moved bucket or a renamed file gives the same ids, and a copy is found out."""
+    camera: str | None = None
+    """Of inputs with `sessions`: the camera whose pictures say where to cut and what to keep; null for the first by
+    name. The others get the same spans, as further videos of the same clip."""
     limit_clips: Annotated[int, Meta(ge=1)] | None = None
     """Keep the first this many clips of each video (of a video planned as spans: of each span) and look no further: for
     trying things out."""
