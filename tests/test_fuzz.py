@@ -25,7 +25,15 @@ FORMS = {
     "e.avi": ["-c:v", "mjpeg", "-q:v", "8", *SOUND],
     "f.webm": ["-c:v", "libvpx", "-deadline", "realtime", "-b:v", "200k", "-an"],
     "g.gif": ["-r", "8", "-an"],
-}
+    "h.mp4": ["-c:v", "libx264", "-preset", "ultrafast", "-flags", "+ilme+ildct", "-x264-params", "tff=1", "-an"],
+    "i.mp4": ["-c:v", "libx264", "-preset", "ultrafast", "-pix_fmt", "yuv420p10le", "-color_trc", "smpte2084",
+              "-color_primaries", "bt2020", "-colorspace", "bt2020nc", "-movflags", "+faststart", "-an"],
+    "j.mov": ["-c:v", "prores_ks", "-pix_fmt", "yuva444p10le", "-profile:v", "4", "-vf", "scale=65:37", "-an"],
+    "k.mkv": ["-c:v", "ffv1", "-pix_fmt", "gray10le", "-field_order", "tt", "-an"],
+    "l.mp4": ["-c:v", "libx265", "-preset", "ultrafast", "-x265-params", "log-level=none", "-pix_fmt", "yuv422p10le",
+              "-color_trc", "arib-std-b67", "-metadata:s:v", "rotate=90", "-an"],
+    "m.ts": ["-c:v", "mpeg2video", "-flags", "+ilme+ildct", "-q:v", "5", "-pix_fmt", "yuv422p", "-an"],
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +56,7 @@ def run(folder: Path, seed: int, files: int) -> None:
 
 def test_mutated_files(folder: Path) -> None:
     seed = int(os.environ.get("HPC_TEST_FUZZ_SEED", random.randrange(10**6)))
-    run(folder, seed, int(os.environ.get("HPC_TEST_FUZZ_FILES", "150")))
+    run(folder, seed, int(os.environ.get("HPC_TEST_FUZZ_FILES", "120")))
 
 
 @pytest.mark.long
