@@ -3,18 +3,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from hpc.data.units import seconds, size
 
 GROUPS = ("time", "dropped")
 
 
-def group(counts: dict[str, float], name: str) -> dict[str, float]:
+def group(counts: Mapping[str, float], name: str) -> dict[str, float]:
     """The counts <name>_..., without the prefix, the largest first."""
     found = {k.removeprefix(f"{name}_"): v for k, v in counts.items() if k.startswith(f"{name}_") and v}
     return dict(sorted(found.items(), key=lambda pair: -pair[1]))
 
 
-def words(counts: dict[str, float]) -> list[str]:
+def words(counts: Mapping[str, float]) -> list[str]:
     """["12 clips", "3 dropped (2 short, 1 motion)", "0:55 of video"]: all but the times."""
     found = []
     for name, value in counts.items():

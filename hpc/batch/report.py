@@ -230,9 +230,9 @@ def prometheus(report: Report) -> str:
         add("hpc_run_quarantined_inputs", "gauge", "Inputs that can never work.", label, r.quarantined)
         add("hpc_run_gpu_seconds_total", "counter", "GPU time held.", label, r.gpu_seconds)
         add("hpc_run_cpu_seconds_total", "counter", "CPU time held.", label, r.cpu_seconds_held)
-        for why, n in {"keep": r.counts.get("clips", 0), **counts.group(r.counts, "dropped")}.items():
+        for why, clips in {"keep": r.counts.get("clips", 0.0), **counts.group(r.counts, "dropped")}.items():
             if "dropped" in r.counts:
-                add("hpc_run_clips", "gauge", "Clips by verdict.", f'{label},verdict="{e(why)}"', n)
+                add("hpc_run_clips", "gauge", "Clips by verdict.", f'{label},verdict="{e(why)}"', clips)
         for h in report.scores[r.stage].histograms if r.stage in report.scores else ():
             for limit in h.limits:
                 if limit.now is not None:
