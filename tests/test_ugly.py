@@ -447,6 +447,53 @@ def test_row_19_larger_than_the_memory(made: Callable[[str], Path], tmp_path: Pa
     assert done.stdout.split() == (["4"] if content else ["0", "not-a-video"])
 
 
+def peak(path: Path, scratch: Path, detector: str) -> tuple[int, int]:
+    """Frames, and MiB that a process needed at most to cut a file."""
+    scratch.mkdir()
+    code = """if True:
+        import resource, sys
+        from pathlib import Path
+        sys.path.insert(0, sys.argv[1])
+        import test_clips as t
+        model = t.shots.load_transnetv2() if sys.argv[4] == "transnetv2" else None
+        settings = t.Clips(split=t.Split(detector=sys.argv[4]), encode=t.Encode(preset="ultrafast", crf=45.0))
+        made = t.clips.process(t.source.Tools(settings, model, {}), t.Work("000000",
+            [t.item(sys.argv[2])], [], {}, Path(sys.argv[3]), "", lambda: None, lambda *a: None))
+        assert made.counts["clips"] >= 1
+        print(int(made.counts["frames"]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    """
+    command = [sys.executable, "-c", code, str(Path(__file__).parent), str(path), str(scratch), detector]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3600)
+    assert done.returncode == 0, done.stderr
+    frames, rss = done.stdout.split()
+    return int(frames), int(rss)
+
+
+@pytest.mark.parametrize(
+    ("detector", "fps", "seconds"),
+    [
+        ("stride", 24, (4, 12)),
+        pytest.param("stride", 5, (60, 600), marks=pytest.mark.long),
+        pytest.param("transnetv2", 5, (60, 600), marks=pytest.mark.long),
+    ],
+)
+def test_row_19_memory_is_flat(tmp_path: Path, detector: str, fps: int, seconds: tuple[int, int]) -> None:
+    """The same two seconds of 3840x2160 again and again: ten times the length needs no more memory."""
+    loop = tmp_path / "loop.mp4"
+    ffmpeg("-ss", "20", "-t", "2", "-i", TRAILER, "-r", str(fps), "-vf", "scale=3840:2160:flags=neighbor", "-c:v",
+           "libx264", "-preset", "ultrafast", "-crf", "35", "-an", loop)  # fmt: skip
+    found = []
+    for length in seconds:
+        path = tmp_path / f"{length}.mp4"
+        ffmpeg("-stream_loop", str(length // 2 - 1), "-i", loop, "-c", "copy", path)
+        found.append(peak(path, tmp_path / f"scratch-{length}", detector))
+    (frames, rss), (more_frames, more_rss) = found
+    print(detector, found)
+    assert (frames, more_frames) == (fps * seconds[0], fps * seconds[1])
+    assert more_rss < rss + 100, f"{rss} MiB for {frames} frames, {more_rss} MiB for {more_frames}"
+    assert more_rss < 3072
+
+
 def test_row_19_many_tiny_files(shards: Shards, made: Callable[[str], Path], tmp_path: Path) -> None:
     """One shard of 80 videos and 80 that are none; no file is left open."""
     for number in range(80):
