@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,33 @@ def test_the_formula_of_the_vectors() -> None:
     assert motion.by_vectors(np.array(blocks, kinds), small)[1].shape == (1, 2)
     turned = msgspec.structs.replace(info, width=512, height=640, rotation=90)
     assert motion.by_vectors(np.array(blocks, kinds), turned)[0] == mean
+
+
+def test_each_measure_has_limits_of_its_own(stage: Stage, picture: Path, tmp_path: Path) -> None:
+    path = pan(tmp_path / "pan.mp4", picture, 8)
+    for by, other in (("vectors", "pixels"), ("pixels", "vectors")):
+        for part in ("global", "patch"):
+            limit: dict[str, Any] = {f"min_{by}_{part}": 0.1}
+            row = only(stage, path, Filters(motion=Motion(by=by, **limit)))
+            assert row["verdict"] == "motion" and row["reasons"][0].startswith(f"motion_{by}_{part} 0.00")
+            limit = {f"min_{other}_{part}": 0.1}
+            row = only(stage, path, Filters(motion=Motion(by=by, **limit)))
+            assert row["verdict"] == "keep" and row["reasons"] == []
+
+
+def test_vectors_are_those_of_one_thread() -> None:
+    """With frame threads some frames have too few, others in every run."""
+
+    def told(vectors: Any) -> Any:
+        return None if vectors is None else [vectors[n].tobytes() for n in ("dst_x", "dst_y", "motion_x", "motion_y")]
+
+    with av.open(str(TRAILER)) as container:
+        stream = container.streams.video[0]
+        stream.thread_type, stream.codec_context.thread_count = "NONE", 1
+        stream.codec_context.flags2 |= av.codec.context.Flags2.export_mvs
+        expected = [told(video.motion_vectors(frame)) for frame in itertools.islice(container.decode(stream), 400)]
+    decoder = itertools.islice(video.Decoder(TRAILER, vectors=True), 400)
+    assert [told(video.motion_vectors(frame)) for _, frame in decoder] == expected
 
 
 def test_half_of_the_moments_count() -> None:
