@@ -18,7 +18,7 @@ import numpy.typing as npt
 from av.audio.resampler import AudioResampler
 from av.codec.context import Flags
 
-from hpc.data.video.tap import Packet, Tap, Track
+from hpc.data.video.tap import Packet, Tap, Track, described
 
 PREROLL = {"aac": 1, "mp3": 3, "ac3": 1, "eac3": 1, "opus": 4, "flac": 0, "alac": 0}
 """Codecs that mp4 holds, and how many packets their decoders need before the sound is right."""
@@ -39,9 +39,9 @@ class Sound:
         self.dropped: list[str] = []
         """The streams that are left out, and why: "stream 2: ..."."""
         for track in tap.tracks:
-            how, why = treatment(track.stream, tap.audio)
+            how, why = treatment(track, tap.audio)
             if how == "drop":
-                self.dropped.append(f"stream {track.stream.index}: {why}")
+                self.dropped.append(f"stream {track.index}: {why}")
             else:
                 self._tracks.append((Copied if how == "copy" else Transcoded)(container, track, start))
 
@@ -62,42 +62,36 @@ class Sound:
         for track in self._tracks:
             track.close(end)
             if track.failed and not track.written:
-                self.dropped.append(f"stream {track.track.stream.index}: none of it can be decoded")
+                self.dropped.append(f"stream {track.track.index}: none of it can be decoded")
 
 
-def treatment(stream: av.AudioStream, audio: Literal["keep", "aac"]) -> tuple[Literal["copy", "aac", "drop"], str]:
+def treatment(track: Track, audio: Literal["keep", "aac"]) -> tuple[Literal["copy", "aac", "drop"], str]:
     """What becomes of a stream, and why it is dropped."""
-    context = stream.codec_context
-    if context is None:
+    if track.template is None:
         return "drop", "unknown codec"
+    context = track.template.codec_context
     if not context.sample_rate or not context.channels:
         return "drop", f"{context.name} without a sample rate or channels"
     if audio == "keep" and context.codec.canonical_name in PREROLL:
         try:
             with av.open(io.BytesIO(), "w", format="mp4") as trial:
-                trial.add_stream_from_template(stream)
+                trial.add_stream_from_template(track.template)
                 trial.start_encoding()
             return "copy", ""
         except (av.FFmpegError, ValueError):
             pass  # mp4 does not hold this kind of it
     try:
-        decoder(stream).open()
-    except (av.FFmpegError, ValueError) as error:
+        decoder(track).open()
+    except av.FFmpegError as error:
         return "drop", f"{context.name}: {error}"
     return "aac", ""
 
 
-def decoder(stream: av.AudioStream) -> av.AudioCodecContext:
-    """A new decoder with all that the container says of the stream, apart from the stream's own one."""
-    for name in ("nut", "matroska"):  # PyAV makes it for a file to be written, of a format that takes the codec
-        try:
-            made = av.open(io.BytesIO(), "w", format=name).add_stream_from_template(stream, opaque=True)
-        except ValueError:
-            continue
-        context = made.codec_context
-        context.options = {"pkt_timebase": str(stream.time_base)}
-        return context
-    raise ValueError("no container to decode it from")
+def decoder(track: Track) -> av.AudioCodecContext:
+    """A new decoder with all that the container says of the stream."""
+    context = described(track.template, "nut", "matroska", "mp4").codec_context
+    context.options = {"pkt_timebase": str(track.time_base)}
+    return context
 
 
 class Line:
@@ -123,12 +117,11 @@ class Copied:
 
     def __init__(self, container: av.container.OutputContainer, track: Track, start: Fraction) -> None:
         self.track, self.start, self.container = track, start, container
-        context = track.stream.codec_context
+        context = track.template.codec_context
         self.codec = context.codec.canonical_name
-        self.out = container.add_stream_from_template(track.stream)
-        self.out.codec_context.bit_rate = 0  # libav's guess, which depends on how far it has read
-        if track.stream.language:
-            self.out.metadata["language"] = track.stream.language
+        self.out = container.add_stream_from_template(track.template)
+        if track.language:
+            self.out.metadata["language"] = track.language
         self.line, self.frame_size = Line(context.sample_rate), context.frame_size
         self.next = max(track.gone, track.after(start) - PREROLL[self.codec])
         self.written = 0
@@ -157,17 +150,17 @@ class Transcoded:
 
     def __init__(self, container: av.container.OutputContainer, track: Track, start: Fraction) -> None:
         self.track, self.start, self.container = track, start, container
-        context = track.stream.codec_context
+        context = track.template.codec_context
         self.line = Line(context.sample_rate)
-        self.decoder = decoder(track.stream)
+        self.decoder = decoder(track)
         rate = context.sample_rate if context.sample_rate in AAC_RATES else 48000
         self.layout = AAC_LAYOUTS.get(context.channels, "stereo")
         self.out = container.add_stream("aac", rate=rate, layout=self.layout)
         self.channels = self.out.codec_context.channels
         self.out.codec_context.bit_rate = AAC_BITRATE * self.channels
         self.out.codec_context.flags |= Flags.bitexact
-        if track.stream.language:
-            self.out.metadata["language"] = track.stream.language
+        if track.language:
+            self.out.metadata["language"] = track.language
         self.resampler: tuple[object, AudioResampler] | None = None
         self.next = track.after(start - DECODED)
         self.ready: deque[tuple[int, npt.NDArray[np.float32]]] = deque()  # decoded: its first sample in the clip, sound

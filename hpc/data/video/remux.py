@@ -68,8 +68,7 @@ class Remuxer:
         self.sound: Sound | None = None
         self._video, self._inwards, self._tap = video, inwards, tap
         self._container = av.open(str(path), "w", format="mp4", options=MP4)
-        self._stream = self._container.add_stream_from_template(tap.coded.stream, opaque=True)
-        self._stream.codec_context.bit_rate = 0  # libav's guess, which depends on how far it has read
+        self._stream = self._container.add_stream_from_template(tap.coded.template, opaque=True)
         if self.codec == "hevc":
             self._stream.codec_context.codec_tag = "hvc1"
         self._dts: int | None = None

@@ -8,6 +8,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 from collections import deque
 from collections.abc import Iterator
@@ -22,6 +24,19 @@ AHEAD = 2  # seconds that are read on for sound which lies further back in the f
 BEHIND = 1  # seconds of packets kept before what was asked to be kept: decoders of sound need a few to get going
 
 
+def described(stream: av.stream.Stream, *formats: str) -> av.stream.Stream:
+    """All that the container says of a stream, to be read when it is closed: a stream like it, of a file in one of
+    these formats that is never written. Raises ValueError where none of them takes the codec."""
+    for name in formats:
+        try:
+            copy = av.open(io.BytesIO(), "w", format=name).add_stream_from_template(stream, opaque=True)
+        except ValueError:
+            continue
+        copy.codec_context.bit_rate = 0  # libav's guess, which depends on how far it has read
+        return copy
+    raise ValueError(f"{' and '.join(formats)} do not take {stream.codec_context.name}")
+
+
 class Packet(NamedTuple):
     """Of sound. Times in units of the track's time_base."""
 
@@ -34,7 +49,12 @@ class Track:
     """The packets of one audio stream, as far as they are still kept. A packet's place is its number in the stream."""
 
     def __init__(self, stream: av.AudioStream) -> None:
-        self.stream, self.time_base = stream, stream.time_base
+        self.index, self.time_base, self.language = stream.index, stream.time_base, stream.language
+        self.template: av.AudioStream | None = None
+        """None: of an unknown codec."""
+        with contextlib.suppress(ValueError):
+            if stream.codec_context is not None:
+                self.template = described(stream, "nut", "matroska", "mp4")
         self.packets: list[Packet] = []
         self.gone = 0
         """How many packets are kept no more."""
@@ -84,10 +104,11 @@ class Coded:
     """The packets of the pictures, in decoding order, as far as they are still kept."""
 
     def __init__(self, stream: av.VideoStream) -> None:
-        context = stream.codec_context
-        if stream.container.format.name == "avi" and context.has_b_frames:
-            raise BadInput("", "cannot-be-copied", "AVI does not say when pictures are shown, and some are B-frames")
-        self.stream, self.extradata = stream, stream.codec_context.extradata
+        name = stream.container.format.name
+        if name in ("avi", "asf") and stream.codec_context.has_b_frames:
+            raise BadInput("", "cannot-be-copied", f"{name} does not say when B-frames are shown")
+        self.template, self.extradata = described(stream, "mp4"), stream.codec_context.extradata
+        self.time_base = stream.time_base
         self.pictures: list[Picture] = []
         self.gone = 0
         self.places: dict[int, int] = {}
@@ -125,14 +146,15 @@ class Tap:
     def open(self, container: av.container.InputContainer, stream: av.VideoStream) -> list[av.AudioStream]:
         """The decoder begins with this file; the streams that it must read beside that of the pictures."""
         self.stream = stream
-        self.tracks = [Track(s) for s in container.streams.audio] if self.audio != "drop" else []
+        sounds = list(container.streams.audio) if self.audio != "drop" else []
+        for sound in sounds:
+            sound.discard = av.stream.Discard.default
+        self.tracks = [Track(sound) for sound in sounds]
         self.coded = Coded(stream) if self.pictures else None
-        for track in self.tracks:
-            track.stream.discard = av.stream.Discard.default
         self._ahead: deque[av.Packet] = deque()
         self._read: Fraction | None = None  # seconds; up to here the pictures have been read
-        self._by_stream = {track.stream.index: track for track in self.tracks}
-        return [track.stream for track in self.tracks]
+        self._by_stream = {track.index: track for track in self.tracks}
+        return sounds
 
     def watch(self, packets: Iterator[av.Packet]) -> Iterator[av.Packet]:
         """The packets of the pictures among these."""
@@ -167,4 +189,4 @@ class Tap:
         for track in self.tracks:
             track.forget(seconds - BEHIND)
         if self.coded:
-            self.coded.forget(int(seconds / self.stream.time_base))
+            self.coded.forget(int(seconds / self.coded.time_base))
