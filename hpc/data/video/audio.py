@@ -61,8 +61,8 @@ class Sound:
         self._tap.read_to(end)
         for track in self._tracks:
             track.close(end)
-            if track.failed and not track.written:
-                self.dropped.append(f"stream {track.track.index}: none of it can be decoded")
+            if track.fault:
+                self.dropped.append(f"stream {track.track.index}: {track.fault}")
 
 
 def treatment(track: Track, audio: Literal["keep", "aac"]) -> tuple[Literal["copy", "aac", "drop"], str]:
@@ -110,21 +110,41 @@ class Line:
         return at
 
 
-class Copied:
-    """One stream's packets, as they are."""
+class Nowhere:
+    """A file that keeps nothing."""
 
-    failed = False
+    def __init__(self) -> None:
+        self.at = 0
+
+    def write(self, data: bytes) -> int:
+        self.at += len(data)
+        return len(data)
+
+    def seek(self, at: int, whence: int = 0) -> int:
+        self.at = at if whence == 0 else self.at + at
+        return self.at
+
+    def tell(self) -> int:
+        return self.at
+
+
+class Copied:
+    """One stream's packets, as they are, up to the first one that is not what an mp4 may hold."""
 
     def __init__(self, container: av.container.OutputContainer, track: Track, start: Fraction) -> None:
         self.track, self.start, self.container = track, start, container
         context = track.template.codec_context
         self.codec = context.codec.canonical_name
         self.out = container.add_stream_from_template(track.template)
+        self.trial = av.open(Nowhere(), "w", format="mp4")  # what it refuses would cost the clip
+        self.trial_out = self.trial.add_stream_from_template(track.template)
         if track.language:
             self.out.metadata["language"] = track.language
         self.line, self.frame_size = Line(context.sample_rate), context.frame_size
         self.next = max(track.gone, track.after(start) - PREROLL[self.codec])
+        self.latest: int | None = None
         self.written = 0
+        self.fault = ""
 
     def feed(self, until: Fraction) -> None:
         for packet in self.track.take(self.next, until):
@@ -132,12 +152,26 @@ class Copied:
             samples = round(packet.duration * self.track.time_base * self.line.rate)
             if abs(samples - self.frame_size) <= self.track.time_base * self.line.rate:
                 samples = self.frame_size  # what the container rounded
-            copy = av.Packet(packet.data)
-            copy.pts = copy.dts = self.line.place(packet.pts * self.track.time_base - self.start, samples)
-            copy.duration, copy.time_base, copy.is_keyframe = samples, Fraction(1, self.line.rate), True
-            copy.stream = self.out
-            self.container.mux(copy)
+            at = self.line.place(packet.pts * self.track.time_base - self.start, samples)
+            if self.fault or (self.latest is not None and at <= self.latest):
+                continue
+            try:
+                self._write(packet, at, samples, self.trial, self.trial_out)
+            except av.FFmpegError as error:
+                self.fault = f"ends at {max(0, at) / self.line.rate:.3f} s: {error.strerror}"
+                continue
+            self._write(packet, at, samples, self.container, self.out)
+            self.latest = at
             self.written += 1
+
+    def _write(
+        self, packet: Packet, at: int, samples: int, to: av.container.OutputContainer, stream: av.AudioStream
+    ) -> None:
+        copy = av.Packet(packet.data)
+        copy.pts = copy.dts = at
+        copy.duration, copy.time_base, copy.is_keyframe = samples, Fraction(1, self.line.rate), True
+        copy.stream = stream
+        to.mux(copy)
 
     def close(self, end: Fraction) -> None:
         self.feed(end)
@@ -166,11 +200,13 @@ class Transcoded:
         self.ready: deque[tuple[int, npt.NDArray[np.float32]]] = deque()  # decoded: its first sample in the clip, sound
         self.sent = 0  # samples of the clip that are encoded
         self.written = 0
-        self.failed = False
+        self.given = 0  # packets of the clip's own time
+        self.fault = ""
 
     def feed(self, until: Fraction) -> None:
         for packet in self.track.take(self.next, until):
             self.next += 1
+            self.given += packet.pts * self.track.time_base >= self.start
             self._decode(packet)
         self._send(round((until - self.start) * self.line.rate))
 
@@ -180,6 +216,8 @@ class Transcoded:
         self._send(round((end - self.start) * self.line.rate))
         if self.sent:
             self._write(None)
+        elif self.given:
+            self.fault = "none of it can be decoded"
 
     def _decode(self, packet: Packet | None) -> None:
         coded = None
@@ -190,7 +228,6 @@ class Transcoded:
         try:
             frames = self.decoder.decode(coded)
         except (av.FFmpegError, EOFError):
-            self.failed = self.failed or packet is not None
             return
         for frame in frames:
             sound = self._sound(frame)

@@ -89,7 +89,7 @@ def packets(container: av.container.InputContainer, *streams: av.stream.Stream) 
     while True:
         try:
             packet = next(packets, None)
-        except av.FFmpegError:
+        except (av.FFmpegError, IndexError):  # the latter at the end of a file in which streams came up on the way
             return
         if packet is None:
             return
