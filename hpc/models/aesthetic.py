@@ -82,13 +82,18 @@ def load_aesthetic(clip: str, head: str, device: str | torch.device) -> tuple[Ae
         folder,
         local_files_only=True,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,
         dtype=torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32,
     )
     unused = [k for k in found["unexpected_keys"] if not k.startswith(OTHER) and not k.endswith(NOT_WEIGHTS)]
-    missing = sorted(found["missing_keys"])
-    if missing or unused:
-        words = f"missing: {shorten(missing) or 'nothing'}; left over: {shorten(sorted(unused)) or 'nothing'}"
-        raise RuntimeError(f"{folder}: these are not the weights of a CLIP with a tower for pictures: {words}")
+    wrong = {
+        "missing": sorted(found["missing_keys"]),
+        "left over": sorted(unused),
+        "of another size": sorted(key for key, *_ in found["mismatched_keys"]),
+    }
+    if any(wrong.values()):
+        words = "; ".join(f"{what}: {shorten(keys) or 'nothing'}" for what, keys in wrong.items())
+        raise RuntimeError(f"{folder}: these are not the weights of the CLIP in its config.json: {words}")
     rating = load_head(located(head, "model.safetensors")[0], tower.config.projection_dim)
     # The processor without torchvision: the same numbers whether that is installed or not.
     processor = transformers.CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)

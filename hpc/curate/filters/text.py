@@ -30,7 +30,7 @@ from hpc.curate.settings.filters import Text
 from hpc.data.video import Video
 
 DISTRIBUTION, WEIGHTS = "rapidocr", "ch_PP-OCRv4_det_mobile.onnx"
-AREA = 640 * 360  # pixels, about: lines of text down to 1/40 of the height are found
+AREA = 640 * 360  # pixels, about: over busy pictures lines below 1/25 of the height can be missed
 LEVEL = 0.3  # of the map: pixels above it are in the core of a line of text
 SURE = 0.6  # mean of the map over a box
 THIN = 3  # pixels: cores that are thinner are noise
