@@ -97,6 +97,40 @@ def test_what_may_pass_is_tried_twice(trouble: tuple[prepare.Prepared, str]) -> 
     assert "RuntimeError: told to fail" in trouble[1] and "Traceback" in trouble[1], "the log has the whole story"
 
 
+def shared(folder: Path, texts: list[str]) -> prepare.Prepared:
+    """One shard of all these inputs, worked on."""
+    (folder / "flags").mkdir()
+    inputs = {f"{i}.txt": text for i, text in enumerate(texts)}
+    sizes = {"size": "1MiB", "split_above": "2MiB"}
+    made = runs.planned(runs.spec(folder, inputs, echo(flags=str(folder / "flags")), shards=sizes))
+    runs.finish(runs.worker(made))
+    return made
+
+
+def test_an_input_that_kills_the_process_twice_is_quarantined(tmp_path: Path) -> None:
+    """The other inputs of its shard come out as if it were not there."""
+    made = shared(tmp_path, ["fine", "crash", "fine too", "crash", "bad <x>"])
+    fold = runs.fold(made.run)
+    assert list(fold.done) == ["000000"] and not fold.failed
+    found = [(Path(bad.uri).name, bad.reason) for bad in fold.done["000000"].bad]
+    assert found == [("4.txt", "no-good"), ("1.txt", "crash"), ("3.txt", "crash")]
+    assert runs.content(tmp_path / "out") == {"0.txt": "fine", "2.txt": "fine too"}
+    assert len(runs.said(made.run, "start")) == 5, "two tries for each of the two, and one without them"
+
+
+def test_one_crash_quarantines_nothing(tmp_path: Path) -> None:
+    made = shared(tmp_path, ["fine", "crash 1", "fine too"])
+    assert runs.fold(made.run).done["000000"].bad == []
+    assert list(runs.content(tmp_path / "out")) == ["0.txt", "1.txt", "2.txt"]
+
+
+@pytest.mark.parametrize("texts", [["crash", "crash"], ["fine", "crash", "crash", "crash", "crash", "fine"]])
+def test_crashes_everywhere_are_not_the_inputs_fault(tmp_path: Path, texts: list[str]) -> None:
+    """Where nothing, or too little, comes out without a crash, the shard fails, and nothing is quarantined."""
+    fold = runs.fold(shared(tmp_path, texts).run)
+    assert {s: r.failure for s, r in fold.failed.items()} == {"000000": "crash"} and not fold.done
+
+
 def test_bad_inputs_are_quarantined(trouble: tuple[prepare.Prepared, str]) -> None:
     [bad] = runs.fold(trouble[0].run).done["000004"].bad
     assert (Path(bad.uri).name, bad.reason, bad.detail) == ("4.txt", "no-good", "bad <x>")

@@ -41,13 +41,15 @@ class Order(msgspec.Struct):
 
     shard: str
     items: list[Any]
+    without: list[int] = []
+    """Places of those that killed the process twice."""
 
 
 class Reply(msgspec.Struct, omit_defaults=True):
     """Every line out."""
 
     what: str
-    """ready, unable (the stage does not start), progress, done, failed, stopped"""
+    """ready, unable (the stage does not start), begin (an item), progress, done, failed, stopped"""
     shard: str = ""
     times: dict[str, float] = {}
     objects: list[Object] = []
@@ -56,6 +58,8 @@ class Reply(msgspec.Struct, omit_defaults=True):
     failure: str = ""
     detail: str = ""
     fraction: float = 0.0
+    item: int = -1
+    """Which of the order's it begins with."""
 
 
 def main() -> None:
@@ -96,7 +100,7 @@ def main() -> None:
         try:
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir(parents=True)
-            reply = _one(order, setup, process, scratch, check, _reporter(send, order.shard, setup.progress_every))
+            reply = _one(order, setup, process, scratch, check, send)
         except Stopped:
             reply = Reply("stopped", order.shard)
         except Exception as error:
@@ -110,7 +114,7 @@ def main() -> None:
         send(reply)
 
 
-def _one(order: Order, setup: Setup, process: Any, scratch: Path, check: Any, progress: Any) -> Reply:
+def _one(order: Order, setup: Setup, process: Any, scratch: Path, check: Any, send: Any) -> Reply:
     """Make one shard and publish it."""
     stage = setup.stage
     own = stage.domain == "inputs"
@@ -123,18 +127,22 @@ def _one(order: Order, setup: Setup, process: Any, scratch: Path, check: Any, pr
         if storage.stat(last) is None:
             return Reply("failed", order.shard, failure="upstream", detail=f"{name} has no shard {order.shard}: {last}")
     begun = time.monotonic()
+    items = [msgspec.convert(i, Item) for i in order.items] if own else []
     made: Made = process(
         Work(
             shard=order.shard,
-            items=[msgspec.convert(i, Item) for i in order.items] if own else [],
+            items=[item for place, item in enumerate(items) if place not in order.without],
             rows=[] if own else order.items,
-            upstream=upstream, scratch=scratch, fingerprint=stage.fingerprint, check=check, progress=progress,
+            upstream=upstream, scratch=scratch, fingerprint=stage.fingerprint, check=check,
+            progress=_reporter(send, order.shard, setup.progress_every),
+            begin=lambda item: send(Reply("begin", order.shard, item=items.index(item))),
         )
     )  # fmt: skip
+    crashed = [Bad(items[place].uri, "crash", "the process died on it, twice: see the log") for place in order.without]
     worked = time.monotonic()
     objects = publish(stage.folder, order.shard, stage.objects, made.objects)
     times = {"work": worked - begun, "publish": time.monotonic() - worked}
-    return Reply("done", order.shard, times=times, objects=objects, counts=made.counts, bad=made.bad)
+    return Reply("done", order.shard, times=times, objects=objects, counts=made.counts, bad=made.bad + crashed)
 
 
 def publish(folder: str, shard: str, suffixes: tuple[str, ...], made: list[Path]) -> list[Object]:

@@ -39,6 +39,8 @@ FINISH_SHARE = 0.5
 LEAVE_SECONDS = 15
 """After TERM, a child has this long at most to notice and leave before it is killed."""
 MAX_TRIES = 2
+MAX_CULPRITS = 3
+"""A shard on more of whose inputs its process dies, twice on each, fails: the machine or the code is to blame."""
 MAX_KILLS = 3
 """A shard on which this many workers vanished is taken to be their killer."""
 MAX_IDLE_RESTARTS = 2
@@ -68,6 +70,8 @@ class Child(msgspec.Struct):
     ready: bool = False
     start_seconds: float = 0.0
     order: Order | None = None
+    item: int = -1
+    """Which of the order's it is on; -1 if the stage does not say."""
     begun: float = 0.0
     buffer: bytes = b""
     stopping: bool = False
@@ -83,6 +87,8 @@ class State(msgspec.Struct):
     warning: float
     """Seconds between USR2 and the time limit."""
     tries: dict[str, int] = {}
+    died_on: dict[str, list[int]] = {}
+    """Shard -> the items on which its process died."""
     closing: str = ""
     """Why no more shards are handed out."""
     deadline: float = 0.0
@@ -301,7 +307,8 @@ def hand_out(child: Child, state: State, log: records.Log) -> None:
     if not child.ready or child.order or child.stopping or state.closing or not state.todo:
         return
     shard = state.todo.pop(0)
-    child.order, child.begun = Order(shard.id, shard.items), time.monotonic()
+    child.order, child.begun = Order(shard.id, shard.items, culprits(shard.id, state)), time.monotonic()
+    child.item = -1
     log.write(records.Record("start", shard.id, time.time()))
     try:
         child.orders.write(msgspec.json.encode(child.order) + b"\n")
@@ -327,6 +334,9 @@ def receive(child: Child, state: State, log: records.Log) -> bool:
             child.why, child.detail = reply.failure, reply.detail
             continue
         assert child.order
+        if reply.what == "begin":
+            child.item = reply.item
+            continue
         if reply.what == "progress":
             note = records.Record("progress", reply.shard, now, seconds=seconds, detail=reply.detail)
             note.fraction = reply.fraction
@@ -350,13 +360,21 @@ def receive(child: Child, state: State, log: records.Log) -> bool:
     return True
 
 
+def culprits(shard: str, state: State) -> list[int]:
+    """The items of a shard on which its process died often enough to make the shard without them."""
+    died_on = state.died_on.get(shard, [])
+    return sorted({item for item in died_on if died_on.count(item) == MAX_TRIES})
+
+
 def failed(order: Order, why: str, detail: str, seconds: float, state: State, log: records.Log) -> None:
     """Try again later in this row, or record the failure."""
     tries = state.tries[order.shard] = state.tries.get(order.shard, 0) + 1
     print(f"shard {order.shard}: {why}: {detail} (try {tries})", file=sys.stderr, flush=True)
     state.node_failures = state.node_failures + 1 if why == "node" else 0
     leave = state.node_failures >= MAX_NODE_FAILURES  # recorded as a failure, so that the next attempt shuns this node
-    if why in failure.AGAIN_AT_ONCE and tries < MAX_TRIES and not leave:
+    without = len(culprits(order.shard, state))
+    possible = without <= MAX_CULPRITS and (without < len(order.items) or not without)
+    if why in failure.AGAIN_AT_ONCE and tries < MAX_TRIES * (1 + without) and possible and not leave:
         state.todo.append(RowShard(order.shard, order.items))
         log.write(records.Record("stopped", order.shard, time.time(), seconds=seconds, failure=why, detail=detail))
     else:
@@ -372,8 +390,10 @@ def bury(child: Child, state: State, log: records.Log) -> bool:
     words = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit {status}"
     if child.order:
         order, child.order = child.order, None
-        seconds = time.monotonic() - child.begun
-        failed(order, failure.of_exit(status), f"its process ended with {words}", seconds, state, log)
+        seconds, why = time.monotonic() - child.begun, failure.of_exit(status)
+        if why == "crash" and child.item >= 0:
+            state.died_on.setdefault(order.shard, []).append(child.item)
+        failed(order, why, f"its process ended with {words}", seconds, state, log)
         return True
     if not child.ready and not child.stopping:  # it never came up: an import error, a model too large for the memory
         state.bad_starts += 1

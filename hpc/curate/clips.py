@@ -51,6 +51,7 @@ def process(tools: source.Tools, work: Work) -> Made:
     counts = Counter(dict.fromkeys(COUNTS, 0.0))
     with layers.TarWriter(tar_path) as tar:
         for item in work.items:
+            work.begin(item)
             try:
                 for member, file in videos(item):
                     cut_one(tools, work, item, member, file, (rows, bad, counts, tar))

@@ -36,7 +36,7 @@ class Watched:
 
     def __init__(self, uri: str, file: BinaryIO, check: Callable[[], None]) -> None:
         self.uri, self.file, self.check = uri, file, check
-        self.seek, self.tell = file.seek, file.tell
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
 
     def read(self, size: int = -1) -> bytes:
         self.check()

@@ -85,6 +85,9 @@ class Work(msgspec.Struct):
     """Call it often (each frame or so): raises Stopped when the worker must leave. Costs nothing."""
     progress: Callable[[float, str], None]
     """progress(fraction of this shard 0..1, a few words): throttled by the worker."""
+    begin: Callable[[Item], None] = lambda item: None
+    """Call it when work on an item begins. If the process dies twice on the same one (a crash of a decoder), the shard
+    is made without it, and it is quarantined, reason "crash"."""
 
 
 class Made(msgspec.Struct):

@@ -23,6 +23,7 @@ def start(settings):
             work.progress(i / steps, "working")
             time.sleep(settings.seconds / steps)
         for item in work.items:
+            work.begin(item)
             text = storage.read(item.uri).decode(errors="replace").strip()
             word, _, times = text.partition(" ")
             if word == "sleep":
