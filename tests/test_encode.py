@@ -70,6 +70,7 @@ FILES: dict[str, list[str]] = {
     "aac.mkv": ["-i", "{aac.mp4}", "-c", "copy"],
     "aac.ts": ["-i", "{aac.mp4}", "-c", "copy"],
     "ac3.ts": beeps(48000, "5.1", "-c:a", "ac3"),
+    "eac3.mp4": beeps(48000, "stereo", "-c:a", "eac3"),
     "mp3.mp4": beeps(44100, "mono", "-c:a", "libmp3lame"),
     "opus.mkv": beeps(48000, "stereo", "-c:a", "libopus"),
     "flac.mkv": beeps(48000, "stereo", "-c:a", "flac"),
@@ -521,6 +522,20 @@ def test_a_stream_that_cannot_be_decoded_is_left_out(made: Callable[[str], Path]
     (one,) = cut(path, Encode(preset="ultrafast", audio="aac"), 9.0)
     assert (one.row["audio_streams"], one.row["num_frames"]) == (0, 105)
     assert one.row["audio_dropped"] == ["stream 1: none of it can be decoded"]
+
+
+def test_damaged_sound_costs_no_clip(made: Callable[[str], Path], cut: Cut, tmp_path: Path) -> None:
+    """A packet that an mp4 does not take ends the stream in its clip; the next clip has it again."""
+    path, data = tmp_path / "damaged.mp4", made("eac3.mp4").read_bytes()
+    packet = packets(made("eac3.mp4"), "audio")[15]
+    path.write_bytes(data.replace(packet, packet[:4] + b"\x40" + packet[5:], 1))
+    first, second, *_ = cut(path, Encode(preset="ultrafast", audio="keep"), 1.7)
+    assert [one.row["verdict"] for one in (first, second)] == ["keep", "keep"]
+    assert first.row["audio_dropped"] == ["stream 1: ends at 0.507 s: Invalid data found when processing input"]
+    assert 0.45 < heard(mp4(first))[0].shape[1] / 48000 < 0.52
+    assert (second.row["audio_streams"], second.row["audio_dropped"]) == (1, [])
+    whole = cut(path, Encode(preset="ultrafast", audio="aac"), 1.7)
+    assert all(one.row["audio_dropped"] == [] for one in whole)
 
 
 @pytest.mark.parametrize("name", ["aac.mp4", "aac.ts", "opus.mkv", "pcm.mov", "truehd.mkv"])
