@@ -45,12 +45,12 @@ def hsv(rgb: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.uint8]]:
     r, g, b = np.ascontiguousarray(rgb.reshape(-1, 3).T)
     value = np.maximum(np.maximum(r, g), b)
     chroma = value - np.minimum(np.minimum(r, g), b)
-    saturation = (chroma * TO_SATURATION[value] + 2048) >> 12
+    saturation = (chroma * TO_SATURATION.take(value) + 2048) >> 12
     # Masks of bits choose among the three formulas of the hue, much faster than np.where.
     red, green = -(value == r).astype(np.int16), -(value == g).astype(np.int16)
     r, g, b, c = (plane.astype(np.int16) for plane in (r, g, b, chroma))
     sixths = (red & (g - b)) | (~red & ((green & (b - r + 2 * c)) | (~green & (r - g + 4 * c))))
-    hue = (sixths * TO_HUE[chroma] + 2048) >> 12
+    hue = (sixths * TO_HUE.take(chroma) + 2048) >> 12
     hue += (hue >> 31) & 180
     return [hue.astype(np.uint8), saturation.astype(np.uint8), value]
 
