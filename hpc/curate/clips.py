@@ -1,7 +1,7 @@
 """Videos -> clips: one decode of each input finds the cuts, encodes every clip as soon as its cut is known, and
 measures and pictures it on the way.
 
-source.cut: decode -> labels of the frames (split.Shots, split.Strides) -> split.Cutter -> clip.Clip: encode, filters,
+source.cut: decode -> labels of the frames (split.Labeller) -> split.Cutter -> clip.Clip: encode, filters,
 thumbnail. Here: the inputs of a shard, and its tar and table.
 
 A shard is <shard>.tar, with <uuid>.mp4, <uuid>.json and <uuid>.webp of each clip side by side, and <shard>.parquet,

@@ -1,7 +1,7 @@
 """Where to cut: from the frames of a video, one by one, to the frames of each clip, as soon as its cut is known.
 
-A labeller (Shots or Strides) says of each frame whether a shot begins with it, goes on, or neither. It may be some
-hundred frames behind the decoder; Cutter keeps the frames that wait for their labels, applies the rules of
+A labeller (Shots, Strides, changes.Changes) says of each frame whether a shot begins with it, goes on, or neither. It
+may be some hundred frames behind the decoder; Cutter keeps the frames that wait for their labels, applies the rules of
 settings.Split, and hands each frame that belongs to a clip to that clip. All of it counts in time, never in an assumed
 frame rate.
 """

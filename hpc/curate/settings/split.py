@@ -39,7 +39,7 @@ class Split(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     min_frames: Annotated[int, Meta(ge=1)] = 48
     """At shots: clips of fewer frames are dropped too."""
     max_clip: Seconds = Seconds(60.0)
-    """At shots: longer ones are cut into pieces of this length."""
+    """At shots: longer ones, after `crop`, are cut into pieces of this length."""
     long_shots: Literal["stride", "truncate"] = "stride"
     """stride: keep every piece of a long shot. truncate: keep its first piece only."""
     crop: Seconds = Seconds(0.5)
