@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import bench
+import bench_curate
 import pytest
+
+TRAILER = Path(__file__).parents[1] / "jobs/quickstart/trailer_bbb.mp4"
 
 
 def test_start_up_is_quick() -> None:
@@ -37,3 +43,15 @@ def test_a_no_op_resume_of_100_000_shards() -> None:
 @pytest.mark.long
 def test_status_of_10_000_array_tasks(cluster) -> None:
     assert bench.status_of_many() < 1.5
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="needs ffmpeg")
+def test_curation_beside_other_tools() -> None:
+    """One round on ten seconds: that it runs, that all make the same, and ratios far from the goals."""
+    rounds, programs, _ = bench_curate.bench(TRAILER, 10, 10, 1)
+    assert len(list(bench_curate.table(rounds, programs))) > 8
+    name = next(iter(programs))
+    assert rounds.ratio(f"{name} decode", "feed") > 0.5
+    assert rounds.ratio("stage stride", f"{name} one pass") < 1.5
+    assert rounds.ratio("published network", "network") > 1.0
