@@ -70,7 +70,8 @@ DIR/x.yaml:7: stages.clips.resources.memory: 4 is not a size: write "512MiB" or 
 (units: B, KiB, KB, MiB, MB, GiB, GB, TiB, TB, PiB, PB)
 DIR/x.yaml:10: stages.cut.min_clip: no such key; there is one in `split`
     valid keys: CLIPS
-DIR/x.yaml:11: stages.cut.split.detector: 'transnet' is not one of transnetv2, content, adaptive, stride: did you mean transnetv2?
+DIR/x.yaml:11: stages.cut.split.detector: 'transnet' is not one of transnetv2, content, adaptive, stride: \
+did you mean transnetv2?
 DIR/x.yaml:11: stages.cut.split.threshold: '0.4' is not a number
 DIR/x.yaml:11: stages.cut.split.min_clip: 2 is not a duration: write "2s", "90min" or "1h30m" \
 (units: ms, s, m, min, h, d)

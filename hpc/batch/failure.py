@@ -7,7 +7,7 @@ preempted  a job of higher priority took the place                          -> a
 lost       the task ended without a word (killed, cancelled by hand)        -> again
 storage    the object store or shared file system did not take or give      -> again
 upstream   the shard that it needs is not there                             -> together with that one
-crash      the stage's process died (segmentation fault, abort)             -> once more, then less its culprit; else a person
+crash      the stage's process died (segmentation fault, abort)             -> again, less its culprit, or a person
 code       the stage raised an exception                                    -> after a person looked; `hpc retry`
 input      the input can never work                                         -> never: quarantined
 """

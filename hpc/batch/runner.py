@@ -6,14 +6,17 @@ worker, which notes it and goes on. It publishes what the stage made; the worker
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import os
 import shutil
 import signal
 import sys
+import threading
 import time
 import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +46,15 @@ class Order(msgspec.Struct):
     items: list[Any]
     without: list[int] = []
     """Places of those that killed the process twice."""
+    alone: bool = False
+    """The process died on it: one item at a time."""
 
 
 class Reply(msgspec.Struct, omit_defaults=True):
     """Every line out."""
 
     what: str
-    """ready, unable (the stage does not start), begin (an item), progress, done, failed, stopped"""
+    """ready, unable (the stage does not start), on (what items), progress, done, failed, stopped"""
     shard: str = ""
     times: dict[str, float] = {}
     objects: list[Object] = []
@@ -58,8 +63,8 @@ class Reply(msgspec.Struct, omit_defaults=True):
     failure: str = ""
     detail: str = ""
     fraction: float = 0.0
-    item: int = -1
-    """Which of the order's it begins with."""
+    items: list[int] = []
+    """Which of the order's are being worked on."""
 
 
 def main() -> None:
@@ -135,7 +140,7 @@ def _one(order: Order, setup: Setup, process: Any, scratch: Path, check: Any, se
             rows=[] if own else order.items,
             upstream=upstream, scratch=scratch, fingerprint=stage.fingerprint, check=check,
             progress=_reporter(send, order.shard, setup.progress_every),
-            begin=lambda item: send(Reply("begin", order.shard, item=items.index(item))),
+            on=_teller(send, order.shard, items), alone=order.alone,
         )
     )  # fmt: skip
     crashed = [Bad(items[place].uri, "crash", "the process died on it, twice: see the log") for place in order.without]
@@ -173,6 +178,29 @@ def publish(folder: str, shard: str, suffixes: tuple[str, ...], made: list[Path]
 def _look(uri: str) -> Object:
     digest, size = storage.sha256(uri)
     return Object(uri, size, digest)
+
+
+def _teller(send: Any, shard: str, items: list[Item]) -> Any:
+    """Work.on: the worker must know what a process is on, since a dead one tells no more."""
+    places = {item: place for place, item in enumerate(items)}
+    lock = threading.Lock()
+    now: list[int] = []
+
+    @contextlib.contextmanager
+    def on(item: Item) -> Iterator[None]:
+        place = places[item]
+        tell(now.append, place)
+        try:
+            yield
+        finally:
+            tell(now.remove, place)
+
+    def tell(change: Callable[[int], None], place: int) -> None:
+        with lock:
+            change(place)
+            send(Reply("on", shard, items=sorted(set(now))))
+
+    return on
 
 
 def _reporter(send: Any, shard: str, every: float) -> Any:

@@ -70,8 +70,8 @@ class Child(msgspec.Struct):
     ready: bool = False
     start_seconds: float = 0.0
     order: Order | None = None
-    item: int = -1
-    """Which of the order's it is on; -1 if the stage does not say."""
+    items: list[int] = []
+    """Which of the order's it is on, if the stage says so."""
     begun: float = 0.0
     buffer: bytes = b""
     stopping: bool = False
@@ -95,9 +95,9 @@ class State(msgspec.Struct):
     done: int = 0
     node_failures: int = 0
     bad_starts: int = 0
+    """Of processes that ended before they were ready."""
     working: bool = False
     """The stage has started in one of the processes."""
-    """Of processes that ended before they were ready."""
     left: int = 0
     """Shards given up for now."""
 
@@ -307,8 +307,8 @@ def hand_out(child: Child, state: State, log: records.Log) -> None:
     if not child.ready or child.order or child.stopping or state.closing or not state.todo:
         return
     shard = state.todo.pop(0)
-    child.order, child.begun = Order(shard.id, shard.items, culprits(shard.id, state)), time.monotonic()
-    child.item = -1
+    child.order = Order(shard.id, shard.items, culprits(shard.id, state), alone=shard.id in state.died_on)
+    child.begun, child.items = time.monotonic(), []
     log.write(records.Record("start", shard.id, time.time()))
     try:
         child.orders.write(msgspec.json.encode(child.order) + b"\n")
@@ -334,8 +334,8 @@ def receive(child: Child, state: State, log: records.Log) -> bool:
             child.why, child.detail = reply.failure, reply.detail
             continue
         assert child.order
-        if reply.what == "begin":
-            child.item = reply.item
+        if reply.what == "on":
+            child.items = reply.items
             continue
         if reply.what == "progress":
             note = records.Record("progress", reply.shard, now, seconds=seconds, detail=reply.detail)
@@ -391,8 +391,8 @@ def bury(child: Child, state: State, log: records.Log) -> bool:
     if child.order:
         order, child.order = child.order, None
         seconds, why = time.monotonic() - child.begun, failure.of_exit(status)
-        if why == "crash" and child.item >= 0:
-            state.died_on.setdefault(order.shard, []).append(child.item)
+        if why == "crash" and child.items:
+            state.died_on.setdefault(order.shard, []).extend(child.items)
         failed(order, why, f"its process ended with {words}", seconds, state, log)
         return True
     if not child.ready and not child.stopping:  # it never came up: an import error, a model too large for the memory

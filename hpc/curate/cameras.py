@@ -6,7 +6,7 @@ missing; filters, thumbnail, previews and sound are those of the camera that dec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,7 +17,6 @@ from hpc.curate.settings import Clips
 from hpc.data import video
 from hpc.data.work import Bad, BadInput, Item
 
-CHECK_EVERY = 4  # frames
 MISSING = 1.5  # frames that may lack at both ends of a clip: cameras tick alike, but not at the same moment
 
 
@@ -28,7 +27,7 @@ class Part(msgspec.Struct, frozen=True):
     row: dict[str, Any]
 
 
-def decides(settings: Clips, items: list[Item]) -> tuple[Item, list[Item]]:
+def decides(settings: Clips, items: Sequence[Item]) -> tuple[Item, list[Item]]:
     """The camera that is cut, and those that follow. Raises BadInput."""
     by_name = {item.camera: item for item in sorted(items, key=lambda item: item.camera)}
     first = settings.camera or next(iter(by_name))
@@ -41,7 +40,7 @@ def decides(settings: Clips, items: list[Item]) -> tuple[Item, list[Item]]:
 
 def cut(
     tools: source.Tools,
-    items: list[Item],
+    items: Sequence[Item],
     open_input: Callable[[Item], BinaryIO],
     scratch: Path,
     check: Callable[[], None],
@@ -61,16 +60,18 @@ def cut(
         spans = [(one.row["start_seconds"], one.row["end_seconds"]) for one in made if one.members]
         try:
             with open_input(other) as file:
-                parts = follow(tools.settings, other, file, spans, scratch, check)
-        except BadInput as error:
-            bad.append(Bad(other.uri, error.bad.reason, error.bad.detail))
+                watched: Any = source.Watched(other.uri, file, check)
+                parts = follow(tools.settings, other, watched, spans, scratch)
+            source.unchanged(other)
+        except Exception as error:
+            bad.append(source.refusal(other.uri, error))
             parts = [None] * len(spans)
         join(made, other, parts)
     return made, counts, bad
 
 
 def follow(
-    settings: Clips, item: Item, file: BinaryIO, spans: list[tuple[float, float]], scratch: Path, check: Callable
+    settings: Clips, item: Item, file: BinaryIO, spans: list[tuple[float, float]], scratch: Path
 ) -> list[Part | None]:
     """Encode what one camera saw in each of these spans, in seconds, rising; None where it did not see all of it.
 
@@ -92,9 +93,7 @@ def follow(
             encoder.abandon()
         encoder = None
 
-    for number, (frame, end) in enumerate(with_ends(video.Decoder(file))):
-        if number % CHECK_EVERY == 0:
-            check()
+    for frame, end in with_ends(video.Decoder(file)):
         begins, ends = (float((pts - info.start_pts) * info.time_base) for pts in (frame.pts, end))
         while at < len(spans) and begins > spans[at][1] - slack:
             finish()
@@ -138,12 +137,10 @@ def row(item: Item, encoder: video.Encoder) -> dict[str, Any]:
 
 
 def join(made: list[clip.Made], item: Item, parts: list[Part | None]) -> None:
-    """Put what a camera saw to the clips that are kept, `parts` in their order. Clips that it did not see are dropped."""
+    """Put what a camera saw to the clips that are kept, in their order; what it did not see is dropped."""
     for one, part in zip([one for one in made if one.members], parts, strict=True):
         if part is None:
-            one.row |= {"verdict": "camera-missing", "reasons": [f"{item.camera} did not record all of it"]}
-            one.row.pop("cameras", None)
-            one.members.clear()
+            clip.drop(one, "camera-missing", f"{item.camera} did not record all of it")
         else:
             one.row["cameras"] = [*one.row.get("cameras", []), part.row]
             one.members[f".{item.camera}.mp4"] = part.path

@@ -39,6 +39,7 @@ CAMERA = [
     ("offset", pa.int64()),
     ("size", pa.int64()),
 ]
+OF_KEPT = ("width", "height", "codec", "audio_codec", "audio_streams", "audio_dropped", "bytes", "previews")
 SCHEMA = pa.schema(
     [
         ("uuid", pa.string()),
@@ -49,7 +50,8 @@ SCHEMA = pa.schema(
         ("end_seconds", pa.float64()),
         ("start_frame", pa.int64()),
         ("end_frame", pa.int64()),  # the first one after the clip
-        ("verdict", pa.string()),  # "keep", or why it was dropped: "short", "no-key-frame", "past-max-clip", a filter
+        ("verdict", pa.string()),  # "keep", or why it was dropped: a filter, or one of "short",
+        # "no-key-frame", "past-max-clip", "camera-missing", "duplicate"
         ("reasons", pa.list_(pa.string())),  # every limit of a filter that it breaks
         ("num_frames", pa.int64()),
         ("fps", pa.float64()),  # average
@@ -100,6 +102,14 @@ class Made(msgspec.Struct):
     row: dict[str, Any]
     members: dict[str, Path | bytes]
     """Suffix -> file or bytes, of a kept clip: what goes into the tar."""
+
+
+def drop(made: Made, verdict: str, reason: str) -> None:
+    """A clip that was to be kept is not."""
+    for column in (*OF_KEPT, "cameras"):
+        made.row.pop(column, None)
+    made.row |= {"verdict": verdict, "reasons": [reason]}
+    made.members.clear()
 
 
 class Source(msgspec.Struct):

@@ -12,35 +12,80 @@ decodes as much before and after as these need.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import itertools
 import shutil
 import tarfile
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
-from hpc.curate import clip, filters, source
+from hpc.curate import cameras, clip, filters, lanes, source
 from hpc.curate import scores as scoring
 from hpc.curate.settings import VIDEO, Clips
 from hpc.data import layers, storage, video
+from hpc.data.video import nvdec
 from hpc.data.work import Bad, BadInput, Item, Made, Work
-from hpc.models import shots
+from hpc.models import shots, shots_gpu
 
 SCHEMA = clip.SCHEMA
+GPU_LANES = 8  # an H200 has 7 video engines
 COUNTS = ("inputs", "clips", "dropped", "frames", "damaged_frames", "video_seconds", "clip_seconds")
+
+
+class Job(NamedTuple):
+    """One video, or what else there is to say of an input."""
+
+    number: int
+    item: Item
+    member: str = ""
+    """The video's name, if it comes in a tar."""
+    open: Callable[[], BinaryIO] | None = None
+    share: float = 0.0
+    """Of the shard's work."""
+    bad: tuple[Bad, ...] = ()
+    """Why the input, or what is left of it, can never work."""
+    last: bool = False
+    """This was all of the input."""
+    session: tuple[Item, ...] = ()
+    """All of its cameras, if there are several to be cut together."""
+
+    @property
+    def uri(self) -> str:
+        return self.session[0].session if self.session else self.item.uri
+
+
+class Cut(NamedTuple):
+    """What became of a video."""
+
+    job: Job
+    scratch: Path
+    made: list[clip.Made]
+    counts: dict[str, float]
+    bad: tuple[Bad, ...]
 
 
 def start(settings: Clips) -> Callable[[Work], Made]:
     """Raises FileNotFoundError without the detector's weights, and whatever libav raises if it cannot encode."""
-    model = None
+    on_gpu = torch.cuda.is_available()
+    if on_gpu:
+        nvdec.prepare()
+    model: shots.TransNetV2 | shots_gpu.Batcher | None = None
     if settings.split.detector == "transnetv2":
-        model = shots.load_transnetv2("cuda" if torch.cuda.is_available() else "cpu")
+        model = shots_gpu.Batcher(shots.load_transnetv2("cuda")) if on_gpu else shots.load_transnetv2()
     if coding := clip.coding(settings.encode):
         video.try_encoder(coding)
-    return functools.partial(process, source.Tools(settings, model, filters.start(settings.filter)))
+    # Detectors of changes want every frame on the CPU, and NVDEC keeps its motion vectors to itself.
+    decodes = on_gpu and settings.split.detector in ("transnetv2", "stride") and not settings.filter.vectors()
+    count = settings.lanes or (GPU_LANES if decodes else 1)
+    gpu_bytes = torch.cuda.mem_get_info()[0] // 2 // count if decodes else 0
+    tools = source.Tools(settings, model, filters.start(settings.filter), count, gpu_bytes)
+    return functools.partial(process, tools)
 
 
 def process(tools: source.Tools, work: Work) -> Made:
@@ -49,15 +94,36 @@ def process(tools: source.Tools, work: Work) -> Made:
     rows: list[dict[str, Any]] = []
     bad: list[Bad] = []
     counts = Counter(dict.fromkeys(COUNTS, 0.0))
-    with layers.TarWriter(tar_path) as tar:
-        for item in work.items:
-            work.begin(item)
-            try:
-                for member, file in videos(item):
-                    cut_one(tools, work, item, member, file, (rows, bad, counts, tar))
-            except BadInput as error:
-                bad.append(error.bad)
-            counts["inputs"] += 1 / item.parts
+    seen: set[str] = set()
+    progress = lanes.Progress(work.progress)
+
+    def one(job: Job, check: Callable[[], None]) -> Cut:
+        def report(share: float, frame: int, clips: int) -> None:
+            name = (job.member or job.uri).rpartition("/")[2]
+            progress(job.number, job.share * share, f"{name}: frame {frame}, {counts['clips'] + clips:.0f} clips")
+
+        with contextlib.ExitStack() as on:
+            for item in job.session or (job.item,):
+                on.enter_context(work.on(item))
+            cut = cut_one(tools, job, work.scratch / f"cutting-{job.number}", check, report)
+        progress.done[job.number] = job.share
+        return cut
+
+    cuts = lanes.in_order(jobs(work.items), one, 1 if work.alone else tools.lanes, work.check)
+    with layers.TarWriter(tar_path) as tar, contextlib.closing(cuts):
+        for cut in cuts:
+            for made in cut.made:
+                if made.members and made.row["uuid"] in seen:
+                    clip.drop(made, "duplicate", "a clip of this shard has the same content")
+                if made.members:
+                    seen.add(made.row["uuid"])
+                    add(tar, made)
+                rows.append(made.row)
+            shutil.rmtree(cut.scratch, ignore_errors=True)
+            bad.extend(cut.bad)
+            counts.update(cut.counts)
+            counts.update(source.tally(cut.made))
+            counts["inputs"] += cut.job.last / cut.job.item.parts
     meta = {"fingerprint": work.fingerprint, "shard": work.shard}
     meta["sha256"], meta["size"] = storage.sha256(str(tar_path))
     layers.write_table(table_path, rows, meta, SCHEMA)
@@ -66,38 +132,24 @@ def process(tools: source.Tools, work: Work) -> Made:
 
 def cut_one(
     tools: source.Tools,
-    work: Work,
-    item: Item,
-    member: str,
-    file: BinaryIO,
-    shard: tuple[list[dict[str, Any]], list[Bad], Counter[str], layers.TarWriter],
-) -> None:
-    """Cut one video, and add what it gives to the shard: all of it, or a Bad."""
-    rows, bad, counts, tar = shard
-    uri = f"{item.uri}#{member}" if member else item.uri
-
-    def progress(share: float, frame: int, clips: int) -> None:
-        done = (counts["inputs"] + share) / len(work.items)
-        work.progress(min(done, 1.0), f"{uri.rpartition('/')[2]}: frame {frame}, {counts['clips'] + clips:.0f} clips")
-
-    scratch = work.scratch / "cutting"
+    job: Job,
+    scratch: Path,
+    check: Callable[[], None],
+    progress: Callable[[float, int, int], None],
+) -> Cut:
+    """Cut one video: all of its clips, or a Bad. Their files are in `scratch`, which is made."""
+    if job.open is None and not job.session:
+        return Cut(job, scratch, [], {}, job.bad)
     scratch.mkdir()
     try:
-        made, counted = source.cut(tools, item, member, file, scratch, work.check, progress)
-        for one in made:
-            if one.members:
-                add(tar, one)
-            rows.append(one.row)
-        counts.update(counted)
-        counts.update(source.tally(made))
-    except BadInput as error:
-        bad.append(Bad(uri, error.bad.reason, error.bad.detail))
+        if job.session:
+            made, counts, bad = cameras.cut(tools, job.session, open_input, scratch, check, progress)
+            return Cut(job, scratch, made, counts, tuple(bad))
+        with job.open() as file:
+            return Cut(job, scratch, *source.cut(tools, job.item, job.member, file, scratch, check, progress), ())
     except Exception as error:
-        if not video.refused(error):
-            raise
-        bad.append(Bad(uri, "cannot-be-processed", f"{type(error).__name__}: {error}"))
-    finally:
-        shutil.rmtree(scratch)
+        uri = f"{job.uri}#{job.member}" if job.member else job.uri
+        return Cut(job, scratch, [], {}, (source.refusal(uri, error),))
 
 
 def add(tar: layers.TarWriter, made: clip.Made) -> None:
@@ -109,15 +161,34 @@ def add(tar: layers.TarWriter, made: clip.Made) -> None:
         row[f"{suffix}_offset"], row[f"{suffix}_size"] = entry.members[f".{suffix}"]
     for one in row.get("previews") or ():
         one["offset"], one["size"] = entry.members[f".preview_{one['start_frame']}_{one['end_frame']}.webp"]
+    for one in row.get("cameras") or ():
+        one["offset"], one["size"] = entry.members[f".{one['camera']}.mp4"]
 
 
-def videos(item: Item) -> Iterator[tuple[str, BinaryIO]]:
-    """(name, file) of the videos of an input: itself, with no name, or those in a tar. Raises BadInput."""
-    with open_input(item) as file:
-        if item.uri.lower().endswith(".tar"):
-            yield from videos_in_tar(item, source.Watched(item.uri, file, lambda: None))
+def jobs(items: list[Item]) -> Iterator[Job]:
+    """The videos of these inputs, in order, and after those of each input the news that it is over."""
+    tars, number = Tars(), itertools.count()
+    for _, together in itertools.groupby((item for item in items if item.session), lambda item: item.session):
+        rig = tuple(together)
+        yield Job(next(number), rig[0], share=len(rig) / len(items), session=rig)
+        yield from (Job(next(number), item, last=True) for item in rig)
+    for item in items:
+        if item.session:
+            continue
+        bad: tuple[Bad, ...] = ()
+        if not item.uri.lower().endswith(".tar"):
+            open_file = functools.partial(open_input, item)
+            yield Job(next(number), item, open=open_file, share=1 / len(items))
         else:
-            yield "", file
+            try:
+                members, cut_short = videos_in_tar(item)
+                bad = (cut_short,) if cut_short else ()
+            except BadInput as error:
+                members, bad = [], (error.bad,)
+            for member in members:
+                share = 1 / len(members) / len(items)
+                yield Job(next(number), item, member.name, functools.partial(tars.open, item, member), share)
+        yield Job(next(number), item, bad=bad, last=True)
 
 
 def open_input(item: Item) -> BinaryIO:
@@ -129,30 +200,40 @@ def open_input(item: Item) -> BinaryIO:
         raise BadInput(item.uri, "changed-since-planned", str(error)) from error
 
 
-def videos_in_tar(item: Item, file: BinaryIO) -> Iterator[tuple[str, BinaryIO]]:
-    """(name, file) of the videos in a tar; of a tar planned in parts, those of this part. Of members with the same name
-    the last counts, as tar has it. Raises BadInput; for a tar that is cut short only after what is there."""
+class Tars(threading.local):
+    """Members of tars: each thread opens a tar once, and reads one member after the other."""
+
+    item: Item | None = None
+
+    def open(self, item: Item, member: tarfile.TarInfo) -> BinaryIO:
+        if self.item != item:
+            self.tar = tarfile.open(fileobj=open_input(item), mode="r:")
+            self.item = item
+        return self.tar.extractfile(member)
+
+
+def videos_in_tar(item: Item) -> tuple[list[tarfile.TarInfo], Bad | None]:
+    """The videos in a tar; of a tar planned in parts, those of this part. Of members with the same name the last
+    counts, as tar has it. With them, for a tar that is cut short, that it is so. Raises BadInput."""
     found: dict[str, tarfile.TarInfo] = {}
     cut_short = None
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
+        with open_input(item) as file:
+            tar = tarfile.open(fileobj=source.Watched(item.uri, file, lambda: None), mode="r:")
             try:
                 for member in tar:
                     name = member.name
                     if member.isreg() and name.lower().endswith(VIDEO) and "/." not in f"/{name}":
                         found[name] = member
             except tarfile.TarError as error:
-                cut_short = error
                 found = {name: m for name, m in found.items() if m.offset_data + m.size <= item.size}
-            if not found and not cut_short:
-                raise BadInput(item.uri, "no-videos-in-tar", f"no file in it ends with {' '.join(VIDEO)}")
-            first, last = (len(found) * part // item.parts for part in (item.part, item.part + 1))
-            for member in list(found.values())[first:last]:
-                yield member.name, tar.extractfile(member)
+                cut_short = Bad(item.uri, "corrupt", f"cut short behind {len(found)} videos: {error}")
     except tarfile.TarError as error:
         raise BadInput(item.uri, "corrupt", f"not a tar: {error}") from error
-    if cut_short:
-        raise BadInput(item.uri, "corrupt", f"cut short behind {len(found)} videos: {cut_short}")
+    if not found and not cut_short:
+        raise BadInput(item.uri, "no-videos-in-tar", f"no file in it ends with {' '.join(VIDEO)}")
+    first, last = (len(found) * part // item.parts for part in (item.part, item.part + 1))
+    return list(found.values())[first:last], cut_short
 
 
 def gallery(open_object: Callable[[str], BinaryIO], limit: int) -> list[tuple[str, str, bytes]]:

@@ -17,6 +17,8 @@ class Look:
     """Whoever asks first makes a picture, whoever asks later gets the same one: nobody may write to it."""
 
     __slots__ = ("digest", "duration", "frame", "number", "pictures", "pts", "sizes")
+    planes: Any = None
+    """Of a frame in a GPU's memory: its planes there."""
 
     def __init__(self, number: int, frame: video.Frame, sizes: Sizes, digest: bytes = b"") -> None:
         self.number, self.pts, self.duration, self.frame = number, frame.pts, frame.duration, frame

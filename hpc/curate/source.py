@@ -11,12 +11,13 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from hpc.curate import changes, clip, filters, split
+from hpc.curate import changes, clip, filters, gpu, split
 from hpc.curate.look import Look, Sizes
 from hpc.curate.settings import Clips
 from hpc.data import storage, video
-from hpc.data.work import BadInput, Item
-from hpc.models import shots
+from hpc.data.video import nvdec
+from hpc.data.work import Bad, BadInput, Item
+from hpc.models import shots, shots_gpu
 
 CHECK_EVERY = 4  # frames
 PROGRESS_EVERY = 50  # frames
@@ -26,8 +27,12 @@ class Tools(msgspec.Struct):
     """What a worker loads once."""
 
     settings: Clips
-    model: shots.TransNetV2 | None
+    model: shots.TransNetV2 | shots_gpu.Batcher | None
     filters: dict[str, filters.Open]
+    lanes: int = 1
+    """Videos worked on at the same time."""
+    gpu_bytes: int = 0
+    """Of the GPU's memory, for the decoded frames of each of them; 0: decode on the CPU."""
 
 
 class Watched:
@@ -46,6 +51,22 @@ class Watched:
             raise BadInput(self.uri, "missing", "it vanished while it was read") from error
         except storage.Changed as error:
             raise BadInput(self.uri, "changed-since-planned", str(error)) from error
+
+
+def unchanged(item: Item) -> None:
+    """Raises BadInput if an input that was read to its end is no longer the one that was planned."""
+    now = storage.stat(item.uri)
+    if now is not None and now.etag != item.etag:
+        raise BadInput(item.uri, "changed-since-planned", f"while it was read: {item.etag} became {now.etag}")
+
+
+def refusal(uri: str, error: Exception) -> Bad:
+    """What is wrong with an input, if it is at fault; else the error is raised again."""
+    if isinstance(error, BadInput):
+        return Bad(uri, error.bad.reason, error.bad.detail)
+    if not video.refused(error):
+        raise error
+    return Bad(uri, "cannot-be-processed", f"{type(error).__name__}: {error}")
 
 
 def span(part: int, parts: int, frames: int) -> tuple[int, float]:
@@ -83,6 +104,25 @@ def cut(
     member: the video's name, if it comes in a tar. scratch: an empty folder for this video alone. progress(share of the
     video 0..1, frame, clips). Raises BadInput.
     """
+    try:
+        return cut_once(tools, item, member, file, scratch, check, progress)
+    except video.Unfit:  # the GPU gives it up: again, on the CPU
+        for path in scratch.iterdir():
+            path.unlink()
+        on_cpu = msgspec.structs.replace(tools, gpu_bytes=0)
+        return cut_once(on_cpu, item, member, file, scratch, check, progress)
+
+
+def cut_once(
+    tools: Tools,
+    item: Item,
+    member: str,
+    file: BinaryIO,
+    scratch: Path,
+    check: Callable[[], None],
+    progress: Callable[[float, int, int], None],
+) -> tuple[list[clip.Made], dict[str, float]]:
+    """Raises Unfit if a GPU was to decode, and cannot do it as a CPU does."""
     settings, counts, clock = tools.settings, Counter[str](), Clock()
     clock.spend("probe")
     watched: Any = Watched(item.uri, file, check)
@@ -113,8 +153,10 @@ def cut(
     cutter = split.Cutter(info, settings.split, labeller.first, own, functools.partial(clip.Clip, source))
     last = own[1] if own[1] < float("inf") else info.frames or float(info.duration * info.fps)
     sizes: Sizes = {}
+    on_gpu = tools.gpu_bytes > 0 and nvdec.fits(info)
     decoder = video.Decoder(watched, labeller.begin, at, vectors=settings.filter.vectors(), tap=tap,
-                            digests=settings.ids == "content")  # fmt: skip
+                            digests=settings.ids == "content", nvdec=on_gpu)  # fmt: skip
+    held = gpu.Held(info, decoder, tools.gpu_bytes) if on_gpu else None
     number, ticks = -1, 0
     before = None  # time of the frame before, if it is this span's own
     clock.spend("decode")
@@ -128,7 +170,8 @@ def cut(
         ticks += frame.pts - before if before is not None else 0
         before = frame.pts if own[0] <= number < own[1] else None
         counts["frames"] += before is not None
-        look = Look(number, frame, sizes, decoder.digests.pop(frame.pts, b"") if decoder.digests is not None else b"")
+        digest = decoder.digests.pop(frame.pts, b"") if decoder.digests is not None else b""
+        look = (held.look if held else Look)(number, frame, sizes, digest)
         clock.spend("detect")
         labels = labeller.push(look)
         clock.spend("cut")
@@ -144,10 +187,10 @@ def cut(
         cutter.finish(labels)
         counts["damaged_frames"] += max(0, (at.frames if at else info.frames) - number - 1)
     clock.spend("")
-    now = storage.stat(item.uri)
-    if now is not None and now.etag != item.etag:
-        raise BadInput(item.uri, "changed-since-planned", f"while it was read: {item.etag} became {now.etag}")
+    unchanged(item)
     counts["damaged_frames"] += decoder.damaged
+    if on_gpu:
+        counts["frames_on_gpu"] = counts["frames"]
     counts["video_seconds"] += float(ticks * info.time_base)
     return source.made, {**counts, **{f"time_{on}": spent for on, spent in clock.seconds.items()}}
 

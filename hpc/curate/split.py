@@ -16,7 +16,7 @@ from typing import Protocol
 from hpc.curate.look import Look
 from hpc.curate.settings import Split
 from hpc.data import video
-from hpc.models import shots
+from hpc.models import shots, shots_gpu
 
 
 class Label(enum.Enum):
@@ -44,16 +44,17 @@ class Labeller(Protocol):
 class Shots:
     """Shots as TransNetV2 sees them. The first frame of a transition still belongs to the shot before it."""
 
-    def __init__(self, model: shots.TransNetV2, threshold: float, start: int) -> None:
+    def __init__(self, model: shots.TransNetV2 | shots_gpu.Batcher, threshold: float, start: int) -> None:
         self.threshold = threshold
         self.first = max(0, start - shots.STEP)  # the label of frame `start` needs the frame before it
         self.begin = max(0, self.first - shots.CONTEXT)
-        self.detector = shots.Detector(model, self.first)
+        on_gpu = isinstance(model, shots_gpu.Batcher)
+        self.detector = model.detector(self.first) if on_gpu else shots.Detector(model, self.first)
         self.next = self.begin
         self.in_transition = True  # nothing comes before the first frame
 
     def push(self, look: Look) -> list[Label]:
-        small = look.rgb(shots.WIDTH, shots.HEIGHT)
+        small = look.planes or look.rgb(shots.WIDTH, shots.HEIGHT)
         labels = []
         # Damaged frames are missing: the detector sees the next one in their place, so that its windows stay in step.
         for _ in range(self.next, look.number + 1):

@@ -12,6 +12,7 @@ stage ever deals with atomicity, retries or resume. Light on purpose: standard l
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +86,11 @@ class Work(msgspec.Struct):
     """Call it often (each frame or so): raises Stopped when the worker must leave. Costs nothing."""
     progress: Callable[[float, str], None]
     """progress(fraction of this shard 0..1, a few words): throttled by the worker."""
-    begin: Callable[[Item], None] = lambda item: None
-    """Call it when work on an item begins. If the process dies twice on the same one (a crash of a decoder), the shard
-    is made without it, and it is quarantined, reason "crash"."""
+    on: Callable[[Item], AbstractContextManager[None]] = lambda item: nullcontext()
+    """`with work.on(item):` around the work on an item. If the process dies twice on the same one (a crash of a
+    decoder), the shard is made without it, and it is quarantined, reason "crash"."""
+    alone: bool = False
+    """The process died on this shard before: work on one item at a time, so that it shows which one does it."""
 
 
 class Made(msgspec.Struct):

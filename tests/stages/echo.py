@@ -13,6 +13,8 @@ from pathlib import Path
 from hpc.data import storage
 from hpc.data.work import Bad, Made, Work
 
+TROUBLE = ("crash", "fail", "oom", "disk", "hang")
+
 
 def start(settings):
     def process(work: Work) -> Made:
@@ -23,20 +25,20 @@ def start(settings):
             work.progress(i / steps, "working")
             time.sleep(settings.seconds / steps)
         for item in work.items:
-            work.begin(item)
-            text = storage.read(item.uri).decode(errors="replace").strip()
-            word, _, times = text.partition(" ")
-            if word == "sleep":
-                for _ in range(int(float(times) * 50)):
-                    work.check()
-                    time.sleep(0.02)
-            elif word == "wait":
-                while not Path(settings.flags, times).exists():
-                    work.check()
-                    time.sleep(0.02)
-            elif word in ("crash", "fail", "oom", "disk", "hang") and _again(settings.flags, work.shard, word, times):
-                _misbehave(word)
-            elif word == "bad":
+            with work.on(item):
+                text = storage.read(item.uri).decode(errors="replace").strip()
+                word, _, times = text.partition(" ")
+                if word == "sleep":
+                    for _ in range(int(float(times) * 50)):
+                        work.check()
+                        time.sleep(0.02)
+                elif word == "wait":
+                    while not Path(settings.flags, times).exists():
+                        work.check()
+                        time.sleep(0.02)
+                elif word in TROUBLE and _again(settings.flags, work.shard, word, times):
+                    _misbehave(word)
+            if word == "bad":
                 bad.append(Bad(item.uri, "no-good", text))
                 continue
             line = {"uri": item.uri, "part": item.part, "parts": item.parts, "text": text[:200]}

@@ -37,7 +37,7 @@ class Clips(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     OBJECTS: ClassVar[tuple[str, ...]] = (".tar", ".parquet")
     INPUT_SUFFIXES: ClassVar[tuple[str, ...]] = (*VIDEO, ".tar")
     VERSION: ClassVar[int] = 2
-    NEUTRAL: ClassVar[tuple[str, ...]] = ()
+    NEUTRAL: ClassVar[tuple[str, ...]] = ("lanes",)
     SECONDS_PER_GIB: ClassVar[float] = 3000.0
 
     split: Split = Split()
@@ -55,6 +55,10 @@ class Clips(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     limit_clips: Annotated[int, Meta(ge=1)] | None = None
     """Keep the first this many clips of each video (of a video planned as spans: of each span) and look no further: for
     trying things out."""
+    lanes: Annotated[int, Meta(ge=0, le=64)] = 0
+    """Videos of a shard that one worker works on at the same time, in threads; it never changes the output. 0: 8 where
+    a GPU decodes, whose video engines one video alone leaves idle, else 1 (`resources: {workers: ...}` uses more CPUs
+    better). Each takes memory for some 200 frames."""
 
 
 class Shard(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -10,7 +10,7 @@ what it is. Frames come out upright: a rotation in the metadata has been applied
             seconds = (frame.pts - video.start_pts) * video.time_base
 """
 
-from hpc.data.video.container import CONTAINERS, Frame, Source, refused
+from hpc.data.video.container import CONTAINERS, Frame, Source, Unfit, refused
 from hpc.data.video.decode import Decoder
 from hpc.data.video.encode import Coding, Encoder, try_encoder
 from hpc.data.video.index import Index, index
@@ -35,6 +35,7 @@ __all__ = [
     "Resizer",
     "Source",
     "Tap",
+    "Unfit",
     "Video",
     "index",
     "motion_vectors",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import av
+from av.codec.hwaccel import HWAccel
 
 from hpc.data.work import BadInput
 
@@ -23,9 +24,16 @@ BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
 READ = 1024**2  # bytes libav asks for at a time: fewer calls into Python
 
 
+class Unfit(Exception):
+    """This video is to be decoded on the CPU: what the GPU gives would not be the same."""
+
+
 @contextlib.contextmanager
-def opened(source: Source) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """The container and its first real video stream; the other streams are not read. Raises BadInput."""
+def opened(
+    source: Source, accelerator: HWAccel | None = None
+) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    """The container and its first real video stream; the other streams are not read. Raises BadInput; Unfit if there
+    is an accelerator, and it fails."""
     with contextlib.ExitStack() as stack:
         named = isinstance(source, str | Path)
         file: BinaryIO = stack.enter_context(Path(source).open("rb")) if named else source  # type: ignore
@@ -37,8 +45,11 @@ def opened(source: Source) -> Iterator[tuple[av.container.InputContainer, av.Vid
             raise BadInput(uri, "empty-file", "0 bytes")
         bare = stack.enter_context(Bare(file))
         try:
-            container = stack.enter_context(av.open(bare, buffer_size=READ, options={"format_whitelist": CONTAINERS}))
+            options = {"format_whitelist": CONTAINERS}
+            container = stack.enter_context(av.open(bare, buffer_size=READ, options=options, hwaccel=accelerator))
         except (av.FFmpegError, UnicodeDecodeError) as error:
+            if accelerator:
+                raise Unfit(f"{uri}: {error}") from error
             known = head.startswith(MAGIC) or head[4:8] in BOXES
             raise BadInput(uri, "corrupt" if known else "not-a-video", f"it begins with {head!r}: {error}") from error
         cover = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails

@@ -14,7 +14,7 @@ import av
 from av.codec.context import Flags2
 
 from hpc.data.video.color import TRANSFERS, ToneMap
-from hpc.data.video.container import Frame, Source, average_fps, opened, packets
+from hpc.data.video.container import Frame, Source, Unfit, average_fps, opened, packets
 from hpc.data.video.deinterlace import LEAD, declared, deinterlaced
 from hpc.data.video.graph import SCALE, Graph
 from hpc.data.video.index import Index
@@ -41,6 +41,9 @@ class Decoder:
     file's `index`; the frames are then the same, with the same numbers, as from the start. With `vectors` the frames
     have their `motion_vectors`, if the codec has any. A `tap` gets the packets that are read on the way. With `digests`
     there are digests of the packets.
+
+    With `nvdec` a GPU decodes, and the frames are handles of its memory: see hpc.data.video.nvdec. Raises Unfit where
+    the CPU should do it, also in the middle.
     """
 
     def __init__(
@@ -51,10 +54,12 @@ class Decoder:
         vectors: bool = False,
         tap: Tap | None = None,
         digests: bool = False,
+        nvdec: bool = False,
     ) -> None:
         if first and at is None:
             raise ValueError(f"to begin at frame {first}, give the file's index")
         self.source, self.first, self.at, self.vectors, self.tap = source, first, at, vectors, tap
+        self.nvdec = nvdec
         self.uri = str(source if isinstance(source, str | Path) else getattr(source, "name", "<file>"))
         self._steps: dict[object, Callable[[Frame], Frame]] = {}
         self.digests: dict[int, bytes] | None = {} if digests else None
@@ -69,6 +74,23 @@ class Decoder:
         """The newest frame as it was decoded, before anything was done to it."""
 
     def __iter__(self) -> Iterator[tuple[int, Frame]]:
+        return self._on_gpu() if self.nvdec else self._on_cpu()
+
+    def _on_gpu(self) -> Iterator[tuple[int, Frame]]:
+        from hpc.data.video import nvdec  # it needs torch
+
+        with opened(self.source, nvdec.accelerator()) as (container, stream):
+            stream.codec_context.thread_count = 1
+            for number, frame in self._numbered(container, stream, ""):
+                nvdec.check(frame)
+                if self.damaged:  # a CPU's decoder knows best how to patch pictures
+                    break
+                if number >= self.first:
+                    yield number, frame
+            if self.damaged:
+                raise Unfit(f"{self.uri}: damaged")
+
+    def _on_cpu(self) -> Iterator[tuple[int, Frame]]:
         with opened(self.source) as (container, stream):
             # With frame threads libav gives vectors of frames that are not decoded to their end, now some, now others.
             stream.thread_type = "SLICE" if self.vectors else "AUTO"
@@ -77,7 +99,7 @@ class Decoder:
             fields = declared(stream)
             for number, frame in deinterlaced(self._numbered(container, stream, fields), fields):
                 if number >= self.first:
-                    yield number, self._plain(frame)
+                    yield number, self.plain(frame)
 
     def _numbered(
         self, container: av.container.InputContainer, stream: av.VideoStream, fields: str
@@ -114,7 +136,8 @@ class Decoder:
             self.coded = frame
             yield number, frame
 
-    def _plain(self, frame: Frame) -> Frame:
+    def plain(self, frame: Frame) -> Frame:
+        """A frame as it was decoded -> upright, of standard dynamic range, of 8 bits."""
         pts, duration, time_base = frame.pts, frame.duration, frame.time_base
         self.rotation = round(-frame.rotation / 90) * 90 % 360
         if frame.color_trc in TRANSFERS:
