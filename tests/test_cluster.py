@@ -60,11 +60,15 @@ def test_whole_nodes_are_filled_with_workers() -> None:
     assert whole.resources(stage(cpus=20)).workers == 3
     assert whole.resources(stage(gpus=1, cpus=30)).workers == 4, "one per GPU, though cores are short"
     assert whole.resources(stage(gpus=2)).workers == 2
+    shared = whole.resources(stage(gpus=0.5))
+    assert (shared.workers, shared.gpus_of(shared.workers), shared.gpus_of(3)) == (8, 4, 2)
     assert whole.resources(stage("x", "curate.shard", cpus=2, memory=Bytes(100 << 30))).workers == 5, "memory is short"
     with pytest.raises(ValueError) as caught:
         whole.resources(stage(gpus=8))
     assert str(caught.value) == ("stages.clips.resources.gpus: a worker asks for 8, a node of cluster whole-node has 4 "
                                  f"(gpus_per_node in {CLUSTERS}/whole-node.yaml)")  # fmt: skip
+    with pytest.raises(ValueError, match=r"gpus: 0.4 is neither a whole number nor a share of one GPU: 0.5, 0.25"):
+        stage(gpus=0.4)
     with pytest.raises(ValueError, match="asks for 1TiB, a node of cluster whole-node has 500GiB"):
         whole.resources(stage(memory=Bytes(1 << 40)))
 

@@ -82,7 +82,7 @@ class Override(Placement, frozen=True, kw_only=True):
     """Per worker, instead of the spec's, as are the following."""
     memory: Bytes | None = None
     """Per worker."""
-    gpus: Annotated[int, Meta(ge=0)] | None = None
+    gpus: Annotated[float, Meta(ge=0)] | None = None
     """Per worker."""
     time: Seconds | None = None
     """Time limit of one array task."""
@@ -157,7 +157,7 @@ class Cluster(ClusterFile, frozen=True, kw_only=True):
             return wanted
         fits = {"cpus": (here.cpus_per_node, wanted.cpus), "memory": (here.memory_per_node, wanted.memory)}
         if wanted.gpus:
-            fits["gpus"] = (here.gpus_per_node, wanted.gpus)
+            fits["gpus"] = (here.gpus_per_node, wanted.gpus_of(1))
         for what, (there, each) in fits.items():
             if there is not None and there < each:
                 raise ValueError(
@@ -167,7 +167,10 @@ class Cluster(ClusterFile, frozen=True, kw_only=True):
         # a worker per GPU even if the last ones get fewer cores than they asked for: an idle GPU costs more
         if wanted.gpus:
             del fits["cpus"]
-        return msgspec.structs.replace(wanted, workers=min(n // each for n, each in fits.values() if n is not None))
+        most = {what: n // each for what, (n, each) in fits.items() if n is not None}
+        if "gpus" in most:
+            most["gpus"] *= wanted.sharing
+        return msgspec.structs.replace(wanted, workers=min(most.values()))
 
 
 LOCAL = Cluster()

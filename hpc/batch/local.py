@@ -117,7 +117,7 @@ def _start(executor_class: type, run: Run, attempt: Attempt, stage: StagePlan, t
     executor = executor_class(folder=run.logs(stage.name), max_num_timeout=1_000_000)
     executor.update_parameters(
         timeout_min=stage.resources.time / 60, signal_delay_s=warning(stage.resources.time), stderr_to_stdout=True,
-        gpus_per_node=stage.resources.gpus * stage.resources.workers,
+        gpus_per_node=stage.resources.gpus_of(stage.resources.workers),
     )  # fmt: skip
     # Ctrl-C goes to every process of the terminal: the tasks' don't listen, this one tells them to leave
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

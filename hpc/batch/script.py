@@ -139,7 +139,7 @@ def resource_flags(stage: StagePlan, cluster: Cluster, memory: float = 1.0, time
         flags += [f"--mem={math.ceil(r.memory * r.workers * memory / 2**20)}M", f"--cpus-per-task={r.cpus * r.workers}"]
     if r.gpus:
         kind = f"{here.gpu_type}:" if here.gpu_type else ""
-        flags.append(f"--gres=gpu:{kind}{r.gpus * r.workers}")
+        flags.append(f"--gres=gpu:{kind}{r.gpus_of(r.workers)}")
     return flags
 
 

@@ -10,6 +10,7 @@ are not expanded. Everything that is wrong is reported at once, with file and li
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -48,8 +49,8 @@ class Resources(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Per worker."""
     memory: Bytes = Bytes(4 * 1024**3)
     """Per worker."""
-    gpus: Annotated[int, Meta(ge=0)] = 0
-    """Per worker."""
+    gpus: Annotated[float, Meta(ge=0)] = 0.0
+    """Per worker: a whole number; or 0.5, 0.25 and so on, so that 2, 4, ... workers of a task share each GPU."""
     time: Seconds = Seconds(4 * 3600)
     """Time limit of one array task."""
     workers: Count = 1
@@ -60,8 +61,19 @@ class Resources(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if self.memory < 64 * 1024**2:
             raise ValueError(f"memory: {size(self.memory)} is too little: a worker needs 64MiB at least")
+        if not math.isclose(self.gpus, 1 / self.sharing if 0 < self.gpus < 1 else round(self.gpus), rel_tol=0.01):
+            raise ValueError(f"gpus: {self.gpus:g} is neither a whole number nor a share of one GPU: 0.5, 0.25, 0.125")
         if self.time < 60:
             raise ValueError(f"time: {check.plain(self.time)} is too short: Slurm counts minutes, give 1m at least")
+
+    @property
+    def sharing(self) -> int:
+        """Workers that share a GPU."""
+        return round(1 / self.gpus) if 0 < self.gpus < 1 else 1
+
+    def gpus_of(self, workers: int) -> int:
+        """Of the first so many workers of a task together."""
+        return -(-workers // self.sharing) * math.ceil(self.gpus)
 
 
 class StageBlock(Struct, frozen=True, kw_only=True):

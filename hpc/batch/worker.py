@@ -237,7 +237,7 @@ def open_log(
         records.Worker(
             t=time.time(), run=run.id, attempt=attempt.number, stage=stage.name, fingerprint=stage.fingerprint,
             job=here.job, restart=here.restart, row=row, node=here.node, raw_job=here.raw_job,
-            cpus=stage.resources.cpus * stage.resources.workers, gpus=stage.resources.gpus * stage.resources.workers,
+            cpus=stage.resources.cpus * stage.resources.workers, gpus=stage.resources.gpus_of(stage.resources.workers),
             memory=stage.resources.memory * boost.memory, time=stage.resources.time * boost.time,
         )
     )  # fmt: skip
@@ -283,9 +283,10 @@ def start_child(run: Run, attempt: Attempt, plan: AttemptPlan, stage: StagePlan,
     env = dict(os.environ)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         env.setdefault(name, str(r.cpus))
-    if r.gpus and r.workers > 1:  # each worker sees its own GPUs, of those that Slurm gave to this task
-        visible = (env.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(r.gpus * r.workers)))).split(",")
-        env["CUDA_VISIBLE_DEVICES"] = ",".join(visible[k * r.gpus : (k + 1) * r.gpus])
+    if r.gpus and r.workers > 1:  # each worker sees its own GPUs, or its share of one, of those of this task
+        visible = (env.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(r.gpus_of(r.workers))))).split(",")
+        first = k // r.sharing * r.gpus_of(1)
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(visible[first : first + r.gpus_of(1)])
     process = subprocess.Popen(
         [sys.executable, "-m", "hpc.batch.runner"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env
     )

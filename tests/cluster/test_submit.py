@@ -76,16 +76,19 @@ def accounted(lab: Lab, fields: str) -> list[str]:
     return known
 
 
-def test_a_task_on_a_whole_node_runs_as_many_workers_as_fit(cluster: Cluster, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("gpus", "there"), [(1, 8), (0.5, 4)])
+def test_a_task_on_a_whole_node_runs_as_many_workers_as_fit(
+    cluster: Cluster, tmp_path: Path, gpus: float, there: int
+) -> None:
     (tmp_path / "flags").mkdir()
-    look = LOOK | {"resources": {"gpus": 1, "cpus": 2}, "together": 8, "flags": str(tmp_path / "flags")}
-    preset = {"whole_nodes": True, "cpus_per_node": 16, "gpus_per_node": 8, "gpu_type": "h100"}
+    look = LOOK | {"resources": {"gpus": gpus, "cpus": 2}, "together": 8, "flags": str(tmp_path / "flags")}
+    preset = {"whole_nodes": True, "cpus_per_node": 16, "gpus_per_node": there, "gpu_type": "h100"}
     lab = Lab(cluster, tmp_path / "lab", {"look": look}, map(str, range(8)), per_task=8, preset=preset)
     job = lab.submit()["look"]
     assert lab.finish() == "done"
     assert len({record["job"] for record in lab.records("look")}) == 1
     seen = [json.loads(p.read_text())["env"] for p in Path(lab.output, "look@v1").glob("0*.json")]
-    assert sorted(env["CUDA_VISIBLE_DEVICES"] for env in seen) == [str(gpu) for gpu in range(8)]
+    assert sorted(env["CUDA_VISIBLE_DEVICES"] for env in seen) == [str(int(k * gpus)) for k in range(8)]
     assert {env["OMP_NUM_THREADS"] for env in seen} == {"2"}
     given = {array_of(task): tres for task, tres in (line.split("|") for line in accounted(lab, "AllocTRES"))}
     assert {"cpu=16", "gres/gpu:h100=8", "mem=62.50G"} <= set(given[job].split(","))
