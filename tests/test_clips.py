@@ -449,6 +449,19 @@ def test_ids_of_contents_survive_a_move(stage: Stage, videos: dict[str, Path], t
     assert {uuid: facts[:5] for uuid, facts in spans.items()} == {uuid: facts[:5] for uuid, facts in here.items()}
 
 
+def test_the_same_content_twice_in_a_shard(stage: Stage, videos: dict[str, Path], tmp_path: Path) -> None:
+    again = tmp_path / "again.mp4"
+    shutil.copy(videos["even"], again)
+    made = stage(Clips(split=SHORT, encode=FAST, ids="content"), item(videos["even"]), item(again))
+    once = {r["uuid"] for r in rows(made) if r["verdict"] == "keep"}
+    twice = [r for r in rows(made) if r["verdict"] == "duplicate"]
+    assert once == {r["uuid"] for r in twice} and {r["source"] for r in twice} == {str(again)}
+    assert made.counts["clips"] == made.counts["dropped_duplicate"] == len(once) > 0
+    assert all(r["mp4_offset"] is r["width"] is None and r["reasons"] for r in twice)
+    with made.objects[0].open("rb") as file:
+        assert sorted(key for key, _ in layers.read_tar(file)) == sorted(once)
+
+
 def test_a_few_clips_of_each_video(stage: Stage, videos: dict[str, Path]) -> None:
     settings = Clips(split=SECONDS, encode=FAST)
     every = [r["uuid"] for r in rows(stage(settings, item(videos["even"])))]

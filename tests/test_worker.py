@@ -97,12 +97,12 @@ def test_what_may_pass_is_tried_twice(trouble: tuple[prepare.Prepared, str]) -> 
     assert "RuntimeError: told to fail" in trouble[1] and "Traceback" in trouble[1], "the log has the whole story"
 
 
-def shared(folder: Path, texts: list[str]) -> prepare.Prepared:
+def shared(folder: Path, texts: list[str], lanes: int = 1) -> prepare.Prepared:
     """One shard of all these inputs, worked on."""
     (folder / "flags").mkdir()
     inputs = {f"{i}.txt": text for i, text in enumerate(texts)}
     sizes = {"size": "1MiB", "split_above": "2MiB"}
-    made = runs.planned(runs.spec(folder, inputs, echo(flags=str(folder / "flags")), shards=sizes))
+    made = runs.planned(runs.spec(folder, inputs, echo(flags=str(folder / "flags"), lanes=lanes), shards=sizes))
     runs.finish(runs.worker(made))
     return made
 
@@ -116,6 +116,14 @@ def test_an_input_that_kills_the_process_twice_is_quarantined(tmp_path: Path) ->
     assert found == [("4.txt", "no-good"), ("1.txt", "crash"), ("3.txt", "crash")]
     assert runs.content(tmp_path / "out") == {"0.txt": "fine", "2.txt": "fine too"}
     assert len(runs.said(made.run, "start")) == 5, "two tries for each of the two, and one without them"
+
+
+def test_the_culprit_is_found_among_inputs_worked_on_at_the_same_time(tmp_path: Path) -> None:
+    made = shared(tmp_path, ["sleep 1", "sleep 1", "crash", *["sleep 1"] * 3], lanes=4)
+    fold = runs.fold(made.run)
+    assert [(Path(bad.uri).name, bad.reason) for bad in fold.done["000000"].bad] == [("2.txt", "crash")]
+    assert list(runs.content(tmp_path / "out")) == ["0.txt", "1.txt", "3.txt", "4.txt", "5.txt"]
+    assert len(runs.said(made.run, "start")) == 3
 
 
 def test_one_crash_quarantines_nothing(tmp_path: Path) -> None:

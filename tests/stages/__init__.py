@@ -16,7 +16,7 @@ class Echo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     OBJECTS: ClassVar[tuple[str, ...]] = (".jsonl",)
     INPUT_SUFFIXES: ClassVar[tuple[str, ...]] = (".txt", ".mp4")
     VERSION: ClassVar[int] = 1
-    NEUTRAL: ClassVar[tuple[str, ...]] = ("seconds", "flags")
+    NEUTRAL: ClassVar[tuple[str, ...]] = ("seconds", "flags", "lanes")
     SECONDS_PER_GIB: ClassVar[float] = 1.0
 
     seconds: float = 0.0
@@ -24,6 +24,8 @@ class Echo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     prompt: str = ""
     flags: str = ""
     """A folder where inputs' misbehaviour is counted, so that a second try can do better."""
+    lanes: int = 1
+    """Inputs worked on at the same time, in threads."""
 
 
 class Note(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

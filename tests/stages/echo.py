@@ -8,10 +8,13 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from hpc.curate import lanes
 from hpc.data import storage
-from hpc.data.work import Bad, Made, Work
+from hpc.data.work import Bad, Item, Made, Work
 
 TROUBLE = ("crash", "fail", "oom", "disk", "hang")
 
@@ -24,25 +27,28 @@ def start(settings):
             work.check()
             work.progress(i / steps, "working")
             time.sleep(settings.seconds / steps)
-        for item in work.items:
+
+        def one(item: Item, check: Callable[[], None]) -> dict[str, Any] | Bad:
             with work.on(item):
                 text = storage.read(item.uri).decode(errors="replace").strip()
                 word, _, times = text.partition(" ")
                 if word == "sleep":
                     for _ in range(int(float(times) * 50)):
-                        work.check()
+                        check()
                         time.sleep(0.02)
                 elif word == "wait":
                     while not Path(settings.flags, times).exists():
-                        work.check()
+                        check()
                         time.sleep(0.02)
                 elif word in TROUBLE and _again(settings.flags, work.shard, word, times):
                     _misbehave(word)
             if word == "bad":
-                bad.append(Bad(item.uri, "no-good", text))
-                continue
+                return Bad(item.uri, "no-good", text)
             line = {"uri": item.uri, "part": item.part, "parts": item.parts, "text": text[:200]}
-            lines.append(line | {"prompt": settings.prompt})
+            return line | {"prompt": settings.prompt}
+
+        for done in lanes.in_order(work.items, one, 1 if work.alone else settings.lanes, work.check):
+            (bad if isinstance(done, Bad) else lines).append(done)
         out = work.scratch / f"{work.shard}.jsonl"
         out.write_text("".join(json.dumps(line) + "\n" for line in lines))
         return Made([out], {"lines": len(lines)}, bad)
@@ -62,7 +68,7 @@ def _again(flags: str, shard: str, word: str, times: str) -> bool:
 
 def _misbehave(word: str) -> None:
     if word == "crash":
-        os.kill(os.getpid(), signal.SIGSEGV)
+        signal.raise_signal(signal.SIGSEGV)  # in this very thread, as a real one
     if word == "oom":
         os.kill(os.getpid(), signal.SIGKILL)
     if word == "disk":
