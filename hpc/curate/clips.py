@@ -73,6 +73,9 @@ class Cut(NamedTuple):
 def start(settings: Clips) -> Callable[[Work], Made]:
     """Raises FileNotFoundError without the detector's weights, and whatever libav raises if it cannot encode."""
     on_gpu = torch.cuda.is_available()
+    # Several threads would wait for each other actively, in competition with those that decode and encode; lanes each
+    # have one of their own. And the last bits of sums depend on the number of threads.
+    torch.set_num_threads(1)
     if on_gpu:
         nvdec.prepare()
     model: shots.TransNetV2 | shots_gpu.Batcher | None = None
