@@ -27,24 +27,25 @@ def fit(info: Video, height: int) -> tuple[int, int]:
 
 class Middle:
     """The picture in the middle of a clip whose length is not known before its end: within two frames of it, or 1/32 of
-    the clip's length. Each picture is 1/8 further in than the one before; those that came too early are forgotten."""
+    the clip's length. Each frame that is held is 1/8 further in than the one before; those that came too early are
+    forgotten, so there are never more than eight."""
 
     def __init__(self, info: Video, height: int) -> None:
         self.size = fit(info, height)
-        self.pictures: deque[tuple[int, npt.NDArray[np.uint8]]] = deque()
+        self.looks: deque[tuple[int, Look]] = deque()
         self.frames = self.due = 0
 
     def take(self, look: Look) -> None:
         if self.frames == self.due:
-            self.pictures.append((self.frames, look.rgb(*self.size)))
+            self.looks.append((self.frames, look))
             self.due += max(4, self.frames // 8)
-            while len(self.pictures) > 1 and self.pictures[1][0] <= self.frames / 2:
-                self.pictures.popleft()
+            while len(self.looks) > 1 and self.looks[1][0] <= self.frames / 2:
+                self.looks.popleft()
         self.frames += 1
 
     def picture(self) -> npt.NDArray[np.uint8]:
         middle = (self.frames - 1) / 2
-        return min(self.pictures, key=lambda picture: abs(picture[0] - middle))[1]
+        return min(self.looks, key=lambda held: abs(held[0] - middle))[1].rgb(*self.size)
 
 
 class Window:
