@@ -84,7 +84,7 @@ def build_parser() -> argparse.ArgumentParser:
     p = verb("logs", logs, "where the logs are, and their ends", run=True)
     p.add_argument("--failed", action="store_true", help="of failed shards and tasks only")
     p.add_argument("--stage", help="of this stage only")
-    p.add_argument("-n", "--lines", type=int, default=20, help="lines of each log (default 20)")
+    p.add_argument("-n", "--lines", type=int, default=40, help="lines of each log (default 40)")
     verb("retry", retry, "plan what is missing as a new attempt, and submit it (a local run: run it)", run=True)
     verb("cancel", cancel, "cancel all jobs of a run", run=True)
     p = verb("throttle", throttle, "change how many array tasks of a run may run at once, live", run=True)
