@@ -211,7 +211,7 @@ def test_the_bytes_do_not_depend_on_the_timing_of_threads(
         for number, allowed in enumerate([cores, {min(cores)}, cores]):
             os.sched_setaffinity(0, allowed)
             encoder_ = video.Encoder(tmp_path / f"{number}.mp4", info, coding)
-            for _, frame in itertools.islice(video.Decoder(path), 30):  # x265 spins when cores are few: a minute is dear
+            for _, frame in itertools.islice(video.Decoder(path), 30):  # x265 spins where cores are few
                 encoder_.write(frame, 512)
             encoder_.close()
             digests.add(hashlib.md5(encoder_.path.read_bytes()).hexdigest())
