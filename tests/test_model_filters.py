@@ -33,7 +33,8 @@ from hpc.curate.settings import filters as settings
 from hpc.data import layers, storage, video
 from hpc.data.units import Seconds
 from hpc.data.work import Item, Made, Work
-from hpc.models.aesthetic import HEADS, load_aesthetic, load_head, located
+from hpc.models.aesthetic import HEADS, load_aesthetic, load_head
+from hpc.models.hub import located
 
 TRAILER = Path(__file__).parents[1] / "jobs" / "quickstart" / "trailer_bbb.mp4"
 TITLES = [(4.5, 7.5), (10.5, 13.5), (16.5, 19.5)]  # seconds

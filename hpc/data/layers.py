@@ -258,6 +258,12 @@ def read_table(source: str | Path | BinaryIO, columns: list[str] | None = None) 
         return table if columns is None else table.select(columns)
 
 
+def columns(source: str | Path | BinaryIO) -> list[str]:
+    """The names of a table's columns."""
+    with pq.ParquetFile(source) as file:
+        return list(file.schema_arrow.names)
+
+
 def read_meta(source: str | Path | BinaryIO) -> dict[str, Any]:
     """The meta that `write_table` was given."""
     with pq.ParquetFile(source) as file:

@@ -17,6 +17,7 @@ from hpc.data.video.index import Index, index
 from hpc.data.video.picture import Luma, Points, Resizer, webp
 from hpc.data.video.probe import Video, probe
 from hpc.data.video.remux import COPIED, Inwards, Remuxer
+from hpc.data.video.sample import sample
 from hpc.data.video.tap import Tap
 from hpc.data.video.vectors import motion_vectors
 
@@ -41,6 +42,7 @@ __all__ = [
     "motion_vectors",
     "probe",
     "refused",
+    "sample",
     "try_encoder",
     "webp",
 ]

@@ -1,0 +1,78 @@
+"""What a layer of columns is made from: the kept clips of a shard, in the order of their tar, and their videos.
+
+A stage over clips needs the stage that made them, and may need stages that judge them too (tables with the columns
+`uuid` and `verdict`): clips that one of those dropped are passed over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+
+from hpc.data import layers, storage
+from hpc.data.work import Work
+
+KEEP = "keep"
+"""The verdict of a clip, or of a layer about it, that lets it stay."""
+
+
+class Clip(msgspec.Struct, frozen=True):
+    """A kept clip."""
+
+    uuid: str
+    row: dict[str, Any]
+    """The columns that were asked for, of the clips' table."""
+    tar: str
+    offset: int
+    """Of its .mp4 in the tar, bytes."""
+    size: int
+
+
+def clips(work: Work, columns: Sequence[str] = ()) -> list[Clip]:
+    """The kept clips of a shard. Raises ValueError where `needs` names no stage that makes clips."""
+    made = clips_of(work.upstream)
+    wanted = ["uuid", "verdict", "mp4_offset", "mp4_size"]
+    rows = table(made[".parquet"], list(dict.fromkeys([*wanted, *columns]))).to_pylist()
+    gone = {uuid for objects in tables_of(work.upstream) for uuid in dropped(objects[".parquet"])}
+    return [
+        Clip(row["uuid"], row, made[".tar"], row["mp4_offset"], row["mp4_size"])
+        for row in rows
+        if row["verdict"] == KEEP and row["uuid"] not in gone
+    ]
+
+
+def videos(clips: Sequence[Clip]) -> Iterator[tuple[Clip, bytes]]:
+    """Each clip with its .mp4; the next ones are read meanwhile, a few at a time."""
+    return layers.map_ahead(lambda one: (one, storage.read(one.tar, one.offset, one.offset + one.size)), clips)
+
+
+def clips_of(upstream: Mapping[str, Mapping[str, str]]) -> Mapping[str, str]:
+    """{".tar": uri, ".parquet": uri} of the needed stage that makes clips. Raises ValueError."""
+    for objects in upstream.values():
+        if {".tar", ".parquet"} <= objects.keys():
+            return objects
+    raise ValueError(f"this stage works on clips: add the stage that makes them to `needs` (it has {list(upstream)})")
+
+
+def tables_of(upstream: Mapping[str, Mapping[str, str]]) -> list[Mapping[str, str]]:
+    """The objects of each needed stage that makes a table and no clips."""
+    return [objects for objects in upstream.values() if ".parquet" in objects and ".tar" not in objects]
+
+
+def table(uri: str, columns: list[str] | None = None) -> pa.Table:
+    with storage.open(uri) as file:
+        return layers.read_table(file, columns)
+
+
+def dropped(uri: str) -> set[str]:
+    """Uuids that a layer's verdict drops; none if it has no verdicts."""
+    with storage.open(uri) as file:
+        names = layers.columns(file)
+        if not {"uuid", "verdict"} <= set(names):
+            return set()
+        judged = layers.read_table(file, ["uuid", "verdict"])
+    return {uuid for uuid, verdict in zip(*(judged[name].to_pylist() for name in ("uuid", "verdict")), strict=True)
+            if verdict != KEEP}  # fmt: skip

@@ -1,0 +1,34 @@
+"""Some pictures of a clip, for models that look at a few."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from hpc.data.video.decode import Decoder
+from hpc.data.video.picture import Resizer
+
+
+def sample(source: bytes | str | Path, frames: Sequence[int], width: int, height: int) -> npt.NDArray[np.uint8]:
+    """uint8 [len(frames), height, width, 3], RGB, upright: these frames of a video, counted from 0, rising.
+
+    For a frame that a damaged video lacks comes the next one that is there, and behind its end the last one. Raises
+    BadInput for what is no video.
+    """
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    resize, last = Resizer(width, height), None
+    out: list[npt.NDArray[np.uint8]] = []
+    for number, frame in Decoder(file):
+        last = frame
+        if len(out) < len(frames) and number >= frames[len(out)]:
+            picture = resize(frame)
+            out += [picture] * sum(wanted <= number for wanted in frames[len(out) :])
+        if len(out) == len(frames):
+            break
+    if last is not None and len(out) < len(frames):
+        out += [resize(last)] * (len(frames) - len(out))
+    return np.stack(out) if out else np.empty((0, height, width, 3), np.uint8)
