@@ -8,6 +8,14 @@ INPUT_SUFFIXES    of the files it takes from a folder, for stages that read the 
 VERSION  raise it when the code's output changes for the same settings: it is part of the fingerprint
 NEUTRAL  settings that never change the output; not part of the fingerprint
 SECONDS_PER_GIB   first guess of one worker's time per GiB of input, until records of earlier shards say better
+
+Settings that name models say so by one method, which `hpc models pull` asks:
+
+    def models(self) -> dict[str, tuple[str, ...]]:
+        return {self.model: ()}
+
+Model -> its files. A model is a path (nothing is fetched then) or owner/name@revision on the Hugging Face hub. Its
+files are names, e.g. ("config.json", "model.safetensors"); () stands for what transformers loads of it.
 """
 
 from __future__ import annotations
