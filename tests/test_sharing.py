@@ -57,8 +57,8 @@ def test_a_stage_that_is_added_behind_a_barrier(tmp_path: Path) -> None:
     assert runs.planned(spec).attempt is None
 
 
-def test_a_barrier_over_different_shards_is_refused(tmp_path: Path) -> None:
-    stages = {"echo": runs.ECHO, "join": runs.JOIN, "again": runs.JOIN | {"needs": ["join", "echo"]}}
+def test_a_map_stage_over_different_shards_is_refused(tmp_path: Path) -> None:
+    stages = {"echo": runs.ECHO, "join": runs.JOIN, "again": runs.NOTE | {"needs": ["join", "echo"]}}
     spec = runs.spec(tmp_path, runs.numbered(2), stages)
     assert "which have different shards" in runs.hpc("check", spec, code=2).stderr
     lonely = runs.spec(tmp_path, {}, {"join": {"kind": "stages:Join"}}, name="lonely")

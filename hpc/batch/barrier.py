@@ -32,20 +32,25 @@ def run(run: Run, attempt: Attempt, name: str) -> int:
         words = f"out of reach from {os.uname().nodename}, with records that count: {', '.join(gone)}"
         print(f"{name}: {words}", file=sys.stderr)
         return 1
-    scope = domain_scope(attempt, attempt_plan, stage)
     needed = [frozen_stage(attempt, attempt_plan, n) for n in stage.needs]
     for need in needed:
         records.compact(run.records(need.name))
     folds = {n.name: prepare.fold_stage(runs, n.name, n.fingerprint) for n in needed}
-    good, parts = prepare.good_shards(scope, folds)
-    share = len(good) / len(scope) if scope else 0.0
-    print(f"{name}: {len(good)} of {len(scope)} shards are good ({share:.1%}; required {stage.required:.1%})")
-    if share < stage.required or not good:
-        for need in needed:
-            for shard, record in list(folds[need.name].failed.items())[:10]:
-                print(f"  {need.name} {shard}: {record.failure}: {record.detail}")
-        print(f"too few: look at the failures (hpc logs {run.id} --failed), then hpc retry {run.id}", file=sys.stderr)
-        return 1
+    domain_of = {n.name: n.domain for n in needed}
+    scopes = {domain: domain_scope(attempt, attempt_plan, domain) for domain in domain_of.values()}
+    good, parts = prepare.good_shards(scopes, domain_of, folds)
+    for domain, scope in scopes.items():
+        few = [need.name for need in needed if need.domain == domain]
+        share = len(good[domain]) / len(scope) if scope else 0.0
+        words = f"{len(good[domain])} of {len(scope)} shards of {', '.join(few)} are good"
+        print(f"{name}: {words} ({share:.1%}; required {stage.required:.1%})")
+        if share < stage.required or not good[domain]:
+            for of in few:
+                for shard, record in list(folds[of].failed.items())[:10]:
+                    print(f"  {of} {shard}: {record.failure}: {record.detail}")
+            print(f"too few: look at the failures (hpc logs {run.id} --failed), then hpc retry {run.id}",
+                  file=sys.stderr)  # fmt: skip
+            return 1
     frozen = prepare.frozen_digest(parts, attempt_plan.superseded)
     stage.fingerprint = prepare.frozen_fingerprint(stage.fingerprint, frozen)
     stage.folder = begin(attempt_plan.output, stage, frozen)
@@ -65,13 +70,11 @@ def run(run: Run, attempt: Attempt, name: str) -> int:
     return 0
 
 
-def domain_scope(attempt: Attempt, attempt_plan: AttemptPlan, stage: StagePlan) -> list[str]:
-    """The shards that the needed stages should have made."""
-    first = attempt_plan.stage(stage.needs[0])
-    if first.domain == "inputs":
+def domain_scope(attempt: Attempt, attempt_plan: AttemptPlan, domain: str) -> list[str]:
+    """The shards that stages over this domain should have made."""
+    if domain == "inputs":
         return attempt.scope(attempt_plan)
-    before = frozen_stage(attempt, attempt_plan, first.domain)
-    return [s.id for s in read_plan(before.folder)]
+    return [s.id for s in read_plan(frozen_stage(attempt, attempt_plan, domain).folder)]
 
 
 def frozen_stage(attempt: Attempt, attempt_plan: AttemptPlan, name: str) -> StagePlan:
@@ -99,7 +102,7 @@ def read_plan(folder: str) -> list[plan.RowShard]:
 
 
 def frozen_plan(
-    stage: StagePlan, good: list[str], needed: dict[str, StagePlan], attempt_plan: AttemptPlan
+    stage: StagePlan, good: dict[str, list[str]], needed: dict[str, StagePlan], attempt_plan: AttemptPlan
 ) -> list[plan.RowShard]:
     """The shards behind the barrier: as planned before, or now, once for all."""
     try:
@@ -108,7 +111,7 @@ def frozen_plan(
         pass
     settings = settings_of(stage.kind, stage.settings)
     upstream = {
-        n: [(shard, {x: storage.join(s.folder, shard + x) for x in s.objects}) for shard in good]
+        n: [(shard, {x: storage.join(s.folder, shard + x) for x in s.objects}) for shard in good[s.domain]]
         for n, s in needed.items()
     }
     freeze = importlib.import_module(settings.CODE).freeze

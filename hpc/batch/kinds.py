@@ -35,6 +35,8 @@ def kind_type(kind: str) -> Any:
         raise ValueError(f"{kind} cannot be imported: {error} (is {module} installed, or on PYTHONPATH?)") from error
     if not check.is_struct(found):
         raise ValueError(f"{module} has no msgspec.Struct {name} with the settings of a stage")
+    if hasattr(found, "parts"):
+        return found  # its parts are the stages
     if missing := [name for name in CONTRACT if not hasattr(found, name)]:
         lacking = ", ".join(missing)
         raise ValueError(f"{kind} lacks the class variables {lacking}; hpc/curate/settings/__init__.py explains them")

@@ -54,11 +54,11 @@ def domains(spec: Spec) -> dict[str, str]:
     out: dict[str, str] = {}
     for name, stage in spec.stages.items():
         of_needs = sorted({out[n] for n in stage.needs} or {"inputs"})
-        if len(of_needs) > 1:
+        barrier = "barrier" in stage.settings.PHASES
+        if len(of_needs) > 1 and not barrier:
             raise ValueError(
                 f"stages.{name}: needs {', '.join(stage.needs)}, which have different shards ({', '.join(of_needs)})"
             )
-        barrier = "barrier" in stage.settings.PHASES
         if barrier and not stage.needs:
             raise ValueError(f"stages.{name}: {stage.kind} makes its shards from those of another stage: give `needs`")
         out[name] = name if barrier else of_needs[0]
@@ -77,14 +77,20 @@ def frozen_fingerprint(base: str, frozen: str) -> str:
     return hashlib.sha256(f"{base} {frozen}".encode()).hexdigest()[:12]
 
 
-def good_shards(scope: Iterable[str], folds: dict[str, records.Fold]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Shards that every one of these stages has done, and what their digest is made of."""
-    good, parts = [], []
-    for shard in scope:
-        if all(shard in fold.done for fold in folds.values()):
-            good.append(shard)
-            for name in sorted(folds):
-                parts += [(f"{name}/{shard}", o.sha256) for o in folds[name].done[shard].objects]
+def good_shards(
+    scopes: dict[str, list[str]], domain_of: dict[str, str], folds: dict[str, records.Fold]
+) -> tuple[dict[str, list[str]], list[tuple[str, str]]]:
+    """Of each domain the shards that all of these stages over it have done, and what their digest is made of.
+
+    scopes: domain -> its shards. domain_of, folds: of the stages, by name.
+    """
+    good: dict[str, list[str]] = {}
+    parts = []
+    for domain, scope in scopes.items():
+        here = {name: fold for name, fold in sorted(folds.items()) if domain_of[name] == domain}
+        good[domain] = [shard for shard in scope if all(shard in fold.done for fold in here.values())]
+        for shard in good[domain]:
+            parts += [(f"{name}/{shard}", o.sha256) for name, fold in here.items() for o in fold.done[shard].objects]
     return good, parts
 
 
@@ -275,9 +281,10 @@ def _behind(spec: Spec, stages: dict[str, StagePlan], scope: list[ledger.Shard],
             behind.add(name)
             continue
         if "barrier" in stage.phases:
-            shards = [s.id for s in scope] if all(stages[n].domain == "inputs" for n in stage.needs) else \
-                plans[stages[stage.needs[0]].domain][0]  # fmt: skip
-            _, parts = good_shards(shards, {n: folds[n] for n in stage.needs})
+            domain_of = {n: stages[n].domain for n in stage.needs}
+            known = {"inputs": [s.id for s in scope]} | {domain: shards for domain, (shards, _) in plans.items()}
+            scopes = {domain: known[domain] for domain in domain_of.values()}
+            _, parts = good_shards(scopes, domain_of, {n: folds[n] for n in stage.needs})
             print_ = frozen_fingerprint(stage.fingerprint, frozen_digest(parts, replaced))
         else:
             print_ = frozen_fingerprint(stage.fingerprint, plans[stage.domain][1])

@@ -138,33 +138,37 @@ def _one(order: Order, setup: Setup, process: Any, scratch: Path, check: Any, se
             shard=order.shard,
             items=[item for place, item in enumerate(items) if place not in order.without],
             rows=[] if own else order.items,
-            upstream=upstream, scratch=scratch, fingerprint=stage.fingerprint, check=check,
+            upstream=upstream, folder=stage.folder, scratch=scratch, fingerprint=stage.fingerprint, check=check,
             progress=_reporter(send, order.shard, setup.progress_every),
             on=_teller(send, order.shard, items), alone=order.alone,
         )
     )  # fmt: skip
     crashed = [Bad(items[place].uri, "crash", "the process died on it, twice: see the log") for place in order.without]
     worked = time.monotonic()
-    objects = publish(stage.folder, order.shard, stage.objects, made.objects)
+    objects = publish(stage.folder, order.shard, stage.objects, made)
     times = {"work": worked - begun, "publish": time.monotonic() - worked}
     return Reply("done", order.shard, times=times, objects=objects, counts=made.counts, bad=made.bad + crashed)
 
 
-def publish(folder: str, shard: str, suffixes: tuple[str, ...], made: list[Path]) -> list[Object]:
-    """Publish a shard's files in order, each exclusively.
+def publish(folder: str, shard: str, suffixes: tuple[str, ...], made: Made) -> list[Object]:
+    """Publish a shard's files in order, those of its tree first, each exclusively.
 
     If the last one is there already, the shard is complete (a killed worker got that far, or a twin was quicker): it is
     taken as it stands, since others may have read it. If only earlier ones are, the bytes decide: the same are adopted;
     others, which only a stage that is not deterministic makes, are replaced, so that objects of two makings never mix.
     """
-    names = [p.name for p in made]
+    names = [p.name for p in made.objects]
     if names != [shard + s for s in suffixes]:
         raise ValueError(f"the stage made {names}, its settings promise {[shard + s for s in suffixes]}")
-    uris = [storage.join(folder, name) for name in names]
+    output = folder.rpartition("/")[0] + "/"
+    if astray := [uri for uri in made.tree if not uri.startswith(output) or "/../" in uri]:
+        raise ValueError(f"the stage made files outside of the output, {output}: {astray[:3]}")
+    paths = [*made.tree.values(), *made.objects]
+    uris = [*made.tree, *(storage.join(folder, name) for name in names)]
     if storage.stat(uris[-1]) is not None and all(storage.stat(uri) for uri in uris):
         return [_look(uri) for uri in uris]
     out, replaced = [], False
-    for uri, path in zip(uris, made, strict=True):
+    for uri, path in zip(uris, paths, strict=True):
         digest, size = storage.sha256(str(path))
         out.append(Object(uri, size, digest))
         if not storage.put_new(uri, path) and _look(uri).sha256 != digest:

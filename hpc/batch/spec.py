@@ -333,7 +333,7 @@ def _stages(node: Node, problems: list[Problem]) -> dict[str, Stage]:
                 others = [other for other in node.value if other != name]
                 message = f"{need!r}: {check.unknown(need, others, 'stage')}"
                 problems.append(block.below("needs").problem(f"{where}.needs", message))
-        if "resources" in values and values["resources"].nodes > 1 and "gang" not in struct.PHASES:
+        if "resources" in values and values["resources"].nodes > 1 and "gang" not in getattr(struct, "PHASES", ()):
             message = f"a task of {kind.value} runs on one node: leave this out, its array spreads over the cluster"
             place = block.below("resources").below("nodes")
             problems.append(place.problem(f"{where}.resources.nodes", message))
@@ -343,7 +343,30 @@ def _stages(node: Node, problems: list[Problem]) -> dict[str, Stage]:
         settings = check.build(struct, own, block, where, problems)
         common = {key: values[key] for key in ("kind", "resources", "required", "throttle")}
         stages[name] = Stage(name=name, needs=needs, settings=settings, **common)
-    return _ordered(stages, node, problems)
+    return _in_parts(_ordered(stages, node, problems), node, problems)
+
+
+def _in_parts(stages: dict[str, Stage], node: Node, problems: list[Problem]) -> dict[str, Stage]:
+    """Stages that are made of several, each in its place."""
+    out: dict[str, Stage] = {}
+    for name, stage in stages.items():
+        if not hasattr(stage.settings, "parts"):
+            out[name] = stage
+            continue
+        for part, (settings, needs, gpus) in stage.settings.parts().items():
+            full = f"{name}-{part}" if part else name
+            if part and full in stages:
+                message = f"{name} has a part of this name: rename it"
+                problems.append(node.below(full).problem(f"stages.{full}", message))
+            named = [f"{name}-{need}" if need else "" for need in needs]
+            out[full] = Stage(
+                name=full, kind=settings.KIND, settings=settings, throttle=stage.throttle,
+                needs=tuple(dict.fromkeys(n for one in named for n in ([one] if one else stage.needs))),
+                # a share of good shards is for what comes from outside: of its own parts a stage needs all
+                required=stage.required if "" in needs else 1.0,
+                resources=stage.resources if gpus else msgspec.structs.replace(stage.resources, gpus=0.0),
+            )  # fmt: skip
+    return out
 
 
 def _ordered(stages: dict[str, Stage], node: Node, problems: list[Problem]) -> dict[str, Stage]:

@@ -14,9 +14,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
+
+
+class Part(NamedTuple):
+    """One of the stages that a stage of a spec is made of: its settings have `parts() -> dict[str, Part]`, in order.
+
+    The part named "" is the one that other stages need; the others are called <stage>-<part>.
+    """
+
+    settings: Any
+    needs: tuple[str, ...]
+    """Other parts by name; "" stands for what the stage of the spec needs."""
+    gpus: bool = True
+    """Does it get the stage's GPUs?"""
 
 
 class Item(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -91,6 +104,8 @@ class Work(msgspec.Struct):
     decoder), the shard is made without it, and it is quarantined, reason "crash"."""
     alone: bool = False
     """The process died on this shard before: work on one item at a time, so that it shows which one does it."""
+    folder: str = ""
+    """Where the shard's objects will be: the version folder of the stage in the output."""
 
 
 class Made(msgspec.Struct):
@@ -101,3 +116,6 @@ class Made(msgspec.Struct):
     counts: dict[str, float]
     """Summed in the report: {"clips": 12, "video_seconds": 55.0, "frames": 1320, ...}."""
     bad: list[Bad] = []
+    tree: dict[str, Path] = {}
+    """Further files, for readers that expect names of their own: uri, under the run's output -> file in scratch. They
+    are published before the objects; no two shards of a run may make the same one."""

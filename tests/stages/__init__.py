@@ -6,6 +6,8 @@ from typing import ClassVar
 
 import msgspec
 
+from hpc.data.work import Part
+
 
 class Echo(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Reads its inputs and writes what it read, in order; misbehaves as told by the names of the inputs."""
@@ -74,3 +76,40 @@ class Look(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """Shards that must be in the making at the same time before any of them goes on."""
     flags: str = ""
     """A folder, needed for `together`."""
+
+
+class Count(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A part of Tale: how many lines Echo has."""
+
+    KIND: ClassVar[str] = "stages:Count"
+    CODE: ClassVar[str] = "stages.count"
+    PHASES: ClassVar[tuple[str, ...]] = ("barrier", "map")
+    OBJECTS: ClassVar[tuple[str, ...]] = (".json",)
+    INPUT_SUFFIXES: ClassVar[tuple[str, ...]] = ()
+    VERSION: ClassVar[int] = 1
+    NEUTRAL: ClassVar[tuple[str, ...]] = ()
+    SECONDS_PER_GIB: ClassVar[float] = 1.0
+
+
+class Tell(Count, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The last part of Tale: each of Echo's shards as a file of its own name, with the count."""
+
+    KIND: ClassVar[str] = "stages:Tell"
+    CODE: ClassVar[str] = "stages.tell"
+    OBJECTS: ClassVar[tuple[str, ...]] = (".txt",)
+
+    end: str = "."
+    where: str = "tale"
+
+
+class Tale(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A stage made of two, behind shards of its own and those of others."""
+
+    KIND: ClassVar[str] = "stages:Tale"
+
+    end: str = "."
+    where: str = "tale"
+
+    def parts(self) -> dict[str, Part]:
+        return {"count": Part(Count(), ("",), gpus=False),
+                "": Part(Tell(end=self.end, where=self.where), ("", "count"))}  # fmt: skip
