@@ -92,6 +92,21 @@ stages:
     assert cluster.resources(stage("other", "curate.shard", cpus=3)) == Resources(cpus=3)
 
 
+def test_changes_for_a_stage_are_for_its_parts_too(tmp_path: Path) -> None:
+    cluster = preset(tmp_path, """\
+partition: main
+stages:
+  curate.dedup: {partition: gpu, account: a}
+  curate.dedup-fit: {account: b}
+  twins-prune: {account: c}
+""")
+    parts = {part: cluster.for_stage(f"twins{part}", f"curate.dedup{part or '-merge'}")
+             for part in ("-fit", "-assign", "-prune", "")}  # fmt: skip
+    assert {part: (there.partition, there.account) for part, there in parts.items()} == {
+        "-fit": ("gpu", "b"), "-assign": ("gpu", "a"), "-prune": ("gpu", "c"), "": ("gpu", "a"),
+    }  # fmt: skip
+
+
 def test_presets_are_looked_for_in_three_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home, site, beside = tmp_path / "home/.config/hpc/clusters", tmp_path / "site", tmp_path / "jobs/clusters"
     monkeypatch.setenv("HOME", str(tmp_path / "home"))

@@ -136,7 +136,7 @@ class Cluster(ClusterFile, frozen=True, kw_only=True):
     def for_stage(self, name: str, kind: str) -> Cluster:
         """The preset with what its `stages` say about where this stage goes."""
         changes: dict[str, Any] = {}
-        for key in (kind, name):
+        for key in _called(kind, name):
             if override := self.stages.get(key):
                 sbatch = changes.get("sbatch", self.sbatch) | override.sbatch
                 changes |= _given(override, Cluster) | {"sbatch": sbatch}
@@ -148,7 +148,7 @@ class Cluster(ClusterFile, frozen=True, kw_only=True):
         Raises ValueError if not even one worker fits, or if changes and resources don't go together.
         """
         changes: dict[str, Any] = {}
-        for key in (stage.kind, stage.name):
+        for key in _called(stage.kind, stage.name):
             if override := self.stages.get(key):
                 changes |= _given(override, Resources)
         wanted = msgspec.structs.replace(stage.resources, **changes)
@@ -174,6 +174,13 @@ class Cluster(ClusterFile, frozen=True, kw_only=True):
 
 
 LOCAL = Cluster()
+
+
+def _called(kind: str, name: str) -> list[str]:
+    """What a preset may call a stage, the last one counting most. A part of a stage, of kind <its kind>-<part>, gets
+    what the whole gets."""
+    whole, dash, part = kind.partition("-")
+    return list(dict.fromkeys([whole, kind, name.removesuffix(dash + part), name]))
 
 
 def load_cluster(name: str, spec_path: str | os.PathLike[str] = "") -> Cluster:
