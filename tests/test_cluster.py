@@ -96,15 +96,13 @@ def test_changes_for_a_stage_are_for_its_parts_too(tmp_path: Path) -> None:
     cluster = preset(tmp_path, """\
 partition: main
 stages:
-  curate.dedup: {partition: gpu, account: a}
-  curate.dedup-fit: {account: b}
+  curate.clips: {partition: gpu, account: a}
+  twins: {account: b}
   twins-prune: {account: c}
 """)
-    parts = {part: cluster.for_stage(f"twins{part}", f"curate.dedup{part or '-merge'}")
-             for part in ("-fit", "-assign", "-prune", "")}  # fmt: skip
-    assert {part: (there.partition, there.account) for part, there in parts.items()} == {
-        "-fit": ("gpu", "b"), "-assign": ("gpu", "a"), "-prune": ("gpu", "c"), "": ("gpu", "a"),
-    }  # fmt: skip
+    kinds = {"twins-fit": "curate.clips-fit", "twins-prune": "curate.clips-prune", "twins": "curate.clips-merge"}
+    there = [cluster.for_stage(name, kind) for name, kind in kinds.items()]
+    assert [(one.partition, one.account) for one in there] == [("gpu", "b"), ("gpu", "c"), ("gpu", "b")]
 
 
 def test_presets_are_looked_for_in_three_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
