@@ -133,6 +133,7 @@ def row(item: Item, encoder: video.Encoder) -> dict[str, Any]:
         "num_frames": encoder.frames,
         "codec": encoder.codec,
         "bytes": encoder.path.stat().st_size,
+        "digest": encoder.digest.hexdigest(),
     }
 
 

@@ -36,10 +36,11 @@ CAMERA = [
     ("num_frames", pa.int64()),
     ("codec", pa.string()),
     ("bytes", pa.int64()),
+    ("digest", pa.string()),
     ("offset", pa.int64()),
     ("size", pa.int64()),
 ]
-OF_KEPT = ("width", "height", "codec", "audio_codec", "audio_streams", "audio_dropped", "bytes", "previews")
+OF_KEPT = ("width", "height", "codec", "audio_codec", "audio_streams", "audio_dropped", "bytes", "digest", "previews")
 SCHEMA = pa.schema(
     [
         ("uuid", pa.string()),
@@ -63,6 +64,7 @@ SCHEMA = pa.schema(
         ("audio_streams", pa.int32()),
         ("audio_dropped", pa.list_(pa.string())),  # the source's streams that are left out, and why
         ("bytes", pa.int64()),
+        ("digest", pa.string()),  # of its coded pictures, in hexadecimal: equal ones are copies, whatever the container
         ("offset", pa.int64()),  # in the tar: all members of the clip, headers and padding included
         ("size", pa.int64()),
         ("mp4_offset", pa.int64()),
@@ -317,6 +319,7 @@ class Clip:
             "audio_streams": len(codecs),
             "audio_dropped": encoder.sound.dropped if encoder.sound else [],
             "bytes": encoder.path.stat().st_size,
+            "digest": encoder.digest.hexdigest(),
         }
         previews: dict[str, Path | bytes] = {}
         if self.windows:

@@ -28,8 +28,8 @@ from msgspec import Meta
 from hpc.curate.settings.encode import Encode
 from hpc.curate.settings.filters import Filters
 from hpc.curate.settings.preview import Preview, Thumbnail
+from hpc.curate.settings.shard import Shard, ShardIndex, ShardMembers, ShardTree
 from hpc.curate.settings.split import Split
-from hpc.data.units import Bytes
 
 VIDEO = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".ts", ".m2ts", ".mts", ".mpg", ".mpeg", ".wmv", ".flv",
          ".3gp", ".ogv", ".gif", ".mxf")  # fmt: skip
@@ -44,7 +44,7 @@ class Clips(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     PHASES: ClassVar[tuple[str, ...]] = ("map",)
     OBJECTS: ClassVar[tuple[str, ...]] = (".tar", ".parquet")
     INPUT_SUFFIXES: ClassVar[tuple[str, ...]] = (*VIDEO, ".tar")
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
     NEUTRAL: ClassVar[tuple[str, ...]] = ("lanes",)
     SECONDS_PER_GIB: ClassVar[float] = 3000.0
 
@@ -67,24 +67,3 @@ class Clips(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """Videos of a shard that one worker works on at the same time, in threads; it never changes the output. 0: 8 where
     a GPU decodes, whose video engines one video alone leaves idle, else 1 (`resources: {workers: ...}` uses more CPUs
     better). Each takes memory for some 200 frames."""
-
-
-class Shard(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Clips -> a data set for training: tars of equal size, in a fixed order, that webdataset reads."""
-
-    KIND: ClassVar[str] = "curate.shard"
-    CODE: ClassVar[str] = "hpc.curate.shard"
-    PHASES: ClassVar[tuple[str, ...]] = ("barrier", "map")
-    OBJECTS: ClassVar[tuple[str, ...]] = (".tar",)
-    INPUT_SUFFIXES: ClassVar[tuple[str, ...]] = ()
-    VERSION: ClassVar[int] = 1
-    NEUTRAL: ClassVar[tuple[str, ...]] = ()
-    SECONDS_PER_GIB: ClassVar[float] = 20.0
-
-    layout: Literal["webdataset"] = "webdataset"
-    tar: Bytes = Bytes(512 * 1024**2)
-    """A tar is closed when the next clip would make it larger than this."""
-    max_clips: int = 10_000
-    """...or when it holds this many clips."""
-    shuffle: bool = True
-    """Order the clips by a hash of their ids, so that each tar is a fair sample; false: in the inputs' order."""

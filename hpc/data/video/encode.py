@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import tempfile
@@ -71,12 +72,14 @@ class Encoder:
     """One clip to an mp4: 8-bit yuv420p of limited range, even sides, the source's times counted from 0.
 
     The bytes depend on the frames and the coding alone: not on the day, the machine's CPU, or its load. The index
-    stands in front, so that the clip can be read as a stream. With a `tap` that has sound, the clip has it too.
+    stands in front, so that the clip can be read as a stream. With a `tap` that has sound, the clip has it too. `digest` is of the coded
+    pictures alone.
     """
 
     def __init__(self, path: Path, video: Video, coding: Coding, tap: Tap | None = None) -> None:
         self.path = path
         self.frames = 0
+        self.digest = hashlib.blake2b(digest_size=16)
         self._video, self._fps, self._tap = video, coding.fps, tap
         self.sound: Sound | None = None
         self._container = av.open(str(path), "w", format="mp4", options=MP4)

@@ -6,6 +6,7 @@ need what came before. It can end where all pictures that are decoded so far are
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from pathlib import Path
 from typing import Literal
@@ -64,6 +65,7 @@ class Remuxer:
         """inwards: has been asked about all frames that are written here, and said that they are in the clip."""
         self.path = path
         self.frames = 0
+        self.digest = hashlib.blake2b(digest_size=16)
         self.codec, self.width, self.height = video.codec, video.width, video.height
         self.sound: Sound | None = None
         self._video, self._inwards, self._tap = video, inwards, tap
@@ -108,6 +110,7 @@ class Remuxer:
         if self._dts is not None and dts <= self._dts:
             dts = self._dts + 1
         self._dts = dts
+        self.digest.update(packet)
         packet.pts, packet.dts = packet.pts - self._inwards.begin, dts
         packet.stream = self._stream
         self._container.mux(packet)
