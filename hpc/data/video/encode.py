@@ -72,8 +72,8 @@ class Encoder:
     """One clip to an mp4: 8-bit yuv420p of limited range, even sides, the source's times counted from 0.
 
     The bytes depend on the frames and the coding alone: not on the day, the machine's CPU, or its load. The index
-    stands in front, so that the clip can be read as a stream. With a `tap` that has sound, the clip has it too. `digest` is of the coded
-    pictures alone.
+    stands in front, so that the clip can be read as a stream. With a `tap` that has sound, the clip has it too.
+    `digest` is of the coded pictures alone.
     """
 
     def __init__(self, path: Path, video: Video, coding: Coding, tap: Tap | None = None) -> None:
