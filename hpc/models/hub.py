@@ -6,7 +6,13 @@ compute nodes need no network once `hpc models pull` ran where there is one.
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import json
 from pathlib import Path
+
+LOADED = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors")
+"""What transformers loads of a model: configs, tokenizer, templates, weights."""
 
 
 def shorten(words: list[str]) -> str:
@@ -35,3 +41,45 @@ def located(where: str, *names: str) -> list[Path]:
             f"  hf download {repository} {' '.join(names)} --revision {revision}\n"
             "or copy its folder and give the path instead of the name"
         ) from error
+
+
+def folder(where: str, patterns: tuple[str, ...] = LOADED) -> Path:
+    """The folder with all files of a model that have these names: a path, or owner/name@revision on the Hugging Face
+    hub (without a revision: its main branch). What its cache has is taken from there without asking the hub. Raises
+    FileNotFoundError."""
+    if where.startswith(("/", "~")):
+        path = Path(where).expanduser()
+        if missing := absent(path):
+            raise FileNotFoundError(f"{where}: there is no {missing} on this machine")
+        return path
+    import huggingface_hub
+
+    repository, _, revision = where.partition("@")
+    try:
+        fetch = functools.partial(huggingface_hub.snapshot_download, repository, revision=revision or None)
+        with contextlib.suppress(OSError, ValueError):  # LocalEntryNotFoundError: then it is fetched
+            if not absent(cached := Path(fetch(local_files_only=True))):
+                return cached
+        if not (missing := absent(path := Path(fetch(allow_patterns=list(patterns))))):
+            return path
+        raise FileNotFoundError(f"there is no {missing}")
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(
+            f"{where} is not in the cache ({huggingface_hub.constants.HF_HUB_CACHE}) and could not be fetched "
+            f"({type(error).__name__}: {str(error).strip().splitlines()[0]}). Fetch it where there is a network, with "
+            f"HF_HOME on a file system that the compute nodes have and set to the same there:\n"
+            f"  hf download {repository}{f' --revision {revision}' if revision else ''}\n"
+            "or copy its folder and give the path instead of the name"
+        ) from error
+
+
+def absent(path: Path) -> str:
+    """What a folder lacks of a model that transformers can load: its config, its weights, or a file that an index of
+    them names; "" for nothing."""
+    if not (path / "config.json").is_file():
+        return str(path / "config.json")
+    indices = list(path.glob("*.safetensors.index.json"))
+    if not indices and not [*path.glob("*.safetensors"), *path.glob("*.bin")]:
+        return str(path / "model.safetensors")
+    names = {name for index in indices for name in json.loads(index.read_bytes())["weight_map"].values()}
+    return " ".join(str(path / name) for name in sorted(names) if not (path / name).is_file())
