@@ -59,7 +59,7 @@ def test_pictures_by_number(tmp_path: Path) -> None:
     """Frame i of the film is a plain grey of 20 * i."""
     path = tmp_path / "x.mp4"
     with contextlib.closing(av.open(str(path), "w")) as out:
-        stream = out.add_stream("libx264", 10, options={"crf": "10"})
+        stream = out.add_stream("libx264", 10, options={"crf": "10", "g": "4"})
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         for grey in range(12):
             frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 20 * grey, np.uint8), "rgb24")
@@ -69,4 +69,6 @@ def test_pictures_by_number(tmp_path: Path) -> None:
         pictures = video.sample(source, [0, 3, 3, 11, 15], 32, 24)
         assert pictures.shape == (5, 24, 32, 3) and pictures.dtype == np.uint8
         assert np.abs(pictures.mean((1, 2, 3)) - [0, 60, 60, 220, 220]).max() < 4
+    late = video.sample(path, [5, 7], 32, 24)
+    assert (late == video.sample(path, [0, 5, 7], 32, 24)[1:]).all(), "from the key frame before"
     assert video.sample(path, [], 32, 24).shape == (0, 24, 32, 3)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hpc.data.video.decode import Decoder
+from hpc.data.video.index import index
 from hpc.data.video.picture import Resizer
 
 
@@ -22,7 +23,8 @@ def sample(source: bytes | str | Path, frames: Sequence[int], width: int, height
     file = io.BytesIO(source) if isinstance(source, bytes) else source
     resize, last = Resizer(width, height), None
     out: list[npt.NDArray[np.uint8]] = []
-    for number, frame in Decoder(file):
+    at = index(file) if frames and frames[0] else None  # to begin at the key frame before the first
+    for number, frame in Decoder(file, frames[0] if at else 0, at):
         last = frame
         if len(out) < len(frames) and number >= frames[len(out)]:
             picture = resize(frame)
