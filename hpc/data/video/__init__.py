@@ -17,7 +17,7 @@ from hpc.data.video.index import Index, index
 from hpc.data.video.picture import Luma, Points, Resizer, webp
 from hpc.data.video.probe import Video, probe
 from hpc.data.video.remux import COPIED, Inwards, Remuxer
-from hpc.data.video.sample import sample
+from hpc.data.video.sample import measured, sample, still
 from hpc.data.video.tap import Tap
 from hpc.data.video.vectors import motion_vectors
 
@@ -39,10 +39,12 @@ __all__ = [
     "Unfit",
     "Video",
     "index",
+    "measured",
     "motion_vectors",
     "probe",
     "refused",
     "sample",
+    "still",
     "try_encoder",
     "webp",
 ]

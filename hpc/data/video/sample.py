@@ -1,4 +1,4 @@
-"""Some pictures of a clip, for models that look at a few."""
+"""Some pictures of a clip, for models that look at a few; how many it has."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import PIL.Image
 
 from hpc.data.video.decode import Decoder
 from hpc.data.video.index import index
 from hpc.data.video.picture import Resizer
+from hpc.data.video.probe import Video, probe
 
 
 def sample(source: bytes | str | Path, frames: Sequence[int], width: int, height: int) -> npt.NDArray[np.uint8]:
@@ -34,3 +36,18 @@ def sample(source: bytes | str | Path, frames: Sequence[int], width: int, height
     if last is not None and len(out) < len(frames):
         out += [resize(last)] * (len(frames) - len(out))
     return np.stack(out) if out else np.empty((0, height, width, 3), np.uint8)
+
+
+def measured(data: bytes) -> tuple[Video, int]:
+    """What a video says about itself, and how many frames it has. Raises BadInput for what is no video."""
+    info = probe(io.BytesIO(data))
+    if info.frames:
+        return info, info.frames
+    at = index(io.BytesIO(data))
+    return info, at.frames if at else sum(1 for _ in Decoder(io.BytesIO(data)))
+
+
+def still(data: bytes) -> npt.NDArray[np.uint8]:
+    """A picture file, as uint8 [height, width, 3], RGB. Raises OSError (PIL's) for what is no picture."""
+    with PIL.Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB"))

@@ -1,0 +1,191 @@
+"""Batches for training, decoded in worker processes; each is a function of its step, so that any step can be the first.
+
+    batches = Batches(table, shapes, seed=1)
+    for batch in batches.of_rank(rank, ranks, first_step=step, workers=8):
+        batch.frames, batch.fps, batch.samples          # and batch.waited, seconds
+
+A sample that cannot be decoded is replaced by the one beside it, the same one whoever draws it, and told.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import PIL.Image
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from hpc.data import video
+from hpc.data.work import BadInput
+from hpc.train.order import Bucket, Order
+from hpc.train.randomness import numbers
+from hpc.train.samples import Shape, assigned, fetched
+
+Fit = Literal["crop", "pad", "stretch"]
+"""How a picture of another aspect ratio is brought to a shape: cut at its edges, with black beside it, or stretched."""
+NEIGHBOURS = 8  # samples that are tried in place of one that cannot be read
+
+
+class Batch(msgspec.Struct):
+    """A rank's share of a step."""
+
+    step: int
+    shape: Shape
+    frames: Tensor
+    """uint8 [batch, frames, height, width, 3], RGB."""
+    fps: Tensor
+    """float32 [batch]; 0 for pictures."""
+    inside: Tensor
+    """bool [batch, height, width]: where the picture is; false for the black beside it."""
+    samples: list[int]
+    """The number of each among all that training has taken: draw its noise by it."""
+    rows: list[int]
+    """Of the table."""
+    starts: list[int]
+    """Each clip's first frame that was taken."""
+    keys: list[str]
+    more: list[Any]
+    """What `read` made of each row, e.g. its caption's embedding."""
+    replaced: list[str]
+    """What could not be decoded, and why."""
+    waited: float = 0.0
+    """Seconds that training waited for this batch."""
+
+
+class Batches:
+    """All steps of a training. Raises ValueError where no sample fits any shape."""
+
+    def __init__(
+        self,
+        table: pa.Table,
+        shapes: Sequence[Shape],
+        seed: int,
+        fit: Fit = "crop",
+        read: Callable[[dict[str, Any]], Any] | None = None,
+    ) -> None:
+        """read(row of the table) -> what else of a sample training needs; a function of a module, since the worker
+        processes call it."""
+        chosen = assigned(table, shapes)
+        self.left_out = chosen.left_out
+        used = [number for number, rows in enumerate(chosen.rows) if len(rows)]
+        self.table, self.seed, self.fit, self.read = table, seed, fit, read
+        self.shapes = [shapes[number] for number in used]
+        self.rows = [chosen.rows[number] for number in used]
+        buckets = [Bucket(len(r), s.batch, s.weight) for r, s in zip(self.rows, self.shapes, strict=True)]
+        self.order = Order(buckets, seed)
+
+    def at(self, step: int, rank: int = 0, ranks: int = 1) -> Batch:
+        """A rank's batch of a step, decoded here and now."""
+        batch = self.order.batch(step).of_rank(rank, ranks)
+        shape, rows = self.shapes[batch.bucket], self.rows[batch.bucket]
+        out = Batch(step, shape, *(torch.empty(0),) * 3, [], [], [], [], [], [])
+        pictures, insides, speeds = [], [], []
+        for offset, place in enumerate(batch.places):
+            sample = batch.first + offset
+            for beside in range(NEIGHBOURS):
+                row = int(rows[(place + beside) % len(rows)])
+                one = self.table.slice(row, 1).to_pylist()[0]
+                try:
+                    start = self._start(one, shape, sample)
+                    frames, inside, fps = taken(one, shape, start, self.fit)
+                    more = self.read(one) if self.read else None
+                    break
+                except (BadInput, OSError, ValueError) as error:
+                    out.replaced.append(f"{one['key']} ({one['media']['uri']}): {error}")
+            else:
+                raise ValueError(f"{NEIGHBOURS} samples side by side cannot be read, the first being {out.replaced[0]}")
+            pictures.append(frames)
+            insides.append(inside)
+            speeds.append(fps)
+            out.samples.append(sample)
+            out.rows.append(row)
+            out.starts.append(start)
+            out.keys.append(one["key"])
+            out.more.append(more)
+        out.frames, out.inside = torch.from_numpy(np.stack(pictures)), torch.from_numpy(np.stack(insides))
+        out.fps = torch.tensor(speeds)
+        return out
+
+    def _start(self, row: dict[str, Any], shape: Shape, sample: int) -> int:
+        """A clip of exactly as many frames as are taken has one place to start: its first."""
+        last = row["frames"] - shape.span(row["fps"])
+        return int(numbers(self.seed, "start", sample).integers(0, last, endpoint=True))
+
+    def of_rank(self, rank: int, ranks: int, first_step: int = 0, workers: int = 0, ahead: int = 2) -> Iterator[Batch]:
+        """A rank's batches from a step on, without end. workers: processes that decode; ahead: batches of each that
+        wait. What is yielded does not depend on either."""
+        self.order.batch(first_step).of_rank(rank, ranks)  # a share that is none shows here, not in a worker
+        steps = _Steps(self, rank, ranks, first_step)
+        options: dict[str, Any] = {"prefetch_factor": ahead, "multiprocessing_context": "spawn"} if workers else {}
+        loader = DataLoader(steps, batch_size=None, num_workers=workers, pin_memory=False, **options)
+        arriving = iter(loader)
+        while True:
+            begun = time.monotonic()
+            batch = next(arriving)
+            batch.waited = time.monotonic() - begun
+            for words in batch.replaced:
+                logging.getLogger(__name__).warning("step %d: the sample beside it is taken for %s", batch.step, words)
+            yield batch
+
+
+class _Steps(IterableDataset[Batch]):
+    """Each worker makes every so many-th step; the loader takes them in turn."""
+
+    def __init__(self, batches: Batches, rank: int, ranks: int, first: int) -> None:
+        self.batches, self.rank, self.ranks, self.first = batches, rank, ranks, first
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        step, stride = (self.first + worker.id, worker.num_workers) if worker else (self.first, 1)
+        while True:
+            yield self.batches.at(step, self.rank, self.ranks)
+            step += stride
+
+
+def taken(
+    row: dict[str, Any], shape: Shape, start: int, fit: Fit
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], float]:
+    """A sample's frames from `start` on, brought to a shape: uint8 [frames, height, width, 3], bool [height, width] of
+    where the picture is, and its frames a second. Raises BadInput or OSError where it cannot be decoded."""
+    data = fetched(row["media"])
+    width, height, left, top = placed(row["width"], row["height"], shape, fit)
+    if row["still"]:
+        pictures = _resized(video.still(data), width, height)[None]
+    else:
+        numbers = [start + math.floor(i * shape.stride(row["fps"]) + 1e-6) for i in range(shape.frames)]
+        pictures = video.sample(data, numbers, width, height)
+        if len(pictures) < shape.frames:
+            raise BadInput(row["media"]["uri"], "too-short", f"{row['key']} has no frame {start} to decode")
+    out = np.zeros((shape.frames, shape.height, shape.width, 3), np.uint8)
+    inside = np.zeros((shape.height, shape.width), bool)
+    to = slice(max(top, 0), max(top, 0) + min(height, shape.height)), slice(
+        max(left, 0), max(left, 0) + min(width, shape.width))  # fmt: skip
+    of = slice(max(-top, 0), max(-top, 0) + min(height, shape.height)), slice(
+        max(-left, 0), max(-left, 0) + min(width, shape.width))  # fmt: skip
+    out[:, *to] = pictures[:, *of]
+    inside[to] = True
+    return out, inside, float(shape.fps or row["fps"])
+
+
+def placed(width: int, height: int, shape: Shape, fit: Fit) -> tuple[int, int, int, int]:
+    """(width, height) that a picture is resized to, and (left, top) of where it then lies in the shape: negative where
+    it is cut."""
+    if fit == "stretch":
+        return shape.width, shape.height, 0, 0
+    scales = shape.width / width, shape.height / height
+    scale = max(scales) if fit == "crop" else min(scales)
+    wide, high = round(width * scale), round(height * scale)
+    return wide, high, (shape.width - wide) // 2, (shape.height - high) // 2
+
+
+def _resized(picture: npt.NDArray[np.uint8], width: int, height: int) -> npt.NDArray[np.uint8]:
+    return np.asarray(PIL.Image.fromarray(picture).resize((width, height), PIL.Image.Resampling.BICUBIC))

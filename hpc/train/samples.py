@@ -1,0 +1,216 @@
+"""The samples that training may take, as one table: what each is and where its bytes lie. Made once, before a run.
+
+    table = listed("s3://bucket/shard@v1")          # tars, a tree of tars, a folder of videos, a .jsonl of prompts
+    shapes = [Shape(frames=33, height=640, width=1024, batch=8)]
+    chosen = assigned(table, shapes)                 # sample -> the shape it is taken in; what fits none is named
+
+Tars are those of `curate.shard` in any layout, or anybody's with members <key>.mp4, <key>.json and so on. A folder has
+its videos anywhere below it, or in videos/ with metas/*.txt and t5_xxl/*.pickle beside it, as predict2 and predict2.5
+have them. A .jsonl has a line {"visual_input": path, "prompt": text} a sample, as the autoregressive models' data.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from hpc.data import layers, storage, video
+from hpc.data.work import BadInput
+
+MOVING = (".mp4", ".mov", ".mkv", ".webm", ".avi")
+STILL = (".jpg", ".jpeg", ".png", ".webp")
+BESIDE = {".json": "json", ".txt": "text", ".pickle": "embedding"}
+"""Members and files beside a video -> the columns that say where they lie."""
+PLACE = pa.struct([("uri", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
+"""Bytes of a file; size -1 stands for all of it."""
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("media", PLACE),  # the video or picture
+        ("still", pa.bool_()),
+        ("frames", pa.int32()),  # 1 for a picture
+        ("fps", pa.float32()),  # 0 for a picture
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("prompt", pa.string()),  # of a .jsonl; others have it in `json` or `text`
+        *((column, PLACE) for column in BESIDE.values()),
+    ]
+)
+
+
+class Shape(msgspec.Struct, frozen=True, kw_only=True):
+    """What a sample is brought to, and how many make a step's batch."""
+
+    frames: int
+    height: int
+    width: int
+    batch: int
+    fps: float | None = None
+    """Frames a second to take; None: each one, as they come."""
+    weight: float = 1.0
+
+    def stride(self, fps: float) -> float:
+        """Frames of a source with `fps` from one that is taken to the next."""
+        return 1.0 if self.fps is None or not fps else fps / self.fps
+
+    def span(self, fps: float) -> int:
+        """Frames of a source that the first and the last taken one and all between them are."""
+        return math.floor((self.frames - 1) * self.stride(fps) + 1e-6) + 1
+
+
+def listed(uri: str) -> pa.Table:
+    """A table of SCHEMA, in the order of the keys. Raises FileNotFoundError where nothing is, and ValueError naming
+    what cannot be understood."""
+    if uri.endswith(".jsonl"):
+        rows = _prompts(uri)
+    else:
+        entries = list(storage.listing(uri))
+        tars = [entry.uri for entry in entries if entry.uri.endswith(".tar")]
+        rows = _tars(tars) if tars else _folder(uri, entries)
+    merged = sorted(rows, key=lambda row: row["key"])
+    if not merged:
+        raise FileNotFoundError(f"{uri}: no tars, videos or pictures are there (looked for .tar {' '.join(MOVING)})")
+    for row, following in itertools.pairwise(merged):
+        if row["key"] == following["key"]:
+            raise ValueError(f"{uri}: the sample {row['key']} is there twice: {row['media']} and {following['media']}")
+    return pa.Table.from_pylist(list(layers.map_ahead(_measured, merged)), schema=SCHEMA)
+
+
+def _tars(uris: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """One row a key; its members may lie in several tars, in trees such as video/ metas/ t5_xxl/."""
+    found: dict[str, dict[str, Any]] = defaultdict(dict)
+    for uri, entries in layers.map_ahead(_index, uris):
+        for key, entry in entries:
+            row = found[key]
+            row["key"] = key
+            for suffix, (offset, size) in entry.members.items():
+                place = {"uri": uri, "offset": offset, "size": size}
+                if suffix in MOVING + STILL:
+                    if "media" in row:
+                        raise ValueError(f"{uri}: {key}{suffix} is the second video of {key}, besides {row['media']}: "
+                                         "sessions of cameras are data sets of their own")  # fmt: skip
+                    row |= {"media": place, "still": suffix in STILL}
+                elif suffix in BESIDE:
+                    row[BESIDE[suffix]] = place
+    for key, row in found.items():
+        if "media" not in row:
+            raise ValueError(f"{key} has {sorted(row)} and no video, in any of {len(uris)} tars, e.g. {uris[0]}")
+        yield row
+
+
+def _index(uri: str) -> tuple[str, list[tuple[str, layers.Entry]]]:
+    with storage.open(uri) as file:
+        try:
+            return uri, list(layers.index(file))
+        except layers.TornTar as error:
+            raise ValueError(f"{uri}: {error}") from error
+
+
+def _folder(uri: str, entries: Iterable[storage.Entry]) -> Iterator[dict[str, Any]]:
+    base = storage.join(uri, "")
+    names = {entry.uri.removeprefix(base): entry for entry in entries}
+    apart = any(name.startswith("videos/") for name in names)
+    for name, entry in names.items():
+        stem, dot, suffix = name.rpartition(".")
+        if (dot + suffix).lower() not in MOVING + STILL or (apart and not name.startswith("videos/")):
+            continue
+        row = {"key": stem.removeprefix("videos/") if apart else stem, "still": (dot + suffix).lower() in STILL}
+        row["media"] = {"uri": entry.uri, "offset": 0, "size": entry.size}
+        for folder, beside in (("metas", ".txt"), ("metas", ".json"), ("t5_xxl", ".pickle")):
+            if other := names.get(f"{folder}/{row['key']}{beside}" if apart else f"{stem}{beside}"):
+                row[BESIDE[beside]] = {"uri": other.uri, "offset": 0, "size": other.size}
+        yield row
+
+
+def _prompts(uri: str) -> Iterator[dict[str, Any]]:
+    folder = uri.rpartition("/")[0]
+    for number, line in enumerate(storage.read(uri).decode().splitlines(), 1):
+        try:
+            said = json.loads(line)
+            path = said["visual_input"]
+        except (ValueError, KeyError, TypeError) as error:
+            message = '{"visual_input": path, "prompt": text} is expected'
+            raise ValueError(f"{uri}:{number}: {line[:80]!r}: {message}") from error
+        where = path if path.startswith("/") or "://" in path else storage.join(folder, path)
+        entry = storage.stat(where)
+        if entry is None:
+            raise FileNotFoundError(f"{uri}:{number}: {where} is not there")
+        still = path.lower().endswith(STILL)
+        yield {"key": f"{number:08}", "media": {"uri": where, "offset": 0, "size": entry.size}, "still": still,
+               "prompt": said.get("prompt", "")}  # fmt: skip
+
+
+def _measured(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with frames, size and speed: as its JSON says, or by looking at the video."""
+    if place := row.get("json"):
+        said = json.loads(fetched(place))
+        frames, fps = said.get("num_frames", said.get("nb_frames")), said.get("fps", said.get("framerate"))
+        if frames and fps and said.get("width") and said.get("height"):
+            return row | {"frames": frames, "fps": fps, "height": said["height"], "width": said["width"]}
+    data = fetched(row["media"])
+    if row["still"]:
+        height, width, _ = video.still(data).shape
+        return row | {"frames": 1, "fps": 0.0, "height": height, "width": width}
+    try:
+        info, frames = video.measured(data)
+    except BadInput as error:
+        raise ValueError(f"{row['media']['uri']}: {row['key']}: {error.bad.reason}: {error.bad.detail}") from error
+    return row | {"frames": frames, "fps": float(info.fps), "height": info.height, "width": info.width}
+
+
+def fetched(place: dict[str, Any]) -> bytes:
+    end = None if place["size"] < 0 else place["offset"] + place["size"]
+    return storage.read(place["uri"], place["offset"], end)
+
+
+class Assigned(msgspec.Struct):
+    rows: list[np.ndarray]
+    """For each shape int64 [samples], rows of the table."""
+    left_out: dict[str, list[str]]
+    """Why -> keys."""
+
+
+def assigned(table: pa.Table, shapes: Sequence[Shape]) -> Assigned:
+    """Which shape each sample is taken in: of those it has the frames for, the one whose aspect ratio is nearest; of
+    these the one with the most frames, and then the one whose area is nearest. Pictures go to shapes of one frame."""
+    columns = {name: table[name].to_numpy() for name in ("frames", "height", "width", "fps")}
+    still = table["still"].to_numpy(zero_copy_only=False)
+    best = np.full(len(table), -1)
+    least = np.full((3, len(table)), np.inf)
+    ratio = np.log(columns["width"] / columns["height"])
+    area = np.log(columns["width"] * columns["height"])
+    enough = np.zeros(len(table), bool)
+    for number, shape in enumerate(shapes):
+        spans = {fps: shape.span(fps) for fps in np.unique(columns["fps"]).tolist()}
+        fits = (columns["frames"] >= np.array([spans[fps] for fps in columns["fps"].tolist()], int)) & (
+            still == (shape.frames == 1)
+        )
+        enough |= fits
+        cost = np.stack([
+            np.abs(ratio - math.log(shape.width / shape.height)).round(3),
+            np.full(len(table), -shape.frames),
+            np.abs(area - math.log(shape.width * shape.height)),
+        ])  # fmt: skip
+        less, equal = np.zeros(len(table), bool), np.ones(len(table), bool)
+        for mine, held in zip(cost, least, strict=True):
+            less |= equal & (mine < held)
+            equal &= mine == held
+        better = fits & less
+        best[better], least[:, better] = number, cost[:, better]
+    rows = [np.flatnonzero(best == number) for number in range(len(shapes))]
+    keys = table["key"].to_pylist()
+    left_out: dict[str, list[str]] = {}
+    for place in np.flatnonzero(best < 0).tolist():
+        least_frames = min((s.frames for s in shapes if (s.frames == 1) == bool(still[place])), default=0)
+        why = f"shorter than {least_frames} frames" if least_frames else "no shape is for " + (
+            "pictures" if still[place] else "videos")  # fmt: skip
+        left_out.setdefault(why, []).append(keys[place])
+    return Assigned(rows, left_out)
