@@ -1,0 +1,159 @@
+"""When checkpoints are written, when they count, and which are kept. How the bytes of a state are written is another
+matter: each trainer has its own `save(state, folder)` and `load(state, folder)` (megatron's, or torch's distributed).
+
+    <folder>/step_000000500/           model, optimizer, ... as the saver writes them; training.json; complete
+    <folder>/step_000000750.part/      one that was being written when the job died: removed by the next one
+    <folder>/latest                    the name of the newest complete one
+
+A checkpoint counts once every rank has said that its part is on disk: only then it gets its name and the file
+`complete`. The order of samples and all draws follow from the step's number (hpc.train.order, hpc.train.randomness), so
+the number and what must not change under it are the whole state of the data.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hpc.data.units import Seconds
+
+COMPLETE = "complete"
+
+
+class Checkpoints(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When, and which are kept."""
+
+    every: int = 500
+    """Steps from one to the next; there is also one at the end, and one when the job must leave."""
+    at_least: Seconds = Seconds(3600)
+    """...and never longer than this without one, however slow the steps are."""
+    keep: int = 3
+    """The newest so many stay; older ones are removed."""
+    keep_every: int | None = None
+    """Steps: multiples of this stay for ever."""
+
+    def __post_init__(self) -> None:
+        for name in ("every", "keep", "keep_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: {value} must be 1 or more")
+
+
+class Resumed(ValueError):
+    """A checkpoint of another training."""
+
+
+class Ranks(msgspec.Struct, frozen=True):
+    """What the policy needs of the process group."""
+
+    rank: int
+    ranks: int
+    barrier: Callable[[], None]
+
+
+ALONE = Ranks(0, 1, lambda: None)
+
+
+class Keeper:
+    """Of one training's checkpoints: all ranks have one, and call it at the same steps.
+
+    identity: what must be equal for a checkpoint to be continued (seed, batch, model, data), plain JSON.
+    """
+
+    def __init__(
+        self, folder: Path, policy: Checkpoints, identity: dict[str, Any], ranks: Ranks = ALONE
+    ) -> None:
+        self.folder, self.policy, self.identity, self.ranks = folder, policy, identity, ranks
+        self.last_time = time.monotonic()
+        if ranks.rank == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            for torn in folder.glob("step_*.part"):
+                shutil.rmtree(torn)
+        ranks.barrier()
+
+    def due(self, step: int, last: int) -> bool:
+        """Is one due after `step` steps, of `last` in all? Rank 0's clock decides: ask there and tell the others."""
+        late = time.monotonic() - self.last_time >= self.policy.at_least
+        return step == last or step % self.policy.every == 0 or late
+
+    def save(self, step: int, write: Callable[[Path], None], more: dict[str, Any] | None = None) -> Path:
+        """After `step` steps: write(folder) puts the state there, on every rank at once, and returns when its part is
+        on disk. more: plain JSON, e.g. the loss. Returns where it is."""
+        final = self.folder / f"step_{step:09}"
+        part = final.with_suffix(".part")
+        self.last_time = time.monotonic()
+        if (final / COMPLETE).exists():
+            return final  # a requeued job that had just saved
+        if self.ranks.rank == 0:
+            shutil.rmtree(part, ignore_errors=True)
+            shutil.rmtree(final, ignore_errors=True)
+            part.mkdir()
+        self.ranks.barrier()
+        write(part)
+        (part / f"rank_{self.ranks.rank:05}.done").touch()
+        self.ranks.barrier()
+        if self.ranks.rank == 0:
+            self._finish(step, part, final, more or {})
+        self.ranks.barrier()
+        return final
+
+    def _finish(self, step: int, part: Path, final: Path, more: dict[str, Any]) -> None:
+        done = sorted(part.glob("rank_*.done"))
+        if len(done) != self.ranks.ranks:
+            raise RuntimeError(f"{part}: {len(done)} of {self.ranks.ranks} ranks wrote their part: it does not count")
+        for marker in done:
+            marker.unlink()
+        facts = {"step": step, "ranks": self.ranks.ranks, "identity": self.identity, **more}
+        (part / "training.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
+        for path in [*part.rglob("*"), part]:
+            _flush(path)
+        part.rename(final)
+        (final / COMPLETE).touch()
+        _flush(final)
+        beside = self.folder / f".latest.{os.getpid()}"
+        beside.write_text(final.name)
+        _flush(beside)
+        beside.replace(self.folder / "latest")
+        _flush(self.folder)
+        self._tidy()
+
+    def _tidy(self) -> None:
+        steps = complete(self.folder)
+        for step in steps[: -self.policy.keep]:
+            if not self.policy.keep_every or step % self.policy.keep_every:
+                shutil.rmtree(self.folder / f"step_{step:09}")
+
+    def newest(self) -> tuple[int, Path] | None:
+        """(steps, folder) of the newest complete checkpoint, None where there is none. Raises Resumed where it belongs
+        to a training with another identity."""
+        steps = complete(self.folder)
+        if not steps:
+            return None
+        folder = self.folder / f"step_{steps[-1]:09}"
+        there = json.loads((folder / "training.json").read_text())["identity"]
+        if there != self.identity:
+            names = sorted(key for key in there.keys() | self.identity.keys()
+                           if there.get(key) != self.identity.get(key))  # fmt: skip
+            words = "; ".join(f"{n}: {there.get(n)!r} there, {self.identity.get(n)!r} now" for n in names)
+            raise Resumed(f"{folder} is of another training: {words}. Change it back, or train into another folder")
+        return steps[-1], folder
+
+
+def complete(folder: Path) -> list[int]:
+    """Steps of the complete checkpoints, rising."""
+    return sorted(int(path.parent.name.removeprefix("step_")) for path in folder.glob(f"step_*/{COMPLETE}"))
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
