@@ -358,7 +358,7 @@ def _in_parts(stages: dict[str, Stage], node: Node, problems: list[Problem]) -> 
             if part and full in stages:
                 message = f"{name} has a part of this name: rename it"
                 problems.append(node.below(full).problem(f"stages.{full}", message))
-            named = [f"{name}-{need}" if need else "" for need in needs]
+            named = [name if need == "." else f"{name}-{need}" if need else "" for need in needs]
             out[full] = Stage(
                 name=full, kind=settings.KIND, settings=settings, throttle=stage.throttle,
                 needs=tuple(dict.fromkeys(n for one in named for n in ([one] if one else stage.needs))),

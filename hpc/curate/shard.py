@@ -2,80 +2,148 @@
 
 The barrier (`freeze`) looks at columns alone: which clips are kept, in which order, and in which tar each goes. The
 array (`start`) then copies byte ranges from the clips' tars: nothing is decoded, and only tar headers are looked at.
+With `join`, each clip's .json comes from hpc.curate.shard_members, which wrote what other layers say into it.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import logging
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from hpc.curate.settings import Shard
+from hpc.curate.shard_members import Shards, clips_stage, columns_of, is_members
+from hpc.curate.shard_plan import RECORD, Plan, Records, groups, hashes
+from hpc.curate.upstream import KEEP
 from hpc.data import layers, storage
 from hpc.data.work import Made, Work
 
-# 36 bytes a clip: 1 M clips are 36 MB. The uuid's hash orders the clips and finds duplicates.
-CLIP = np.dtype([("hash", "S16"), ("tar", "<u4"), ("offset", "<i8"), ("size", "<i8")])
+PLACES = ["offset", "size", "video_size", "video_bytes", "rest_offset", "meta_offset", "json_size", "more_size"]
 
 
-def freeze(
-    settings: Shard, upstream: dict[str, list[tuple[str, dict[str, str]]]], superseded: set[tuple[str, str]]
-) -> Iterator[list[list[str | int]]]:
-    """Plan the tars: for each, its rows [uri of a clips tar, offset, size], in bytes; neighbours are merged.
+def freeze(settings: Shard, upstream: Shards, superseded: set[tuple[str, str]]) -> Iterator[list[list[Any]]]:
+    """Plan the tars: for each, its rows [uri of a tar, offset, size], in bytes; neighbours are merged. A row with a
+    fourth value goes on with the clip of the row before.
 
     upstream: the clips stage's name -> [(shard id, {".tar": uri, ".parquet": uri}), ...], the frozen good shards, in
-    order. superseded: (source, etag) of inputs that were replaced since; their clips are left out, as are those whose
-    verdict is not "keep". Of clips with the same uuid the first in the order of the shards stays; the log counts the
-    others.
+    order, and those of stages that judge clips. superseded: (source, etag) of inputs that were replaced since; their
+    clips are left out, as are those that a verdict drops. Of clips with the same uuid the first in the order of the
+    shards stays; the log counts the others.
     """
-    objects = [files for shards in upstream.values() for _, files in shards]
-    for files in objects:
-        if not {".tar", ".parquet"} <= files.keys():
-            raise ValueError(f"curate.shard needs a stage that makes .tar and .parquet; {list(upstream)} made {files}")
-    shards = layers.map_ahead(
-        lambda numbered: _kept_clips(numbered[0], numbered[1][".parquet"], superseded), enumerate(objects)
-    )
-    clips = np.concatenate([np.empty(0, CLIP), *shards])
-
-    _, first = np.unique(clips["hash"], return_index=True)  # sorted by hash; the first of equal ones
-    if len(first) < len(clips):
-        logging.getLogger(__name__).warning("left out %d clips whose uuid is there already", len(clips) - len(first))
-    clips = clips[first if settings.shuffle else np.sort(first)]
-
-    rows: list[list[str | int]] = []
-    filled, held = len(layers.END_OF_ARCHIVE), 0
-    for _, tar, offset, size in map(np.void.item, clips):
-        if rows and (filled + size > settings.tar or held == settings.max_clips):
-            yield rows
-            rows, filled, held = [], len(layers.END_OF_ARCHIVE), 0
-        uri = objects[tar][".tar"]
-        if rows and rows[-1][0] == uri and rows[-1][1] + rows[-1][2] == offset:
-            rows[-1][2] += size
-        else:
-            rows.append([uri, offset, size])
-        filled, held = filled + size, held + 1
-    if rows:
-        yield rows
+    clips = clips_stage(upstream)
+    members = members_stage(upstream)
+    first = {name: shards[0][1].get(".parquet") for name, shards in upstream.items() if shards}
+    told = [name for name, uri in first.items() if "window" in columns_of(uri)]
+    if told and not members:
+        raise ValueError(f"`needs` has {', '.join(told)}, which layout webdataset joins with `join: true` only")
+    tables = [files for _, files in upstream[members or clips]]
+    with Plan() as plan:
+        for name, shards in upstream.items():
+            if name not in (clips, members):
+                for found in layers.map_ahead(dropped, [files for _, files in shards]):
+                    plan.drop(found)
+        read = functools.partial(_joined if members else _kept_clips, superseded)
+        for records in layers.map_ahead(read, enumerate(files[".parquet"] for files in tables)):
+            plan.add(records)
+        plan.bin("")
+        plan.sort(settings.shuffle)
+        if copies := len(plan.copies.read(0)):
+            logging.getLogger(__name__).warning("left out %d clips whose uuid is there already", copies)
+        sources = [layers_of(files) for files in tables] if members else [(files[".tar"], "") for files in tables]
+        room = settings.tar - len(layers.END_OF_ARCHIVE)
+        for name in plan.bins():
+            for some in groups(plan.entries(name), room, settings.max_clips, "size"):
+                yield _rows(some, sources)
 
 
-def _kept_clips(tar: int, uri: str, superseded: set[tuple[str, str]]) -> np.ndarray:
+def members_stage(upstream: Shards) -> str | None:
+    """The stage that prepared what stands beside the videos, if there is one."""
+    return next((name for name, shards in upstream.items() if shards and is_members(shards[0][1])), None)
+
+
+def layers_of(files: dict[str, str]) -> tuple[str, str]:
+    """(uri of the clips' tar, uri of the members' tar) of a shard of shard_members."""
+    with storage.open(files[".parquet"]) as file:
+        made_of = layers.read_meta(file)["made_of"]
+    return next(objects[".tar"] for objects in made_of.values() if ".tar" in objects), files[".tar"]
+
+
+def dropped(files: dict[str, str]) -> np.ndarray[Any, Any]:
+    """Hashes of the uuids that a table's verdicts drop."""
+    if not {"uuid", "verdict"} <= columns_of(files.get(".parquet")):
+        return np.empty(0, "S16")
+    with storage.open(files[".parquet"]) as file:
+        table = layers.read_table(file, ["uuid", "verdict"])
+    return hashes(table.filter(pc.not_equal(table["verdict"], KEEP))["uuid"].to_pylist())
+
+
+def _kept_clips(superseded: set[tuple[str, str]], numbered: tuple[int, str]) -> Records:
+    """The clips of a table of curate.clips."""
+    number, uri = numbered
     with storage.open(uri) as file:
         table = layers.read_table(file, ["uuid", "source", "etag", "verdict", "offset", "size"])
-    table = table.filter(pc.equal(table["verdict"], "keep"))
-    inputs = zip(table["source"].to_pylist(), table["etag"].to_pylist(), strict=True)
-    table = table.filter(pa.array([one not in superseded for one in inputs], pa.bool_()))
+    table = table.append_column("row", pa.array(range(len(table)), pa.int64()))
+    table = current(table.filter(pc.equal(table["verdict"], KEEP)), superseded)
     for name in ("uuid", "offset", "size"):
         if table[name].null_count:
             raise ValueError(f"{uri}: {table[name].null_count} kept clips have no {name}; make this shard again")
-    clips = np.empty(len(table), CLIP)
-    clips["hash"] = [hashlib.blake2b(uuid.encode(), digest_size=16).digest() for uuid in table["uuid"].to_pylist()]
-    clips["tar"], clips["offset"], clips["size"] = tar, table["offset"], table["size"]
-    return clips
+    return records(table, number, ("offset", "size"))
+
+
+def _joined(superseded: set[tuple[str, str]], numbered: tuple[int, str]) -> Records:
+    """The entries of a table of shard_members."""
+    number, uri = numbered
+    with storage.open(uri) as file:
+        table = layers.read_table(file, ["uuid", "source", "etag", "why", *PLACES])
+    table = table.append_column("row", pa.array(range(len(table)), pa.int64()))
+    found = records(current(table.filter(pc.is_null(table["why"])), superseded), number, PLACES)
+    joined = found["json_size"] > 0  # which takes the place of the clip's own .json
+    video, rest = found["video_size"], found["offset"] + found["size"] - found["rest_offset"]
+    found["size"] = np.where(joined, video + found["json_size"] + found["more_size"] + rest, found["size"])
+    return found
+
+
+def current(table: pa.Table, superseded: set[tuple[str, str]]) -> pa.Table:
+    """Without what was made of inputs that were replaced since."""
+    if not superseded:
+        return table
+    inputs = zip(table["source"].to_pylist(), table["etag"].to_pylist(), strict=True)
+    return table.filter(pa.array([one not in superseded for one in inputs], pa.bool_()))
+
+
+def records(table: pa.Table, number: int, places: Any) -> Records:
+    found = np.zeros(len(table), RECORD)
+    found["hash"] = hashes(table["uuid"].to_pylist())
+    found["table"], found["row"] = number, table["row"]
+    for name in places:
+        found[name] = table[name]
+    return found
+
+
+def _rows(records: Records, sources: list[tuple[str, str]]) -> list[list[Any]]:
+    rows: list[list[Any]] = []
+
+    def add(uri: str, offset: int, size: int, goes_on: bool = False) -> None:
+        last = rows[-1] if rows else None
+        if last and last[0] == uri and last[1] + last[2] == offset and len(last) == 3 and not goes_on:
+            last[2] += size
+        elif size:
+            rows.append([uri, offset, size] + [1] * goes_on)
+
+    for _, table, _, _, _, offset, size, video, _, rest, meta, beside, more in map(np.void.item, records):
+        tar, members = sources[table]
+        if not beside:
+            add(tar, offset, size)
+            continue
+        add(tar, offset, video)
+        add(members, meta, beside + more, True)
+        add(tar, rest, size - video - beside - more, True)
+    return rows
 
 
 def start(settings: Shard) -> Callable[[Work], Made]:
@@ -89,16 +157,22 @@ def process(work: Work) -> Made:
     meanwhile.
     """
     path = work.scratch / f"{work.shard}.tar"
-    total = sum(size for _, _, size in work.rows)
+    total = sum(row[2] for row in work.rows)
+
+    def tick(written: int) -> None:
+        work.check()
+        work.progress(written / total, f"{written >> 20} of {total >> 20} MiB")
+
+    clips = layers.copy_ranges(path, work.rows, reader(), tick)
+    return Made([path], {"clips": clips, "bytes_out": path.stat().st_size})
+
+
+def reader() -> Callable[[str, int, int], bytes]:
+    """Read ranges of files; of each file all of the same version."""
     version = functools.cache(storage.stat)  # one version of each source, whichever thread meets it first
 
     def read(uri: str, begin: int, end: int) -> bytes:
         entry = version(uri)
         return storage.read(uri, begin, end, entry.etag if entry else None)
 
-    def tick(written: int) -> None:
-        work.check()
-        work.progress(written / total, f"{written >> 20} of {total >> 20} MiB")
-
-    clips = layers.copy_ranges(path, work.rows, read, tick)
-    return Made([path], {"clips": clips, "bytes_out": path.stat().st_size})
+    return read

@@ -102,6 +102,11 @@ class TarWriter:
         return Entry(offset, self.size - offset, places)
 
 
+def entry(key: str, suffix: str, payload: bytes) -> bytes:
+    """One member as it stands in a tar: header, payload and padding. Raises ValueError like `TarWriter.add`."""
+    return b"".join((_header(key, suffix, len(payload)), payload, bytes(-len(payload) % BLOCK)))
+
+
 def _header(key: str, suffix: str, size: int) -> bytes:
     if not re.fullmatch(r"(?!__)[^./\x00-\x1f][^.\x00-\x1f]*(?<!/)", key):
         raise ValueError(f"{key!r} cannot be a key in a tar: no dots, no control characters, no '/' or '__' in front")
@@ -177,23 +182,24 @@ def map_ahead(function: Callable[[Any], Out], items: Iterable[Any]) -> Iterator[
 
 def copy_ranges(
     path: str | Path,
-    ranges: Sequence[tuple[str, int, int]],
+    ranges: Sequence[Sequence[Any]],
     read: Callable[[str, int, int], bytes],
     tick: Callable[[int], None] = lambda written: None,
 ) -> int:
     """Write a new tar from byte ranges of other tars; returns how many keys it holds.
 
-    ranges: (source, offset, size) in the order of the new tar, each of whole keys as `TarWriter.add` returned them.
-    read(source, start, end): the bytes [start, end) of a source; called from several threads, source by source in the
-    order of offsets. tick(bytes written so far) is called between reads and may raise. Raises TornTar, naming the
-    source, when a range is cut short or does not begin and end with a key.
+    ranges: (source, offset, size) in the order of the new tar, each of whole keys as `TarWriter.add` returned them; one
+    with a fourth value goes on with further members of the key before it. read(source, start, end): the bytes
+    [start, end) of a source; called from several threads, source by source in the order of offsets. tick(bytes written
+    so far) is called between reads and may raise. Raises TornTar, naming the source, when a range is cut short or does
+    not begin and end with a key.
     """
     starts = [0]
-    for _, _, size in ranges:
+    for _, _, size, *_ in ranges:
         starts.append(starts[-1] + size)
     pieces = (
         (source, at, min(at + PIECE, offset + size), start + at - offset)
-        for (source, offset, size), start in sorted(zip(ranges, starts, strict=False))
+        for (source, offset, size, *_), start in sorted(zip(ranges, starts, strict=False))
         for at in range(offset, offset + size, PIECE)
     )
     written = 0
@@ -210,9 +216,10 @@ def copy_ranges(
         return _verify_ranges(file, ranges, starts)
 
 
-def _verify_ranges(file: BinaryIO, ranges: Sequence[tuple[str, int, int]], starts: list[int]) -> int:
-    """Walk the headers of the new tar: each range must begin where a key begins."""
-    keys, end, expected = 0, 0, deque(starts)
+def _verify_ranges(file: BinaryIO, ranges: Sequence[Sequence[Any]], starts: list[int]) -> int:
+    """Walk the headers of the new tar: each range must begin where a key begins, unless it goes on with one."""
+    keys, end = 0, 0
+    expected = deque(start for start, place in zip(starts, [*ranges, ()], strict=True) if len(place) < 4)
     try:
         for _, entry in index(file):
             keys, end = keys + 1, entry.offset + entry.size

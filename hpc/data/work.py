@@ -27,7 +27,7 @@ class Part(NamedTuple):
 
     settings: Any
     needs: tuple[str, ...]
-    """Other parts by name; "" stands for what the stage of the spec needs."""
+    """Other parts by name, "." for the one named ""; "" stands for what the stage of the spec needs."""
     gpus: bool = True
     """Does it get the stage's GPUs?"""
 

@@ -42,3 +42,10 @@ def index(source: Source) -> Index | None:
             count += 1
         in_order = all(a[1] < b[1] for a, b in itertools.pairwise(keys))
         return Index(count, keys, by_dts=False) if keys and in_order else None
+
+
+def times(source: Source) -> list[float]:
+    """When each frame is shown, in seconds from the first, without decoding."""
+    with opened(source) as (container, stream):
+        shown = sorted(one.pts for one in packets(container, stream) if one.pts is not None and not one.is_discard)
+        return [float((pts - shown[0]) * stream.time_base) for pts in shown]

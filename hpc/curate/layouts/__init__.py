@@ -1,0 +1,118 @@
+"""Layouts: what becomes of a clip, and of what layers say of it, in a data set that some reader expects.
+
+A layout is a function `entries(sample, settings)`: for each entry of the data set that the clip gives, its key, the
+folder (bin) that it belongs to, and what stands beside the video. A clip or window without a place raises
+`bins.Unfit`, or is an entry with a reason: nothing is dropped silently.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from hpc.curate.layouts.bins import Unfit
+from hpc.curate.settings import ShardMembers
+
+Arrays = np.ndarray[Any, Any]
+USABLE = ("success", "truncated")
+"""Of a caption's status. cosmos_curate 29f1358: metadata_writer_stage.py, caption_ok."""
+
+VIDEO, METAS, T5 = "video", "metas", "t5_xxl"
+TREES = ("cosmos", "cosmos-frames", "predict2.5-webdataset")
+"""Layouts of tars in bins, with a tar each for videos, metadata and text embeddings."""
+FOLDERS = ("cosmos-curate", "predict2", "predict2.5")
+"""Layouts of files."""
+
+
+class Window(msgspec.Struct):
+    """A captioned stretch of a clip; frames counted from the clip's first, both inclusive."""
+
+    start: int
+    end: int
+    caption: str
+    status: str
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    enhanced: str | None = None
+    embedding: Arrays | None = None
+    """Of the caption: float16 [tokens, width]."""
+
+    @property
+    def usable(self) -> bool:
+        return self.status in USABLE and bool(self.caption.strip())
+
+
+class Sample(msgspec.Struct):
+    """A kept clip and what layers say of it."""
+
+    clip: dict[str, Any]
+    """Its row of the clips' table."""
+    tar: str
+    """Where its video is."""
+    windows: list[Window] = []
+    captioned: bool = False
+    """Is there a layer of captions?"""
+    embedded: bool = False
+    """...and one of their embeddings?"""
+    labels: list[str] | None = None
+
+    def usable(self) -> list[Window]:
+        """The windows that a model can learn from. Raises Unfit where there are none."""
+        if not self.captioned:
+            raise ValueError(
+                "this layout holds captions: add a stage that makes them (curate.caption, which takes a fixed text "
+                "too) to `needs`"
+            )
+        windows = [one for one in self.windows if one.usable]
+        if not windows:
+            found = ", ".join(sorted({one.status or "empty" for one in self.windows})) or "too few frames for a window"
+            raise Unfit("no-caption", f"of {len(self.windows)} windows none has a caption: {found}")
+        if self.embedded and (bare := [one for one in windows if one.embedding is None]):
+            raise Unfit("no-text-embedding", f"the caption of frames {bare[0].start} to {bare[0].end} has none")
+        return windows
+
+
+class Entry(msgspec.Struct):
+    """One entry of a data set."""
+
+    key: str
+    members: dict[str, bytes] = {}
+    """Suffix -> what stands beside the video."""
+    bin: str = ""
+    start: int | None = None
+    """The frames of the clip that its video consists of, if not of all; inclusive."""
+    end: int | None = None
+    why: str = ""
+    """Why it is left out."""
+    detail: str = ""
+
+
+def entries(sample: Sample, settings: ShardMembers) -> list[Entry]:
+    """Of one clip."""
+    try:
+        return list(layout(settings.layout)(sample, settings))
+    except Unfit as unfit:
+        return [Entry(sample.clip["uuid"], why=unfit.why, detail=unfit.detail)]
+
+
+def layout(name: str) -> Callable[[Sample, ShardMembers], Iterator[Entry]]:
+    from hpc.curate.layouts import cosmos, plain, predict  # they need this module
+
+    return {
+        "webdataset": plain.webdataset,
+        "sessions": plain.sessions,
+        "cosmos": cosmos.by_duration,
+        "cosmos-frames": cosmos.by_window,
+        "cosmos-curate": cosmos.files,
+        "predict2.5-webdataset": predict.shards,
+        "predict2": predict.files,
+        "predict2.5": predict.files,
+    }[name]
+
+
+def as_json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode()

@@ -1,0 +1,201 @@
+"""What a layout wants beside the videos, made once for each shard of clips, and packed so that it can be copied.
+
+A data set is in another order than the clips. So that a tar of it can be made from byte ranges alone, whatever layers
+say of a clip (captions, text embeddings) is written here, shard by shard and each layer read once, in the form that the
+layout has: <shard>.tar holds tar entries, <key>.json, <key>.pickle, ... side by side, and <shard>.parquet where they
+lie, in which bin a clip belongs, and of what is left out the reason. (A clip with an entry for each of its windows
+has as many of the same name, so that the .tar is not meant to be unpacked.)
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+
+from hpc.curate import layouts, upstream
+from hpc.curate.layouts import Entry, Sample, Window
+from hpc.curate.settings import ShardMembers
+from hpc.data import layers, storage
+from hpc.data.work import Made, Work
+
+Shards = dict[str, list[tuple[str, dict[str, str]]]]
+"""Stage -> (shard id, {suffix: uri}) of each of its shards."""
+
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),  # the clip's uuid; where windows are files of their own, <uuid>_<start>_<end>
+        ("uuid", pa.string()),
+        ("source", pa.string()),
+        ("etag", pa.string()),
+        ("why", pa.string()),  # it is left out; null for what is in the data set
+        ("detail", pa.string()),
+        ("bin", pa.string()),  # folder, "" for none
+        ("start_frame", pa.int64()),  # of a video that is cut out of the clip's, both inclusive; null for all of it
+        ("end_frame", pa.int64()),
+        ("offset", pa.int64()),  # of the clip in its tar, all members, as in the clips' table
+        ("size", pa.int64()),
+        ("video_size", pa.int64()),  # of the first member, which begins at `offset`, with header and padding
+        ("video_bytes", pa.int64()),
+        ("rest_offset", pa.int64()),  # of what stands in the clip's tar behind its .json
+        ("meta_offset", pa.int64()),  # of what is new, in this shard's tar
+        ("json_size", pa.int64()),  # of the first of it, with header and padding
+        ("more_size", pa.int64()),  # of the others
+    ]
+)
+CAPTIONS = ["uuid", "window", "start_frame", "end_frame", "caption", "status", "prompt_tokens", "output_tokens",
+            "enhanced"]  # fmt: skip
+
+
+def freeze(settings: ShardMembers, upstream: Shards, superseded: set[tuple[str, str]]) -> Iterator[list[Any]]:
+    """A shard for each shard of clips; its row is what each needed stage made for it: {stage: {suffix: uri}}.
+
+    Stages with shards of their own (dedup) are left for the tars. Raises ValueError where no stage makes clips.
+    """
+    clips = clips_stage(upstream)
+    others = {name: dict(shards) for name, shards in upstream.items() if name != clips}
+    for shard, files in upstream[clips]:
+        yield [{clips: files} | {name: shards[shard] for name, shards in others.items() if shard in shards}]
+
+
+def clips_stage(upstream: Shards) -> str:
+    """Of the stages, the one that makes clips. Raises ValueError."""
+    for name, shards in upstream.items():
+        if not shards or ({".tar", ".parquet"} <= shards[0][1].keys() and not is_members(shards[0][1])):
+            return name
+    made = {name: sorted(shards[0][1]) for name, shards in upstream.items()}
+    raise ValueError(f"curate.shard needs a stage that makes .tar and .parquet, curate.clips; it has {made}")
+
+
+def is_members(files: dict[str, str]) -> bool:
+    """Is this a shard of what is made here?"""
+    return ".parquet" in files and "meta_offset" in columns_of(files[".parquet"])
+
+
+def start(settings: ShardMembers) -> Callable[[Work], Made]:
+    def process(work: Work) -> Made:
+        return make(settings, work)
+
+    return process
+
+
+def make(settings: ShardMembers, work: Work) -> Made:
+    (objects,) = work.rows
+    work.upstream = objects
+    tar_path, table_path = (work.scratch / f"{work.shard}{suffix}" for suffix in settings.OBJECTS)
+    rows: list[dict[str, Any]] = []
+    counts: Counter[str] = Counter(entries=0)
+    with tar_path.open("wb") as tar:
+        for number, sample in enumerate(samples(work)):
+            work.check()
+            work.progress(0.0, f"{number} clips")
+            for entry in layouts.entries(sample, settings):
+                rows.append(row(sample, entry, tar.tell()))
+                counts[f"left_out_{entry.why}" if entry.why else "entries"] += 1
+                if not entry.why:
+                    for block in packed(entry, rows[-1]):
+                        tar.write(block)
+        tar.write(layers.END_OF_ARCHIVE)
+    meta = {"stage": settings.KIND, "fingerprint": work.fingerprint, "layout": settings.layout, "made_of": objects}
+    layers.write_table(table_path, rows, meta, SCHEMA)
+    return Made([tar_path, table_path], {**counts, "bytes_out": tar_path.stat().st_size})
+
+
+def row(sample: Sample, entry: Entry, at: int) -> dict[str, Any]:
+    clip = sample.clip
+    same = {"key": entry.key, **{name: clip[name] for name in ("uuid", "source", "etag", "offset", "size")}}
+    if entry.why:
+        return same | {"why": entry.why, "detail": entry.detail}
+    blocks = -clip["mp4_size"] % layers.BLOCK
+    return same | {
+        "bin": entry.bin,
+        "start_frame": entry.start,
+        "end_frame": entry.end,
+        "video_size": clip["mp4_offset"] + clip["mp4_size"] + blocks - clip["offset"],
+        "video_bytes": clip["mp4_size"],
+        "rest_offset": clip["webp_offset"] - layers.BLOCK,  # its header: a name of 41 letters needs no more
+        "meta_offset": at,
+    }
+
+
+def packed(entry: Entry, row: dict[str, Any]) -> list[bytes]:
+    """The members of an entry as tar entries; their sizes go into the row."""
+    blocks = [layers.entry(entry.key, suffix, data) for suffix, data in entry.members.items()]
+    sizes = [len(block) for block in blocks] or [0]
+    row |= {"json_size": sizes[0], "more_size": sum(sizes[1:])}
+    return blocks
+
+
+def samples(work: Work) -> Iterator[Sample]:
+    """The kept clips of a shard, with all that layers say of them."""
+    made = upstream.clips_of(work.upstream)
+    with storage.open(made[".parquet"]) as file:
+        columns = layers.columns(file)
+    tables = {name: objects[".parquet"] for name, objects in work.upstream.items() if objects is not made}
+    names = {name: columns_of(uri) for name, uri in tables.items()}
+    told = [captions(tables[name]) for name, has in names.items() if {"window", "caption"} <= has]
+    texts = [embeddings(tables[name]) for name, has in names.items() if {"window", "embedding"} <= has]
+    labelled = [labels(tables[name]) for name, has in names.items() if {"labels", "verdict"} <= has]
+    if len(told) > 1 or len(texts) > 1:
+        raise ValueError(f"`needs` has several layers of captions or of text embeddings: {', '.join(tables)}; name one")
+    for clip in upstream.clips(work, columns):
+        windows = told[0].get(clip.uuid, []) if told else []
+        for number, window in enumerate(windows):
+            if texts and (array := texts[0].get((clip.uuid, number))) is not None:
+                window.embedding = array()
+        words = [word for one in labelled for word in one.get(clip.uuid) or ()]
+        yield Sample(clip.row, clip.tar, windows, bool(told), bool(texts), words if labelled else None)
+
+
+def columns_of(uri: str | None) -> set[str]:
+    """Of a table; none of no table."""
+    if uri is None:
+        return set()
+    with storage.open(uri) as file:
+        return set(layers.columns(file))
+
+
+def captions(uri: str) -> dict[str, list[Window]]:
+    """The windows of each clip, in order."""
+    found: dict[str, list[Window]] = {}
+    have = columns_of(uri)
+    table = upstream.table(uri, [name for name in CAPTIONS if name in have])
+    for one in sorted(table.to_pylist(), key=lambda row: row["window"]):
+        window = Window(
+            one["start_frame"], one["end_frame"], one["caption"] or "", one.get("status") or "success",
+            one.get("prompt_tokens") or 0, one.get("output_tokens") or 0, one.get("enhanced"),
+        )  # fmt: skip
+        found.setdefault(one["uuid"], []).append(window)
+    return found
+
+
+def embeddings(uri: str) -> Mapping[tuple[str, int], Callable[[], layouts.Arrays]]:
+    """(uuid, window) -> how to get the array, so that one at a time is in memory beside the table."""
+    table = upstream.table(uri, ["uuid", "window", "tokens", "embedding"])
+    cells = table["embedding"].combine_chunks()
+    if isinstance(cells, pa.ChunkedArray):
+        cells = pa.concat_arrays(cells.chunks)
+    found = {}
+    keys = zip(*(table[name].to_pylist() for name in ("uuid", "window", "tokens")), strict=True)
+    for i, (uuid, window, tokens) in enumerate(keys):
+        found[uuid, window] = Cell(cells, i, tokens)
+    return found
+
+
+class Cell(msgspec.Struct):
+    column: Any
+    row: int
+    tokens: int
+
+    def __call__(self) -> layouts.Arrays:
+        """float16 [tokens, width]."""
+        return np.frombuffer(self.column[self.row].as_buffer(), "<f2").reshape(self.tokens, -1)
+
+
+def labels(uri: str) -> dict[str, list[str]]:
+    table = upstream.table(uri, ["uuid", "labels"])
+    return dict(zip(*(table[name].to_pylist() for name in ("uuid", "labels")), strict=True))
