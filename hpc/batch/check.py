@@ -1,7 +1,8 @@
 """From YAML nodes to typed structs, collecting everything that is wrong instead of stopping at the first thing.
 
 The types are what msgspec understands: structs, `X | None` and other unions, Literal, dict, list, tuple, int, float,
-str, bool with msgspec.Meta bounds, and the two types with units, Seconds and Bytes. `plain` is the way back.
+str, bool with msgspec.Meta bounds, and the two types with units, Seconds and Bytes. Text may be marked as one that a
+file can hold: it is read here, so that a spec is what it was whatever becomes of the file. `plain` is the way back.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import difflib
 import types
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import msgspec
@@ -36,6 +38,8 @@ def convert(node: Node, kind: Any, where: str, problems: list[Problem]) -> Any:
         return node.plain()
     if origin in (Union, types.UnionType):
         return _union(node, kind, args, where, problems)
+    if isinstance(node.value, dict) and may_be_file(kind):
+        return _content(node, where, problems)
     if is_struct(bare):
         values = fields(node, [bare], where, problems)
         return build(bare, values, node, where, problems) if len(problems) == before else None
@@ -119,7 +123,7 @@ def _union(node: Node, kind: Any, args: Sequence[Any], where: str, problems: lis
         return list if get_origin(bare) in shapes[list] else None
 
     own = type(node.value) if isinstance(node.value, (dict, list)) else None
-    members = [t for t in args if t is not type(None) and shape(t) is own]
+    members = [t for t in args if t is not type(None) and (shape(t) is own or (own is dict and may_be_file(t)))]
     if len(members) == 1:  # its own message says more than one about the union
         return convert(node, members[0], where, problems)
     for member in members:
@@ -151,6 +155,24 @@ def _leaf(node: Node, kind: Any, where: str, problems: list[Problem]) -> Any:
     except ValueError as error:
         problems.append(node.problem(where, str(error)))
     return None
+
+
+def _content(node: Node, where: str, problems: list[Problem]) -> str | None:
+    """{file: PATH} -> what the file holds. The path counts from the spec's folder, given on the command line from the
+    working directory."""
+    path = node.below("file")
+    if list(node.value) != ["file"] or not isinstance(path.value, str):
+        problems.append(node.problem(where, f"{shown(node)} is not text: give text, or {{file: PATH}}"))
+        return None
+    try:
+        base = Path(node.file).parent if Path(node.file).is_file() else Path()
+        text = (base / path.value).read_text("utf-8").strip()
+    except (OSError, ValueError) as error:
+        problems.append(path.problem(_join(where, "file"), f"{path.value!r} cannot be read: {error}"))
+        return None
+    if not text:
+        problems.append(path.problem(_join(where, "file"), f"{path.value!r} is empty"))
+    return text
 
 
 def refusal(node: Node, kind: Any) -> str:
@@ -212,6 +234,11 @@ def unwrap(kind: Any) -> tuple[Any, list[msgspec.Meta]]:
         return kind, []
     bare, *metas = get_args(kind)
     return bare, [meta for meta in metas if isinstance(meta, msgspec.Meta)]
+
+
+def may_be_file(kind: Any) -> bool:
+    """Text that may be given as {file: PATH}: marked by msgspec.Meta(extra={"file": True})."""
+    return any((meta.extra or {}).get("file") for meta in unwrap(kind)[1])
 
 
 def members_of(kind: Any) -> Sequence[Any]:

@@ -25,6 +25,7 @@ from typing import Annotated, ClassVar, Literal
 import msgspec
 from msgspec import Meta
 
+from hpc.curate.settings.caption import Caption as Caption
 from hpc.curate.settings.encode import Encode
 from hpc.curate.settings.filters import Filters
 from hpc.curate.settings.preview import Preview, Thumbnail
