@@ -9,10 +9,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 LOADED = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors")
 """What transformers loads of a model: configs, tokenizer, templates, weights."""
+NOT_WEIGHTS = "position_ids"  # a buffer that older files carry
 
 
 def shorten(words: list[str]) -> str:
@@ -83,3 +86,17 @@ def absent(path: Path) -> str:
         return str(path / "model.safetensors")
     names = {name for index in indices for name in json.loads(index.read_bytes())["weight_map"].values()}
     return " ".join(str(path / name) for name in sorted(names) if not (path / name).is_file())
+
+
+def accounted(folder: Path, found: Mapping[str, Any], other: tuple[str, ...] = ()) -> None:
+    """Check what transformers' `output_loading_info` tells of a model. Raises RuntimeError unless every weight of the
+    model was in the files, and nothing else but keys that begin with `other`, and old buffers."""
+    unused = [key for key in found["unexpected_keys"] if not key.startswith(other) and not key.endswith(NOT_WEIGHTS)]
+    wrong = {
+        "missing": sorted(found["missing_keys"]),
+        "left over": sorted(unused),
+        "of another size": sorted(key for key, *_ in found["mismatched_keys"]),
+    }
+    if any(wrong.values()):
+        words = "; ".join(f"{what}: {shorten(keys) or 'nothing'}" for what, keys in wrong.items())
+        raise RuntimeError(f"{folder}: these are not the weights of the model in its config.json: {words}")

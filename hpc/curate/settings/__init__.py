@@ -26,6 +26,7 @@ import msgspec
 from msgspec import Meta
 
 from hpc.curate.settings.caption import Caption as Caption
+from hpc.curate.settings.embed import Embed as Embed
 from hpc.curate.settings.encode import Encode
 from hpc.curate.settings.filters import Filters
 from hpc.curate.settings.preview import Preview, Thumbnail
