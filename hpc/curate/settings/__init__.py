@@ -26,11 +26,12 @@ import msgspec
 from msgspec import Meta
 
 from hpc.curate.settings.caption import Caption as Caption
+from hpc.curate.settings.dedup import Dedup, DedupAssign, DedupFit, DedupMerge, DedupPrune  # noqa: F401
 from hpc.curate.settings.embed import Embed as Embed
 from hpc.curate.settings.encode import Encode
 from hpc.curate.settings.filters import Filters
 from hpc.curate.settings.preview import Preview, Thumbnail
-from hpc.curate.settings.shard import Shard, ShardIndex, ShardMembers, ShardTree
+from hpc.curate.settings.shard import Shard, ShardIndex, ShardMembers, ShardTree  # noqa: F401
 from hpc.curate.settings.split import Split
 
 VIDEO = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".ts", ".m2ts", ".mts", ".mpg", ".mpeg", ".wmv", ".flv",

@@ -1,0 +1,261 @@
+"""The parts of the dedup, one after the other as their barriers plan them, against all pairs by brute force."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from hpc.curate import clips
+from hpc.curate.dedup import assign, merge, prune, sphere
+from hpc.curate.settings import Dedup
+from hpc.data import layers
+from hpc.data.work import Work
+
+Upstream = dict[str, list[tuple[str, dict[str, str]]]]
+EMBEDDING = lambda dim: pa.schema([("uuid", pa.string()), ("embedding", pa.list_(pa.float32(), dim))])
+
+
+def run(folder: Path, settings: Dedup, upstream: Upstream, superseded: set[tuple[str, str]] = frozenset()) -> Path:  # type: ignore[assignment]
+    """All parts; returns the folder of the last one. Rows go through JSON, as they do in a plan."""
+    made = dict(upstream)
+    for name, (part, needs, _) in settings.parts().items():
+        module, stage = importlib.import_module(part.CODE), f"dedup-{name}".removesuffix("-")
+        own = {one: shards for one, shards in made.items()
+               if (one in upstream and "" in needs) or one.removeprefix("dedup-") in needs}  # fmt: skip
+        process, made[stage] = module.start(part), []
+        for number, rows in enumerate(module.freeze(part, own, superseded)):
+            shard, scratch = f"{number:06}", folder / "scratch" / stage / str(number)
+            scratch.mkdir(parents=True)
+            plan = msgspec.json.decode(msgspec.json.encode(rows))
+            done = process(
+                Work(
+                    shard,
+                    [],
+                    plan,
+                    {},
+                    scratch,
+                    "print",
+                    lambda: None,
+                    lambda share, words: None,
+                    folder=str(folder / stage),
+                )
+            )
+            assert [path.name for path in done.objects] == [shard + suffix for suffix in part.OBJECTS]
+            objects = {suffix: str(folder / stage / f"{shard}{suffix}") for suffix in part.OBJECTS}
+            for uri, path in {**done.tree, **dict(zip(objects.values(), done.objects, strict=True))}.items():
+                assert not Path(uri).exists(), "two shards made the same file"
+                Path(uri).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, uri)
+            made[stage].append((shard, objects))
+        shutil.rmtree(folder / "scratch")
+    return folder / "dedup"
+
+
+def embedded(folder: Path, vectors: np.ndarray, uuids: Sequence[str], shards: int) -> Upstream:
+    folder.mkdir(parents=True)
+    out = []
+    for number, rows in enumerate(np.array_split(np.arange(len(vectors)), shards)):
+        path = folder / f"{number:06}.parquet"
+        table = [{"uuid": uuids[row], "embedding": vectors[row].tolist()} for row in rows]
+        layers.write_table(path, table, {}, EMBEDDING(vectors.shape[1]))
+        out.append((f"{number:06}", {".parquet": str(path)}))
+    return {"embed": out}
+
+
+def decided(folder: Path) -> dict[str, tuple[str, float, str]]:
+    """uuid -> (max_id, score, reason) of what goes."""
+    rows = [row for path in sorted(folder.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+    assert len({row["uuid"] for row in rows}) == len(rows) and {row["verdict"] for row in rows} <= {"duplicate"}
+    return {row["uuid"]: (row["max_id"], row["score"], *row["reasons"]) for row in rows}
+
+
+def near(rng: np.random.Generator, rows: int, dim: int, spread: float) -> np.ndarray:
+    """Rows around rows / 3 points, some nearer, some farther."""
+    points = rng.normal(size=(max(1, rows // 3), dim))
+    noise = rng.normal(size=(rows, dim)) * spread * rng.random((rows, 1))
+    return (points[rng.integers(len(points), size=rows)] + noise).astype(np.float32)
+
+
+def names(count: int) -> list[str]:
+    return [f"clip-{number:05}" for number in range(count)]
+
+
+def brute(folder: Path, vectors: np.ndarray, uuids: Sequence[str]) -> dict[str, tuple[float, set[str]]]:
+    """uuid -> (largest cosine to a row before it, the rows of which it is that): all pairs, in the dedup's order."""
+    centroids = np.load(folder / "clustering_results" / "kmeans_centroids.npy").astype(np.float64)
+    unit = vectors.astype(np.float64) / np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+    order = np.lexsort((uuids, (unit @ centroids.T).max(1).round(9)))
+    cosines = np.where(np.tri(len(unit), k=-1, dtype=bool), unit[order] @ unit[order].T, -2.0)
+    ids = np.array(uuids)[order]
+    return {ids[row]: (float(line.max()), set(ids[line >= line.max() - 1e-5])) for row, line in enumerate(cosines)}
+
+
+@pytest.mark.parametrize(("dim", "k", "eps", "spread"), [(16, 12, 0.01, 0.05), (8, 30, 0.02, 0.3), (64, 7, 0.1, 0.2),
+                                                         (24, 20, 0.5, 1.0), (12, 1, 0.05, 0.1)])  # fmt: skip
+def test_no_pair_is_missed(tmp_path: Path, dim: int, k: int, eps: float, spread: float) -> None:
+    """Every row's nearest one before it, found by brute force, within eps: over the borders of clusters, too."""
+    vectors, uuids = near(np.random.default_rng(k), 1200, dim, spread), names(1200)
+    settings = Dedup(eps=eps, sweep=(), n_clusters=k, pairs=0)
+    out = run(tmp_path, settings, embedded(tmp_path / "in", vectors, uuids, 3))
+    gone, truth = decided(out), brute(out, vectors, uuids)
+    for uuid, (score, twins) in truth.items():
+        if abs(score - (1 - eps)) > 3e-6:
+            assert (uuid in gone) == (score >= 1 - eps), f"{uuid}: {score}"
+        if uuid in gone:
+            assert abs(gone[uuid][1] - score) < 3e-6 and gone[uuid][0] in twins and gone[uuid][2] == "semantic"
+    assert 0 < len(gone) < 1200
+
+
+def test_pairs_over_borders_are_there_and_each_side_sends_half() -> None:
+    """The data that the test above rests on has such pairs; and of two clusters exactly one sends."""
+    x, _ = sphere.unit(near(np.random.default_rng(30), 1200, 8, 0.3))
+    centroids, _ = sphere.kmeans(x, 30, 100, 42, sphere.Tiles())
+    home = (x @ centroids.T).argmax(1)
+    pairs = np.argwhere(np.tril(x @ x.T >= 0.98, -1))
+    assert (home[pairs[:, 0]] != home[pairs[:, 1]]).sum() > 10
+    each, other = torch.meshgrid(torch.arange(9), torch.arange(9), indexing="ij")
+    sends = sphere.sends(each, other)
+    assert ((sends ^ sends.T) | (each == other)).all() and set(sends.sum(1).tolist()) == {4}
+
+
+def test_shards_tiles_and_their_order_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, uuids = near(np.random.default_rng(5), 900, 16, 0.1), names(900)
+    vectors[100:130] = np.random.default_rng(0).normal(size=16)  # thirty that are the same
+    settings = Dedup(eps=0.01, sweep=(0.05,), pairs=0)
+    one = run(tmp_path / "one", settings, embedded(tmp_path / "one" / "in", vectors, uuids, 1))
+    monkeypatch.setattr(assign, "SHARD_BYTES", 100 * 64)
+    monkeypatch.setattr(prune, "SHARD_BYTES", 200 * 64)
+    shuffled = np.random.default_rng(1).permutation(900)
+    inputs = embedded(tmp_path / "two" / "in", vectors[shuffled], [uuids[row] for row in shuffled], 7)
+    two = run(tmp_path / "two", settings, inputs)
+    assert len(list(two.glob("*.parquet"))) > 5 and decided(one) == decided(two)
+    tables = [{str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*")
+               if path.is_file() and path.parent != out}
+              for out in (one, two)]  # fmt: skip
+    assert tables[0] == tables[1] and len(tables[0]) > 40
+    gone = decided(one)
+    same = [uuid for uuid in uuids[100:130] if uuid not in gone]
+    assert len(same) == 1 and {gone[uuid][0] for uuid in uuids[100:130] if uuid in gone} == set(same)
+
+
+def test_tables_of_the_reference_and_a_sweep(tmp_path: Path) -> None:
+    vectors, uuids = near(np.random.default_rng(9), 400, 12, 0.1), names(400)
+    settings = Dedup(eps=0.01, sweep=(0.001, 0.05), n_clusters=9, pairs=0)
+    out = run(tmp_path, settings, embedded(tmp_path / "in", vectors, uuids, 2))
+    centroids = np.load(out / "clustering_results" / "kmeans_centroids.npy")
+    assert centroids.shape == (9, 12) and centroids.dtype == np.float32
+    total: dict[str, float] = {}
+    for path in (out / "extraction" / "semdedup_pruning_tables").iterdir():
+        pruned = pq.read_table(path)
+        assert pruned.schema.names == ["id", "max_id", "cosine_sim_score"]
+        assert str(pruned.schema.field("cosine_sim_score").type) == "float"
+        nearest = pq.read_table(
+            out / "clustering_results" / "embs_by_nearest_center" / path.stem.replace("cluster_", "nearest_cent_")
+            / "actor_0.parquet"
+        )  # fmt: skip
+        assert nearest.schema.names == ["id", "embedding", "cosine_dist_to_cent"]
+        assert nearest["id"].to_pylist() == pruned["id"].to_pylist()
+        distance = nearest["cosine_dist_to_cent"].to_numpy()
+        assert (np.diff(distance) <= 0).all()
+        cells = np.stack(nearest["embedding"].to_numpy())
+        own = centroids[int(path.stem.removeprefix("cluster_"))]
+        assert np.allclose(1 - cells @ own, distance, atol=1e-6) and np.allclose(np.linalg.norm(cells, axis=1), 1)
+        first = pruned.slice(0, 1).to_pylist()[0]
+        if first["max_id"] == first["id"]:  # none before it, here or over the border
+            assert first["cosine_sim_score"] == 0
+        total |= dict(zip(pruned["id"].to_pylist(), pruned["cosine_sim_score"].to_pylist(), strict=True))
+    assert set(total) == set(uuids)
+    for eps in (0.001, 0.01, 0.05):
+        [row] = csv.DictReader((out / "extraction" / f"dedup_summary_{eps}.csv").open())
+        gone = {uuid for uuid, score in total.items() if score >= 1 - eps}
+        assert row == {"eps": str(eps), "kept": str(400 - len(gone)), "removed": str(len(gone)), "total": "400"}
+        assert {uuid for _, ids in merge.chosen(str(out), eps) for uuid in ids.to_pylist()} == gone
+    assert set(decided(out)) == {uuid for uuid, score in total.items() if score >= 0.99}
+    with pytest.raises(ValueError, match=r"made for eps up to 0\.05, asked for 0.1: add that"):
+        list(merge.chosen(str(out), 0.1))
+    with pytest.raises(FileNotFoundError, match="no tables of a dedup"):
+        list(merge.chosen(str(tmp_path / "in"), 0.01))
+
+
+def clip_rows(rows: list[dict[str, Any]], path: Path) -> dict[str, str]:
+    """A clips stage's shard, with the columns that matter."""
+    full = [
+        {"verdict": "keep", "source": "a.mp4", "etag": "1", "member": "", "start_seconds": 0.0, "end_seconds": 1.0}
+        | row
+        for row in rows
+    ]
+    layers.write_table(path.with_suffix(".parquet"), full, {}, clips.SCHEMA)
+    path.with_suffix(".tar").write_bytes(b"")
+    return {".parquet": str(path.with_suffix(".parquet")), ".tar": str(path.with_suffix(".tar"))}
+
+
+def test_copies_by_digest(tmp_path: Path) -> None:
+    """Of copies the first in the order of the shards stays; what a verdict or a new input drops takes none along."""
+    shards = [
+        [
+            {"uuid": "old", "digest": "00aa", "etag": "0"},
+            {"uuid": "a", "digest": "00aa"},
+            {"uuid": "b", "digest": "ff"},
+        ],
+        [{"uuid": "c", "digest": "00aa"}, {"uuid": "judged", "digest": "ee"}, {"uuid": "black", "verdict": "black"}],
+        [{"uuid": "d", "digest": "ee"}, {"uuid": "e", "digest": "ee"}, {"uuid": "b", "digest": "ff"}, {"uuid": "none"}],
+        [{"uuid": "rig", "digest": "ee", "cameras": [{"camera": "left", "digest": "01"}]}],
+    ]
+    folder = tmp_path / "in"
+    folder.mkdir()
+    upstream: Upstream = {"clips": [], "judge": []}
+    for number, rows in enumerate(shards):
+        upstream["clips"].append((f"{number:06}", clip_rows(rows, folder / f"{number:06}")))
+        layers.write_table(folder / f"v{number}.parquet", [{"uuid": "judged", "verdict": "text"}], {})
+        upstream["judge"].append((f"{number:06}", {".parquet": str(folder / f"v{number}.parquet")}))
+    out = run(tmp_path, Dedup(pairs=10), upstream, {("a.mp4", "0")})
+    assert decided(out) == {"c": ("a", 1.0, "exact"), "e": ("d", 1.0, "exact")}
+    [row] = csv.DictReader((out / "extraction" / "dedup_summary_0.01.csv").open())
+    assert (row["removed"], row["kept"], row["total"]) == ("2", "5", "7")
+    assert [ids.to_pylist() for _, ids in merge.chosen(str(out), 0.001)] == [["c", "e"]]
+
+
+def test_copies_and_near_ones_together(tmp_path: Path) -> None:
+    """A copy is not compared, a clip that is there twice is one clip, vectors without a direction are left alone."""
+    rng = np.random.default_rng(3)
+    vectors = rng.normal(size=(60, 16)).astype(np.float32)
+    vectors[40:] = vectors[:20] + 0.001 * rng.normal(size=(20, 16))  # 40 to 59 are near 0 to 19
+    vectors[39], vectors[38] = np.nan, 0
+    uuids = names(60)
+    uuids[30] = uuids[10]  # the same clip in two shards
+    upstream = embedded(tmp_path / "in", vectors, uuids, 3)
+    rows = [{"uuid": uuid, "digest": f"{number % 59:032x}"} for number, uuid in enumerate(uuids)]  # 0 and 59 are copies
+    upstream["clips"] = [(f"{n:06}", clip_rows(rows[20 * n : 20 * n + 20], tmp_path / f"c{n}")) for n in range(3)]
+    out = run(tmp_path, Dedup(pairs=30), upstream)
+    gone = decided(out)
+    assert gone.pop("clip-00059") == ("clip-00000", 1.0, "exact")
+    assert len(gone) == 19 and {len({a, b} & set(gone)) for a, b in zip(uuids[:19], uuids[40:59], strict=True)} == {1}
+    for uuid, (other, score, why) in gone.items():
+        assert abs(int(uuid[-5:]) - int(other[-5:])) == 40 and score > 0.999 and why == "semantic"
+
+
+def test_it_says_what_it_needs(tmp_path: Path) -> None:
+    part = Dedup().parts()["fit"].settings
+    freeze = importlib.import_module(part.CODE).freeze
+    layers.write_table(tmp_path / "c.parquet", [{"uuid": "a", "caption": "x"}], {})
+    with pytest.raises(ValueError, match="must name a stage that makes embeddings"):
+        list(freeze(part, {"caption": [("000000", {".parquet": str(tmp_path / "c.parquet")})]}, set()))
+    upstream = embedded(tmp_path / "in", np.ones((2, 4), np.float32), ["a", "b"], 1)
+    with pytest.raises(ValueError, match="inputs were replaced since; add the clips stage"):
+        list(freeze(part, upstream, {("a.mp4", "0")}))
+    with pytest.raises(ValueError, match="two stages that make embeddings; again is one"):
+        list(freeze(part, {**upstream, "again": upstream["embed"]}, set()))
+    other = embedded(tmp_path / "other", np.ones((2, 5), np.float32), ["c", "d"], 1)["embed"][0][1]
+    with pytest.raises(ValueError, match="embeddings have 4, 5 dimensions"):
+        run(tmp_path / "run", Dedup(), {"embed": [*upstream["embed"], ("000001", other)]})
