@@ -9,16 +9,16 @@ from __future__ import annotations
 import functools
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow as pa
 
 from hpc.curate import prompts, upstream
 from hpc.curate.settings import Caption
-from hpc.curate.upstream import Clip
-from hpc.curate.windows import samples, windows
-from hpc.data import layers, video
-from hpc.data.work import BadInput, Made, Work
+from hpc.curate.show import Window, plan, shown
+from hpc.curate.windows import windows
+from hpc.data import layers
+from hpc.data.work import Made, Work
 from hpc.models import vlm
 from hpc.models.vlm import Answer, Engine, Request
 
@@ -41,13 +41,6 @@ TEXT = ("success", "truncated")
 """Statuses of captions that are one."""
 
 
-class Window(NamedTuple):
-    clip: Clip
-    number: int
-    first: int
-    last: int
-
-
 def start(settings: Caption) -> Callable[[Work], Made]:
     """Raises as `vlm.engine` does."""
     engine = vlm.Fixed(settings.text) if settings.text is not None else vlm.engine(settings)
@@ -57,15 +50,18 @@ def start(settings: Caption) -> Callable[[Work], Made]:
 
 def process(settings: Caption, engine: Engine, enhancer: Engine | None, work: Work) -> Made:
     clips = upstream.clips(work, ("num_frames", "fps", "width", "height"))
-    planned = [Window(clip, number, first, last) for clip in clips
-               for number, (first, last) in enumerate(windows(clip.row["num_frames"], settings.window))]  # fmt: skip
+    planned = plan(clips, settings.window)
     asked: deque[Window] = deque()
     broken: dict[str, Answer] = {}
     second = settings.second and prompts.SECOND.get(settings.second, settings.second)
 
     def requests() -> Iterator[Request]:
         prompt = prompts.CAPTION.get(settings.prompt, settings.prompt)
-        for window, frames, fps in shown(settings, engine, planned, broken, work):
+        if settings.text is not None:  # no model, so no pictures
+            asked.extend(planned)
+            yield from [Request(None, 0.0, prompt)] * len(planned)
+            return
+        for window, frames, fps in shown(engine, planned, settings.fps, broken, work):
             asked.append(window)
             yield Request(frames, fps, prompt, settings.system)
 
@@ -86,44 +82,6 @@ def process(settings: Caption, engine: Engine, enhancer: Engine | None, work: Wo
     path = work.scratch / f"{work.shard}.parquet"
     layers.write_table(path, rows, meta(settings, engine, enhancer, work, short), SCHEMA)
     return Made([path], {"clips": len(clips), "clips_without_window": len(short), **counts})
-
-
-def shown(
-    settings: Caption, engine: Engine, planned: list[Window], broken: dict[str, Answer], work: Work
-) -> Iterator[tuple[Window, Any, float]]:
-    """Each window with its frames, uint8 [T, H, W, 3], and how many a second they are, in order. Clips that cannot be
-    decoded are left out, and go to `broken`."""
-    if settings.text is not None:
-        yield from ((window, None, settings.fps) for window in planned)
-        return
-    of_clip: dict[str, list[Window]] = {}
-    for window in planned:
-        of_clip.setdefault(window.clip.uuid, []).append(window)
-    clips = list({window.clip.uuid: window.clip for window in planned}.values())
-
-    def decode(pair: tuple[Clip, bytes]) -> list[tuple[Window, Any, float]] | Exception:
-        work.check()
-        clip, data = pair
-        mine, fps = of_clip[clip.uuid], clip.row["fps"]
-        numbers = [samples(window.first, window.last, fps, settings.fps) for window in mine]
-        try:
-            most = max(map(len, numbers))
-            height, width = engine.size(most, clip.row["height"], clip.row["width"])
-            frames = video.sample(data, [number for some in numbers for number in some], width, height)
-        except (BadInput, ValueError) as error:
-            return error
-        found, at = [], 0
-        for window, some in zip(mine, numbers, strict=True):
-            rate = fps * (len(some) - 1) / (window.last - window.first)
-            found.append((window, frames[at : at + len(some)], rate))
-            at += len(some)
-        return found
-
-    for clip, found in zip(clips, layers.map_ahead(decode, upstream.videos(clips)), strict=True):
-        if isinstance(found, Exception):
-            broken[clip.uuid] = vlm.failed(found)
-        else:
-            yield from found
 
 
 def row(window: Window, first: Answer, second: Answer | None = None) -> dict[str, Any]:

@@ -30,6 +30,8 @@ from hpc.curate.settings.dedup import Dedup, DedupAssign, DedupFit, DedupMerge, 
 from hpc.curate.settings.embed import Embed as Embed
 from hpc.curate.settings.encode import Encode
 from hpc.curate.settings.filters import Filters
+from hpc.curate.settings.judge import Classify as Classify
+from hpc.curate.settings.judge import Semantic as Semantic
 from hpc.curate.settings.preview import Preview, Thumbnail
 from hpc.curate.settings.shard import Shard, ShardIndex, ShardMembers, ShardTree  # noqa: F401
 from hpc.curate.settings.split import Split
