@@ -116,3 +116,34 @@ def qwen2(folder: Path, seed: int = 0, likely_end: float = 0.0) -> Path:
         torch.manual_seed(seed)
         model = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**text_config(words)))
     return save(model, words, folder, likely_end)
+
+
+def llava(folder: Path, seed: int = 0) -> Path:
+    """A model for pictures, whose processor needs no torchvision: for servers."""
+    import torch
+    import transformers
+
+    words = tokenizer(
+        ("<unk>", "</s>", "<image>"),
+        "{% for m in messages %}{{ m['role'] }}: {% if m['content'] is string %}{{ m['content'] }}{% else %}"
+        "{% for part in m['content'] %}{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}"
+        "{% endfor %}{% endif %}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}",
+    )
+    words.eos_token = "</s>"
+    config = transformers.LlavaConfig(
+        text_config={"model_type": "llama", **text_config(words)},
+        vision_config={"model_type": "clip_vision_model", "hidden_size": 32, "intermediate_size": 32,
+                       "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 14},
+        image_token_id=words.convert_tokens_to_ids("<image>"), image_token_index=words.convert_tokens_to_ids("<image>"),
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = transformers.LlavaForConditionalGeneration(config)
+    pictures = transformers.CLIPImageProcessorPil(
+        size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}
+    )
+    save(model, words, folder)
+    transformers.LlavaProcessor(pictures, words, patch_size=14, vision_feature_select_strategy="default",
+                                image_token="<image>", num_additional_image_tokens=1,
+                                chat_template=words.chat_template).save_pretrained(folder)  # fmt: skip
+    return folder
