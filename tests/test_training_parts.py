@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
-import signal
 import threading
 import time
 from pathlib import Path
@@ -15,9 +13,10 @@ import pytest
 import torch.distributed as dist
 
 from hpc.data.units import Seconds
+from hpc.data.work import Stopped
+from hpc.train.agree import agreed
 from hpc.train.checkpoint import ALONE, Checkpoints, Keeper, Ranks, Resumed, complete
 from hpc.train.metrics import Metrics, lines
-from hpc.train.signals import Warned
 
 
 def keeper(folder: Path, ranks: Ranks = ALONE, **policy: Any) -> Keeper:
@@ -127,17 +126,19 @@ def test_every_step_stands_there_once(tmp_path: Path) -> None:
     assert said[-1]["loss"] == "nan" and said[-1]["waited"] == 0.25 and "time" in said[0]
 
 
-# Signals
+# Decisions of all ranks
 
 
-def _rank(rank: int, file: str, warned_rank: int, out: Any) -> None:
+def _rank(rank: int, file: str, warned: int, out: Any) -> None:
     dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
-    warned = Warned()
     told = []
     for step in range(4):
-        if step == 2 and rank == warned_rank:
-            os.kill(os.getpid(), signal.SIGUSR2)
-        told.append(warned.agreed(also=step == 1 and rank == 0))
+
+        def check(step: int = step) -> None:
+            if step >= 2 and rank == warned:
+                raise Stopped
+
+        told.append(agreed(check, also=step == 1 and rank == 0))
     out.put((rank, told))
     dist.destroy_process_group()
 
@@ -153,3 +154,4 @@ def test_a_warning_to_one_rank_is_heard_by_all_at_the_same_step(tmp_path: Path, 
     for process in ranks:
         process.join()
     assert told[0] == told[1] == [(False, False), (False, True), (True, False), (True, False)]
+    assert agreed(lambda: None) == (False, False), "and alone"

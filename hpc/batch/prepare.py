@@ -17,6 +17,7 @@ import msgspec
 
 from hpc.batch import check, failure, inputs, jsons, ledger, plan, records, run, script, slurm
 from hpc.batch.cluster import Cluster
+from hpc.batch.gang import is_gang
 from hpc.batch.run import Attempt, AttemptPlan, Run, StagePlan
 from hpc.batch.spec import KINDS, Resources, Spec, Stage, fingerprint, text
 from hpc.data import storage
@@ -186,7 +187,7 @@ def prepare(spec: Spec, cluster: Cluster, base: Path, *, on_slurm: bool, command
     for stage in stages.values():
         if stage.name in behind:
             seconds = total_bytes / 2**30 * spec.stages[stage.domain].settings.SECONDS_PER_GIB
-            stage.width = max(1, min(BARRIER_WIDTH, round(seconds / 60), len(scope)))
+            stage.width = 1 if is_gang(stage) else max(1, min(BARRIER_WIDTH, round(seconds / 60), len(scope)))
     attempt_plan = AttemptPlan(
         run=run_.id, attempt=attempt.number, spec_hash=spec.hash, output=spec.output, created=time.time(),
         stages=list(stages.values()), groups=groups, domain_size=len(scope), scope="scope.txt", superseded=replaced,

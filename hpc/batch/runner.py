@@ -22,7 +22,7 @@ from typing import Any
 
 import msgspec
 
-from hpc.batch import failure, jsons
+from hpc.batch import failure, gang, jsons
 from hpc.batch.run import StagePlan
 from hpc.batch.spec import settings_of
 from hpc.data import storage
@@ -37,6 +37,8 @@ class Setup(msgspec.Struct):
     """Needed stage -> (its folder, its object suffixes)."""
     scratch: str
     progress_every: float
+    failures: str = ""
+    """Of a gang: the file in which ranks say why they failed."""
 
 
 class Order(msgspec.Struct):
@@ -74,11 +76,14 @@ def main() -> None:
     os.dup2(2, 1)  # whatever a library prints goes to the log, not into the channel
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda signum, frame: stopping.append(signum))
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # the worker decides what a warning from Slurm means
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # the worker decides what a warning from Slurm means...
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
+    rank = 0
+
     def send(reply: Reply) -> None:
-        channel.write(msgspec.json.encode(reply) + b"\n")
+        if rank == 0:
+            channel.write(msgspec.json.encode(reply) + b"\n")
 
     def check() -> None:
         if stopping:
@@ -86,6 +91,9 @@ def main() -> None:
 
     setup = jsons.decode(sys.stdin.buffer.readline(), Setup)
     stage = setup.stage
+    if setup.failures:
+        rank = int(os.environ["RANK"])
+        signal.signal(signal.SIGUSR2, lambda signum, frame: stopping.append(signum))  # ...and passes it on to ranks
     begun = time.monotonic()
     settings = settings_of(stage.kind, stage.settings)
     try:
@@ -101,25 +109,28 @@ def main() -> None:
         if stopping:
             send(Reply("stopped", order.shard))
             break
-        scratch = Path(setup.scratch) / order.shard
+        scratch = Path(setup.scratch) / f"{order.shard}.{rank}"
         try:
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir(parents=True)
-            reply = _one(order, setup, process, scratch, check, send)
+            reply = _one(order, setup, process, scratch, check, send, publishes=rank == 0)
         except Stopped:
             reply = Reply("stopped", order.shard)
         except Exception as error:
             traceback.print_exc()
             last = traceback.extract_tb(error.__traceback__)[-1]
-            reply = Reply(
-                "failed", order.shard, failure=failure.of_exception(error),
-                detail=f"{type(error).__name__}: {str(error)[:1500]} ({Path(last.filename).name}:{last.lineno})",
-            )  # fmt: skip
+            words = f"{type(error).__name__}: {str(error)[:1500]} ({Path(last.filename).name}:{last.lineno})"
+            if setup.failures:
+                sys.stderr.flush()
+                gang.leave(setup.failures, rank, failure.of_exception(error), words)
+            reply = Reply("failed", order.shard, failure=failure.of_exception(error), detail=words)
         shutil.rmtree(scratch, ignore_errors=True)
         send(reply)
 
 
-def _one(order: Order, setup: Setup, process: Any, scratch: Path, check: Any, send: Any) -> Reply:
+def _one(
+    order: Order, setup: Setup, process: Any, scratch: Path, check: Any, send: Any, publishes: bool = True
+) -> Reply:
     """Make one shard and publish it."""
     stage = setup.stage
     own = stage.domain == "inputs"
@@ -145,7 +156,7 @@ def _one(order: Order, setup: Setup, process: Any, scratch: Path, check: Any, se
     )  # fmt: skip
     crashed = [Bad(items[place].uri, "crash", "the process died on it, twice: see the log") for place in order.without]
     worked = time.monotonic()
-    objects = publish(stage.folder, order.shard, stage.objects, made)
+    objects = publish(stage.folder, order.shard, stage.objects, made) if publishes else []
     times = {"work": worked - begun, "publish": time.monotonic() - worked}
     return Reply("done", order.shard, times=times, objects=objects, counts=made.counts, bad=made.bad + crashed)
 

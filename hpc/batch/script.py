@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from hpc.batch.cluster import Cluster
+from hpc.batch.gang import is_gang
 from hpc.batch.plan import Chunk, chunks
 from hpc.batch.run import Attempt, AttemptPlan, Run, StagePlan
 from hpc.batch.spec import Spec
@@ -132,11 +133,19 @@ def resource_flags(stage: StagePlan, cluster: Cluster, memory: float = 1.0, time
     """Where a stage's tasks go and what they get; memory and time are factors on what the spec asks for."""
     r = stage.resources
     here = cluster.for_stage(stage.name, stage.kind)
-    flags = [*site_flags(here), f"--time={math.ceil(r.time * time / 60)}", "--nodes=1", "--ntasks=1"]
-    if here.whole_nodes:
-        flags += ["--exclusive", "--mem=0", f"--cpus-per-task={here.cpus_per_node}"]
+    flags = [*site_flags(here), f"--time={math.ceil(r.time * time / 60)}"]
+    if is_gang(stage):  # a task of Slurm's for each rank
+        tasks = [f"--nodes={r.nodes}", f"--ntasks={r.nodes * r.workers}", f"--ntasks-per-node={r.workers}"]
+        cpus = r.cpus
     else:
-        flags += [f"--mem={math.ceil(r.memory * r.workers * memory / 2**20)}M", f"--cpus-per-task={r.cpus * r.workers}"]
+        tasks, cpus = ["--nodes=1", "--ntasks=1"], r.cpus * r.workers
+        if here.whole_nodes:
+            cpus = here.cpus_per_node or cpus
+    if here.whole_nodes:
+        flags += [*tasks, "--exclusive", "--mem=0", f"--cpus-per-task={cpus}"]
+    else:
+        memory = math.ceil(r.memory * r.workers * memory / 2**20)
+        flags += [*tasks, f"--mem={memory}M", f"--cpus-per-task={cpus}"]
     if r.gpus:
         kind = f"{here.gpu_type}:" if here.gpu_type else ""
         flags.append(f"--gres=gpu:{kind}{r.gpus_of(r.workers)}")

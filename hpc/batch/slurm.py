@@ -79,6 +79,13 @@ def call(command: Sequence[str], timeout: float = TIMEOUT) -> str:
     return done.stdout
 
 
+def step(command: Sequence[str], *, nodes: int, tasks_per_node: int, cpus_per_task: int) -> list[str]:
+    """The command that runs another one in every task of a step of this job; what it reads comes to all of them. USR2
+    sent to it comes to all of them too. When one fails, all are ended."""
+    tasks = [f"--nodes={nodes}", f"--ntasks={nodes * tasks_per_node}", f"--ntasks-per-node={tasks_per_node}"]
+    return ["srun", "--kill-on-bad-exit=1", *tasks, f"--cpus-per-task={cpus_per_task}", "--export=ALL", *command]
+
+
 def limits() -> Limits:
     text = call(["scontrol", "show", "config"])
     found = dict(re.findall(r"^(\w+)\s*=\s*(.*?)\s*$", text, re.MULTILINE))

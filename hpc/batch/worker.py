@@ -28,7 +28,8 @@ import msgspec
 from submitit import JobEnvironment
 from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
 
-from hpc.batch import barrier, commit, failure, jsons, records, slurm
+from hpc.batch import barrier, commit, failure, gang, jsons, records, slurm
+from hpc.batch.gang import is_gang
 from hpc.batch.plan import RowShard
 from hpc.batch.run import Attempt, AttemptPlan, Run, StagePlan
 from hpc.batch.runner import Order, Reply, Setup
@@ -36,6 +37,8 @@ from hpc.batch.script import warning
 
 FINISH_SHARE = 0.5
 """After the warning, shards in flight may go on for this share of the time that is left."""
+SAVE_SHARE = 0.8
+"""...of which ranks may take so much for their checkpoint: they are told at once."""
 LEAVE_SECONDS = 15
 """After TERM, a child has this long at most to notice and leave before it is killed."""
 MAX_TRIES = 2
@@ -75,6 +78,8 @@ class Child(msgspec.Struct):
     begun: float = 0.0
     buffer: bytes = b""
     stopping: bool = False
+    failures: str = ""
+    """Of a gang: the file in which its ranks say why they failed."""
     why: str = ""
     """Class of failure, if the stage could not be started."""
     detail: str = ""
@@ -86,7 +91,11 @@ class State(msgspec.Struct):
     todo: list[RowShard]
     warning: float
     """Seconds between USR2 and the time limit."""
+    gang: bool = False
+    """Its processes are ranks, which leave together and with a checkpoint."""
     tries: dict[str, int] = {}
+    furthest: dict[str, float] = {}
+    """Shard -> how far a gang came with it."""
     died_on: dict[str, list[int]] = {}
     """Shard -> the items on which its process died."""
     closing: str = ""
@@ -149,8 +158,9 @@ def work(run: Run, attempt: Attempt, plan: AttemptPlan, stage: StagePlan, row: i
     earlier = earlier_starts(run, stage, here)
     finished = earlier.done.keys() | earlier.failed.keys() | set(stage.done)
     left = [s for s in shards if s.id not in finished]
-    state = State(left, warning(stage.resources.time))
-    give_up(log, state, earlier, here)
+    state = State(left, warning(stage.resources.time), is_gang(stage))
+    if not state.gang:  # a training goes on from its checkpoint as often as it must, and sees itself whether it does
+        give_up(log, state, earlier, here)
     # A signal only sets a flag; the loop wakes up through this pipe.
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
@@ -167,7 +177,7 @@ def work(run: Run, attempt: Attempt, plan: AttemptPlan, stage: StagePlan, row: i
     selector.register(wake_read, selectors.EVENT_READ, None)
     children: list[Child] = []
     try:
-        for k in range(min(stage.resources.workers, len(state.todo))):
+        for k in range(min(1 if state.gang else stage.resources.workers, len(state.todo))):
             children.append(start_child(run, attempt, plan, stage, scratch / str(k), k, here))
             selector.register(children[-1].replies, selectors.EVENT_READ, children[-1])
         while any(c.order or (state.todo and not state.closing) for c in children):
@@ -237,7 +247,8 @@ def open_log(
         records.Worker(
             t=time.time(), run=run.id, attempt=attempt.number, stage=stage.name, fingerprint=stage.fingerprint,
             job=here.job, restart=here.restart, row=row, node=here.node, raw_job=here.raw_job,
-            cpus=stage.resources.cpus * stage.resources.workers, gpus=stage.resources.gpus_of(stage.resources.workers),
+            cpus=stage.resources.cpus * stage.resources.workers * stage.resources.nodes,
+            gpus=stage.resources.gpus_of(stage.resources.workers) * stage.resources.nodes,
             memory=stage.resources.memory * boost.memory, time=stage.resources.time * boost.time,
         )
     )  # fmt: skip
@@ -283,24 +294,26 @@ def start_child(run: Run, attempt: Attempt, plan: AttemptPlan, stage: StagePlan,
     env = dict(os.environ)
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         env.setdefault(name, str(r.cpus))
-    if r.gpus and r.workers > 1:  # each worker sees its own GPUs, or its share of one, of those of this task
+    # Each worker sees its own GPUs, or its share of one, of those of this task; ranks see all of their node's.
+    if r.gpus and r.workers > 1 and not is_gang(stage):
         visible = (env.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(r.gpus_of(r.workers))))).split(",")
         first = k // r.sharing * r.gpus_of(1)
         env["CUDA_VISIBLE_DEVICES"] = ",".join(visible[first : first + r.gpus_of(1)])
     process = subprocess.Popen(
-        [sys.executable, "-m", "hpc.batch.runner"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env
+        gang.command(stage, here.on_slurm), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env
     )
     upstream = {}
     for need in stage.needs:
         if plan.stage(need).domain == stage.domain and stage.name != stage.domain:
             needed = barrier.frozen_stage(attempt, plan, need)
             upstream[need] = (needed.folder, needed.objects)
-    setup = Setup(stage, upstream, str(scratch), 30.0 if here.on_slurm else 0.5)
+    failures = str(run.logs(stage.name) / f"{here.job}.{here.restart}.failures.jsonl") if is_gang(stage) else ""
+    setup = Setup(stage, upstream, str(scratch), 30.0 if here.on_slurm else 0.5, failures)
     assert process.stdin and process.stdout
     process.stdin.write(jsons.encode(setup) + b"\n")
     process.stdin.flush()
     os.set_blocking(process.stdout.fileno(), False)
-    return Child(k, process, process.stdin, process.stdout, scratch, begun=time.monotonic())
+    return Child(k, process, process.stdin, process.stdout, scratch, begun=time.monotonic(), failures=failures)
 
 
 def hand_out(child: Child, state: State, log: records.Log) -> None:
@@ -342,6 +355,9 @@ def receive(child: Child, state: State, log: records.Log) -> bool:
             note = records.Record("progress", reply.shard, now, seconds=seconds, detail=reply.detail)
             note.fraction = reply.fraction
             log.write(note)
+            if child.failures and reply.fraction > state.furthest.get(reply.shard, 0.0):  # it got on: count anew
+                state.furthest[reply.shard] = reply.fraction
+                state.tries.pop(reply.shard, None)
             continue
         if child.start_seconds and reply.what == "done":  # once, with the first shard: imports, models
             reply.times["start"], child.start_seconds = child.start_seconds, 0.0
@@ -375,7 +391,8 @@ def failed(order: Order, why: str, detail: str, seconds: float, state: State, lo
     leave = state.node_failures >= MAX_NODE_FAILURES  # recorded as a failure, so that the next attempt shuns this node
     without = len(culprits(order.shard, state))
     possible = without <= MAX_CULPRITS and (without < len(order.items) or not without)
-    if why in failure.AGAIN_AT_ONCE and tries < MAX_TRIES * (1 + without) and possible and not leave:
+    again = why in failure.AGAIN_AT_ONCE or (state.gang and why == "lost")
+    if again and tries < MAX_TRIES * (1 + without) and possible and not leave:
         state.todo.append(RowShard(order.shard, order.items))
         log.write(records.Record("stopped", order.shard, time.time(), seconds=seconds, failure=why, detail=detail))
     else:
@@ -392,9 +409,12 @@ def bury(child: Child, state: State, log: records.Log) -> bool:
     if child.order:
         order, child.order = child.order, None
         seconds, why = time.monotonic() - child.begun, failure.of_exit(status)
+        detail = f"its process ended with {words}"
+        if child.failures:
+            why, detail = gang.reason(child.failures, status)
         if why == "crash" and child.items:
             state.died_on.setdefault(order.shard, []).extend(child.items)
-        failed(order, why, f"its process ended with {words}", seconds, state, log)
+        failed(order, why, detail, seconds, state, log)
         return True
     if not child.ready and not child.stopping:  # it never came up: an import error, a model too large for the memory
         state.bad_starts += 1
@@ -415,7 +435,8 @@ def on_signal(signum: int, state: State) -> None:
     print(f"got {signal.Signals(signum).name}", file=sys.stderr, flush=True)
     now = time.monotonic()
     if signum == signal.SIGUSR2 and not state.closing:
-        state.closing, state.deadline = "time limit", now + FINISH_SHARE * state.warning
+        finish = 0.0 if state.gang else FINISH_SHARE * state.warning
+        state.closing, state.deadline = "time limit", now + finish
     elif signum != signal.SIGUSR2:
         state.closing, state.deadline = "stopped by signal", now
 
@@ -425,8 +446,11 @@ def stop_children(children: list[Child], state: State, log: records.Log) -> None
     for child in children:
         child.stopping = True
         if child.process.poll() is None:
-            child.process.terminate()
-    until = time.monotonic() + min(LEAVE_SECONDS, state.warning / 4)
+            child.process.send_signal(signal.SIGUSR2 if state.gang else signal.SIGTERM)  # srun passes USR2 on, not TERM
+    leave = min(LEAVE_SECONDS, state.warning / 4)
+    if state.gang and state.closing == "time limit":
+        leave = SAVE_SHARE * state.warning
+    until = time.monotonic() + leave
     while any(c.order for c in children) and time.monotonic() < until:
         for child in children:
             if child.order and not receive(child, state, log):

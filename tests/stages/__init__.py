@@ -113,3 +113,18 @@ class Tale(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     def parts(self) -> dict[str, Part]:
         return {"count": Part(Count(), ("",), gpus=False),
                 "": Part(Tell(end=self.end, where=self.where), ("", "count"))}  # fmt: skip
+
+
+class Gang(Count, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A training, as far as the batch machinery sees: ranks that count together, with checkpoints."""
+
+    KIND: ClassVar[str] = "stages:Gang"
+    CODE: ClassVar[str] = "stages.gang"
+    PHASES: ClassVar[tuple[str, ...]] = ("barrier", "gang")
+    NEUTRAL: ClassVar[tuple[str, ...]] = ("seconds", "flags")
+
+    steps: int = 20
+    seconds: float = 0.02
+    """Of a step."""
+    flags: str = ""
+    """A folder. A file "fail-<rank>" or "kill-<rank>" there is taken away, and the rank does that."""

@@ -1,0 +1,49 @@
+"""Ranks on several nodes of a real Slurm make one shard together: they are warned, killed and requeued, and go on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from conftest import Cluster
+from lab import Lab, wait_until
+
+from hpc.train.metrics import lines
+
+
+def test_a_training_over_two_nodes_goes_on_whatever_happens(cluster: Cluster, tmp_path: Path) -> None:
+    resources = {"nodes": 2, "workers": 2, "cpus": 1, "memory": "64MiB"}
+    gang: dict[str, Any] = {"kind": "stages:Gang", "needs": "echo", "steps": 400, "flags": str(tmp_path)}
+    stages = {"echo": {"kind": "stages:Echo"}, "train": gang | {"resources": resources}}
+    lab = Lab(cluster, tmp_path / "lab", stages, ["a", "b"])
+    lab.submit()
+    folder = Path(lab.output) / "train@v1"
+
+    def step() -> int:
+        file = folder / "metrics.jsonl"
+        return max((line["step"] for line in lines(file)), default=0) if file.exists() else 0
+
+    wait_until(lambda: step() > 20, "it trains", logs=lab.logs)
+    task = f"{lab.jobs()['train']}_0"
+    assert lab.shown(task)["NumNodes"] == "2" and lab.shown(task)["NumTasks"] == "4"
+
+    # warned: all ranks save at one step and leave, the job requeues itself
+    cluster.run("scancel", "--batch", "--signal=USR2", task)
+    wait_until(lambda: lab.queue()[task] == "PENDING BeginTime", "it is requeued", logs=lab.logs)
+    saved = (folder / "checkpoints/latest").read_text()
+    assert saved == f"step_{step():09}" and step() < 400
+    cluster.release_requeue(task)
+    wait_until(lambda: step() > int(saved[5:]) + 20, "it goes on", logs=lab.logs)
+
+    # a rank on the second node is killed: the others are ended, and all go on from the last checkpoint
+    (tmp_path / "kill-3").touch()
+    wait_until(lambda: lab.states("train", "stopped").get("000000", 0) >= 2, "a rank was killed", logs=lab.logs)
+    [last] = [r for r in lab.records("train") if r.get("state") == "stopped" and r.get("failure")]
+    assert last["failure"] == "lost" and "a rank was killed" in last["detail"]
+
+    assert lab.finish() == "done"
+    made = json.loads((folder / "000000.json").read_text())
+    assert made == {"total": 400 * 10, "steps": 400, "ranks": 4, "rows": ["000000", "000001"]}
+    assert [line["step"] for line in lines(folder / "metrics.jsonl")] == list(range(1, 401))
+    assert lab.states("train", "done") == {"000000": 1} and not lab.states("train", "failed")
