@@ -95,6 +95,13 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--stage", help="whose filters (default: the first stage that has any)")
     p.add_argument("--keep", type=float, default=0.9, metavar="SHARE",
                    help="share of the clips that each threshold alone keeps (default 0.9)")  # fmt: skip
+    p = verb("validate", validate, "apply a reader's own rules to a data set, and say what to fix")
+    p.add_argument("data", metavar="DIR", help="a folder, or s3://bucket/prefix")
+    p.add_argument("--as", dest="consumer", required=True, metavar="NAME",
+                   help="webdataset, cosmos, cosmos-frames, predict2.5-webdataset, sessions, cosmos-curate, predict2, "
+                        "predict2.5")  # fmt: skip
+    p.add_argument("--num-frames", type=int, default=93, metavar="N",
+                   help="that the training takes of a video (default 93)")  # fmt: skip
     p = verb("schema", schema, "print the JSON Schema of job specs")
     p.add_argument("--cluster", action="store_true", help="of cluster presets instead")
     return parser
@@ -340,6 +347,14 @@ def calibrate(args: argparse.Namespace) -> int:
     lines = [*cb.text(found, stage, made), "", f"# the clips beside each threshold: {page}"]
     emit(args, {"run": found.id, "stage": stage, "page": str(page), "calibration": made}, lines)
     return 0
+
+
+def validate(args: argparse.Namespace) -> int:
+    from hpc import validate as rules
+
+    found = rules.validate(args.data, args.consumer, args.num_frames)
+    emit(args, found, list(rules.lines(found)))
+    return 1 if found.errors else 0
 
 
 def schema(args: argparse.Namespace) -> int:

@@ -33,9 +33,7 @@ CAPTIONS = pa.schema(
      ("caption", pa.string()), ("status", pa.string()), ("detail", pa.string()), ("prompt_tokens", pa.int32()),
      ("output_tokens", pa.int32()), ("enhanced", pa.string()), ("enhanced_status", pa.string())]
 )  # fmt: skip
-TEXTS = pa.schema(
-    [("uuid", pa.string()), ("window", pa.int32()), ("tokens", pa.int32()), ("embedding", pa.binary())]
-)
+TEXTS = pa.schema([("uuid", pa.string()), ("window", pa.int32()), ("tokens", pa.int32()), ("embedding", pa.binary())])
 
 
 class Clip(msgspec.Struct):

@@ -302,7 +302,7 @@ def video_uuid(source: str) -> str:
 
 
 def previews_of(members: dict[str, bytes]) -> dict[str, bytes]:
-    """"<start>_<end>" -> WebP, of the members of a clip."""
+    """ "<start>_<end>" -> WebP, of the members of a clip."""
     before, after = ".preview_", ".webp"
     return {name[len(before) : -len(after)]: data for name, data in members.items() if name.startswith(before)}
 

@@ -20,7 +20,7 @@ DURATIONS = ("5_10", "10_30", "30_inf")
 
 
 def duration_bin(name: str) -> tuple[float, float]:
-    """"2_5" -> (2.0, 5.0). Raises ValueError."""
+    """ "2_5" -> (2.0, 5.0). Raises ValueError."""
     match = re.fullmatch(r"(\d+)_(\d+|inf)", name)
     if not match or not float(match[1]) < float(match[2]):
         raise ValueError(f"{name!r} is no range of seconds: write e.g. 2_5, or 60_inf")

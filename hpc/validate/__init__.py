@@ -1,0 +1,188 @@
+"""Data sets as their readers see them: each reader's own rules, applied to a folder or an s3:// prefix.
+
+    report = validate.validate("out/shard@v1", "predict2.5-webdataset")
+
+One file here for each reader, or family of them, with the commit that its rules come from. A rule has a word; a data
+set breaks it in a file, and the problem says which, what was found, what the reader would do, and what to do about it.
+Nothing of a data set is run: pickles are read by hpc.data.pickles, videos by their index.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgspec
+
+from hpc.data import storage, video
+
+KEPT = 1000
+"""Problems of one rule that are kept; the others are counted."""
+
+
+class Problem(msgspec.Struct, frozen=True):
+    file: str
+    """Relative to the data set; of something in a tar with "#" and its name."""
+    rule: str
+    what: str
+    """What was found, and what becomes of it."""
+    do: str
+    error: bool = True
+    """False: the reader takes it, but probably not as meant."""
+
+
+class Settings(msgspec.Struct, frozen=True):
+    num_frames: int = 93
+    """That the training takes of a video."""
+
+
+class Report(msgspec.Struct):
+    """What was found in a data set."""
+
+    consumer: str
+    folder: str
+    settings: Settings
+    files: int = 0
+    entries: int = 0
+    """Videos, or keys of tars."""
+    rules: Counter[str] = msgspec.field(default_factory=Counter)
+    """How often each was broken."""
+    errors: int = 0
+    warnings: int = 0
+    problems: list[Problem] = []
+
+    def add(self, file: str, rule: str, what: str, do: str, error: bool = True) -> None:
+        self.rules[rule] += 1
+        self.errors += error
+        self.warnings += not error
+        if self.rules[rule] <= KEPT:
+            self.problems.append(Problem(file, rule, what, do, error))
+
+
+class Files:
+    """The files of a data set, by name."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder.rstrip("/") if storage.is_s3(folder) else str(Path(folder).absolute())
+        self.sizes = {
+            entry.uri.removeprefix(self.folder).lstrip("/"): entry.size for entry in storage.listing(self.folder)
+        }
+
+    def named(self, before: str = "", after: str = "") -> list[str]:
+        return [name for name in self.sizes if name.startswith(before) and name.endswith(after)]
+
+    def uri(self, name: str) -> str:
+        return storage.join(self.folder, name)
+
+    def open(self, name: str) -> BinaryIO:
+        return storage.open(self.uri(name))
+
+    def read(self, name: str) -> bytes:
+        return storage.read(self.uri(name))
+
+    def json(self, name: str, report: Report) -> Any:
+        """The value in a JSON file; None, with a problem, where there is none."""
+        if name not in self.sizes:
+            report.add(name, "missing", "the reader opens this file first; it is not there", "Write the data set again")
+            return None
+        return as_json(name, self.read(name), report)
+
+
+def as_json(name: str, data: bytes, report: Report) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError as error:
+        report.add(name, "json", f"it is not JSON: {error}", "Write it again")
+        return None
+
+
+class Slice(io.RawIOBase):
+    """A part of a file as a file of its own."""
+
+    def __init__(self, file: BinaryIO, offset: int, size: int) -> None:
+        self.file, self.offset, self.size, self.at = file, offset, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.at
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self.at = max(0, offset + (0, self.at, self.size)[whence])
+        return self.at
+
+    def readinto(self, buffer: Any) -> int:
+        self.file.seek(self.offset + self.at)
+        data = self.file.read(max(0, min(len(buffer), self.size - self.at)))
+        buffer[: len(data)] = data
+        self.at += len(data)
+        return len(data)
+
+
+def frames(name: str, file: Any, report: Report) -> int | None:
+    """How many frames a video has, by its index; None, with a problem, for what is no video."""
+    try:
+        found = video.index(file)
+    except Exception as error:  # libav has many words for it
+        report.add(name, "video", f"it cannot be opened: {error}", "Encode this clip again")
+        return None
+    if found is None or not found.frames:
+        report.add(name, "video", "it has no frame that decoding could begin with", "Encode this clip again")
+        return None
+    return found.frames
+
+
+def validate(folder: str, consumer: str, num_frames: int = 93) -> Report:
+    """Apply the rules of a reader (one of CONSUMERS). Raises ValueError for another one, or a folder without files."""
+    if consumer not in (known := consumers()):
+        raise ValueError(f"--as {consumer}: the rules are known of {', '.join(known)}")
+    files = Files(folder)
+    if not files.sizes:
+        raise ValueError(f"{folder}: there are no files; give the folder or prefix of a data set")
+    report = Report(consumer, folder, Settings(num_frames), len(files.sizes))
+    known[consumer](files, report)
+    return report
+
+
+def consumers() -> dict[str, Callable[[Files, Report], None]]:
+    from hpc.validate import curator, folders, plain, trees  # they need this module
+
+    return {
+        "webdataset": plain.webdataset,
+        "sessions": plain.sessions,
+        "cosmos": trees.cosmos,
+        "cosmos-frames": trees.cosmos_frames,
+        "predict2.5-webdataset": trees.predict,
+        "cosmos-curate": curator.curator,
+        "predict2": folders.predict2,
+        "predict2.5": folders.predict25,
+    }
+
+
+def lines(report: Report, most: int = 20) -> Iterator[str]:
+    """For a person: the problems, rule by rule, and whether it will do."""
+    for rule, some in itertools.groupby(sorted(report.problems, key=lambda one: (not one.error, one.rule)), key=_rule):
+        found = list(some)
+        count = report.rules[rule]
+        yield f"{'error' if found[0].error else 'warning'}: {rule} ({count:,} time{'s' * (count != 1)})"
+        for one in found[:most]:
+            yield f"  {one.file}: {one.what}"
+        if count > most:
+            yield f"  ... and {count - most:,} more (--json lists {KEPT:,} of each rule)"
+        yield f"  -> {found[0].do}"
+    verdict = "will not do" if report.errors else "will do"
+    yield (f"{report.folder}: {report.files:,} files, {report.entries:,} entries, {report.errors:,} errors, "
+           f"{report.warnings:,} warnings: {verdict} for {report.consumer}")  # fmt: skip
+
+
+def _rule(problem: Problem) -> str:
+    return problem.rule
