@@ -211,7 +211,7 @@ def modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def test_code_of_its_own_is_not_run_unless_it_is_trusted(tmp_path: Path) -> None:
     flag = tmp_path / "flag"
     folder = own_code(tmp_path / "model", f"open({str(flag)!r}, 'w')\n{MODELING}")
-    with pytest.raises(RuntimeError, match="brings Python code of its own.*trust_remote_code: true"):
+    with pytest.raises(RuntimeError, match=r"brings Python code of its own.*trust_remote_code: true"):
         open_embedder(Embed(model=str(folder)))
     assert not flag.exists()
     open_embedder(Embed(model=str(folder), trust_remote_code=True))

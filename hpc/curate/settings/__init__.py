@@ -35,6 +35,7 @@ from hpc.curate.settings.judge import Semantic as Semantic
 from hpc.curate.settings.preview import Preview, Thumbnail
 from hpc.curate.settings.shard import Shard, ShardIndex, ShardMembers, ShardTree  # noqa: F401
 from hpc.curate.settings.split import Split
+from hpc.curate.settings.text_embed import TextEmbed as TextEmbed
 
 VIDEO = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".ts", ".m2ts", ".mts", ".mpg", ".mpeg", ".wmv", ".flv",
          ".3gp", ".ogv", ".gif", ".mxf")  # fmt: skip
