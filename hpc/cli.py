@@ -102,6 +102,9 @@ def build_parser() -> argparse.ArgumentParser:
                         "predict2.5")  # fmt: skip
     p.add_argument("--num-frames", type=int, default=93, metavar="N",
                    help="that the training takes of a video (default 93)")  # fmt: skip
+    p = verb("import-cosmos", import_cosmos, "turn pipeline configs of Cosmos-Curate into a spec")
+    p.add_argument("configs", nargs="+", metavar="CONFIG", help='{"pipeline": "split"|"dedup"|"shard", "args": {...}}')
+    p.add_argument("--output", type=Path, metavar="FILE", help="write the spec here (default: print it)")
     p = verb("schema", schema, "print the JSON Schema of job specs")
     p.add_argument("--cluster", action="store_true", help="of cluster presets instead")
     return parser
@@ -355,6 +358,21 @@ def validate(args: argparse.Namespace) -> int:
     found = rules.validate(args.data, args.consumer, args.num_frames)
     emit(args, found, list(rules.lines(found)))
     return 1 if found.errors else 0
+
+
+def import_cosmos(args: argparse.Namespace) -> int:
+    from hpc.batch import cosmos
+
+    made = cosmos.convert(args.configs)
+    cosmos.check(made)
+    if args.output:
+        with args.output.open("x", encoding="utf-8") as file:  # a spec that someone worked on is not written over
+            file.write(made.text)
+    for one in made.left if not args.json else ():
+        print(f"{'not taken over' if one.lost else 'not needed'}: {one.file}: {one}", file=sys.stderr)
+    said = f"{args.output}: next: hpc check {args.output}" if args.output else made.text.rstrip("\n")
+    emit(args, {"spec": made.text, "left": made.left, "output": args.output and str(args.output)}, [said])
+    return 0
 
 
 def schema(args: argparse.Namespace) -> int:
