@@ -178,7 +178,7 @@ def lines(report: Report, most: int = 20) -> Iterator[str]:
             yield f"  {one.file}: {one.what}"
         if count > most:
             yield f"  ... and {count - most:,} more (--json lists {KEPT:,} of each rule)"
-        yield f"  -> {found[0].do}"
+        yield from dict.fromkeys(f"  -> {one.do}" for one in found)
     verdict = "will not do" if report.errors else "will do"
     yield (f"{report.folder}: {report.files:,} files, {report.entries:,} entries, {report.errors:,} errors, "
            f"{report.warnings:,} warnings: {verdict} for {report.consumer}")  # fmt: skip
