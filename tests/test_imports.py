@@ -19,9 +19,10 @@ ROOT = Path(__file__).parents[1]
 
 STAGES = {"curate", "prepare", "train", "generate", "evaluate"}
 MAY_IMPORT = {
-    "cli": {"cli", "batch", *STAGES, "data", "models", "kernels", "dashboards"},
+    "cli": {"cli", "batch", *STAGES, "data", "models", "kernels", "dashboards", "validate"},
     "batch": {"batch", *STAGES, "data", "models", "kernels", "dashboards"},
     **{stage: {stage, "data", "models", "kernels"} for stage in STAGES},
+    "validate": {"validate", "curate", "data"},
     "data": {"data", "kernels"},
     "models": {"models", "kernels"},
     "kernels": {"kernels"},

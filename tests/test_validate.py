@@ -191,7 +191,8 @@ def a_tar(place: Path, kind: str) -> Path:
 @pytest.mark.parametrize("layout", ["cosmos", "predict2.5-webdataset"])
 @pytest.mark.parametrize(
     "rule",
-    ["missing", "json", "wdinfo", "root", "not-listed", "tar-missing", "keys-differ", "member", "tar", "total-key-count",
+    ["missing", "json", "wdinfo", "root", "not-listed", "tar-missing", "keys-differ", "member", "tar",
+     "total-key-count",
      "frame-count", "bin", "wdinfo-list", "tar-name", "duplicate", "metadata-json", "embeddings", "video"],
 )  # fmt: skip
 def test_trees(broken: Callable[[str], Path], layout: str, rule: str) -> None:
@@ -327,8 +328,8 @@ def test_a_window_in_the_wrong_bin_of_frames(broken: Callable[[str], Path]) -> N
     assert found(place, "cosmos-frames") == {("bin", f"{tree}/metas/{TAR}#{uuid(0, 0)}.json")}
 
 
-@pytest.mark.parametrize("rule", ["no-tars", "tar", "duplicate", "member", "json", "pickle", "embeddings", "frame-count",
-                                  "video", "members-differ"])  # fmt: skip
+@pytest.mark.parametrize("rule", ["no-tars", "tar", "duplicate", "member", "json", "pickle", "embeddings",
+                                  "frame-count", "video", "members-differ"])  # fmt: skip
 def test_webdataset(broken: Callable[[str], Path], rule: str) -> None:
     place = broken("webdataset")
     tar, id = place / "000000.tar", uuid(0, 1)
@@ -402,7 +403,8 @@ def test_sessions(broken: Callable[[str], Path], rule: str) -> None:
 @pytest.mark.parametrize(
     "rule",
     ["no-summary", "keys", "no-clips", "unprocessed", "record", "chunk", "chunks", "metadata", "not-valid",
-     "clip-location", "missing", "num-bytes", "frame-count", "caption-gap", "no-caption", "window", "captions", "orphan"],
+     "clip-location", "missing", "num-bytes", "frame-count", "caption-gap", "no-caption", "window", "captions",
+     "orphan"],
 )  # fmt: skip
 def test_the_clip_tree(broken: Callable[[str], Path], rule: str) -> None:
     place = broken("cosmos-curate")
