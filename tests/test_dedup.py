@@ -4,80 +4,20 @@ from __future__ import annotations
 
 import csv
 import importlib
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from dedups import Upstream, decided, embedded, run
 
 from hpc.curate import clips
 from hpc.curate.dedup import assign, merge, prune, sphere
 from hpc.curate.settings import Dedup
 from hpc.data import layers
-from hpc.data.work import Work
-
-Upstream = dict[str, list[tuple[str, dict[str, str]]]]
-EMBEDDING = lambda dim: pa.schema([("uuid", pa.string()), ("embedding", pa.list_(pa.float32(), dim))])
-
-
-def run(folder: Path, settings: Dedup, upstream: Upstream, superseded: set[tuple[str, str]] = frozenset()) -> Path:  # type: ignore[assignment]
-    """All parts; returns the folder of the last one. Rows go through JSON, as they do in a plan."""
-    made = dict(upstream)
-    for name, (part, needs, _) in settings.parts().items():
-        module, stage = importlib.import_module(part.CODE), f"dedup-{name}".removesuffix("-")
-        own = {one: shards for one, shards in made.items()
-               if (one in upstream and "" in needs) or one.removeprefix("dedup-") in needs}  # fmt: skip
-        process, made[stage] = module.start(part), []
-        for number, rows in enumerate(module.freeze(part, own, superseded)):
-            shard, scratch = f"{number:06}", folder / "scratch" / stage / str(number)
-            scratch.mkdir(parents=True)
-            plan = msgspec.json.decode(msgspec.json.encode(rows))
-            done = process(
-                Work(
-                    shard,
-                    [],
-                    plan,
-                    {},
-                    scratch,
-                    "print",
-                    lambda: None,
-                    lambda share, words: None,
-                    folder=str(folder / stage),
-                )
-            )
-            assert [path.name for path in done.objects] == [shard + suffix for suffix in part.OBJECTS]
-            objects = {suffix: str(folder / stage / f"{shard}{suffix}") for suffix in part.OBJECTS}
-            for uri, path in {**done.tree, **dict(zip(objects.values(), done.objects, strict=True))}.items():
-                assert not Path(uri).exists(), "two shards made the same file"
-                Path(uri).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(path, uri)
-            made[stage].append((shard, objects))
-        shutil.rmtree(folder / "scratch")
-    return folder / "dedup"
-
-
-def embedded(folder: Path, vectors: np.ndarray, uuids: Sequence[str], shards: int) -> Upstream:
-    folder.mkdir(parents=True)
-    out = []
-    for number, rows in enumerate(np.array_split(np.arange(len(vectors)), shards)):
-        path = folder / f"{number:06}.parquet"
-        table = [{"uuid": uuids[row], "embedding": vectors[row].tolist()} for row in rows]
-        layers.write_table(path, table, {}, EMBEDDING(vectors.shape[1]))
-        out.append((f"{number:06}", {".parquet": str(path)}))
-    return {"embed": out}
-
-
-def decided(folder: Path) -> dict[str, tuple[str, float, str]]:
-    """uuid -> (max_id, score, reason) of what goes."""
-    rows = [row for path in sorted(folder.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
-    assert len({row["uuid"] for row in rows}) == len(rows) and {row["verdict"] for row in rows} <= {"duplicate"}
-    return {row["uuid"]: (row["max_id"], row["score"], *row["reasons"]) for row in rows}
 
 
 def near(rng: np.random.Generator, rows: int, dim: int, spread: float) -> np.ndarray:
@@ -103,8 +43,11 @@ def brute(folder: Path, vectors: np.ndarray, uuids: Sequence[str]) -> dict[str, 
 
 @pytest.mark.parametrize(("dim", "k", "eps", "spread"), [(16, 12, 0.01, 0.05), (8, 30, 0.02, 0.3), (64, 7, 0.1, 0.2),
                                                          (24, 20, 0.5, 1.0), (12, 1, 0.05, 0.1)])  # fmt: skip
-def test_no_pair_is_missed(tmp_path: Path, dim: int, k: int, eps: float, spread: float) -> None:
+def test_no_pair_is_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dim: int, k: int, eps: float, spread: float
+) -> None:
     """Every row's nearest one before it, found by brute force, within eps: over the borders of clusters, too."""
+    monkeypatch.setitem(sphere.TILE, "cpu", (16, 64))  # so that there are many tiles
     vectors, uuids = near(np.random.default_rng(k), 1200, dim, spread), names(1200)
     settings = Dedup(eps=eps, sweep=(), n_clusters=k, pairs=0)
     out = run(tmp_path, settings, embedded(tmp_path / "in", vectors, uuids, 3))
@@ -129,7 +72,7 @@ def test_pairs_over_borders_are_there_and_each_side_sends_half() -> None:
     assert ((sends ^ sends.T) | (each == other)).all() and set(sends.sum(1).tolist()) == {4}
 
 
-def test_shards_tiles_and_their_order_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_and_their_order_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, uuids = near(np.random.default_rng(5), 900, 16, 0.1), names(900)
     vectors[100:130] = np.random.default_rng(0).normal(size=16)  # thirty that are the same
     settings = Dedup(eps=0.01, sweep=(0.05,), pairs=0)

@@ -32,7 +32,7 @@ Longs = npt.NDArray[np.int64]
 
 SLACK = 1e-5  # in cosines: more than the rounding of 32-bit sums
 SAME = 1e-6  # a later row must be nearer by this to count: of several copies of one thing the first is named
-TILE = {"cpu": 1024, "cuda": 16384}  # rows and columns: 4 MiB stay in the cache, 1 GiB hides what a launch costs
+TILE = {"cpu": (256, 4096), "cuda": (2048, 65536)}  # rows, columns: 4 MiB stay in a cache, 512 MiB keep a GPU busy
 NOTHING = -2.0  # below any cosine
 SEEDS = 10  # rows of the sample for each centroid from which k-means++ draws its first ones
 GAIN = 1e-5  # k-means ends when the mean cosine rises by less
@@ -62,18 +62,23 @@ class Tiles:
 
     def __init__(self, on: torch.device | None = None) -> None:
         self.on = on or device()
-        self.size = TILE[self.on.type]
+        self.rows, self.columns = TILE[self.on.type]
+        # lifts what is not before a row out of the way, where a block of rows is compared with itself
+        self.after = torch.full((self.rows, self.rows), 2 * NOTHING, device=self.on).triu_()
         self._buffer = torch.empty(0, device=self.on)
         threads = torch.get_num_threads()
         self._pool = ThreadPoolExecutor(threads) if self.on.type == "cpu" and threads > 1 else None
 
-    def product(self, a: torch.Tensor, b: torch.Tensor, plus: torch.Tensor | None = None) -> torch.Tensor:
-        """a @ b.T (+ plus), valid until the next call."""
+    def product(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """a @ b.T, valid until the next call."""
         size = len(a) * len(b)
         if self._buffer.numel() < size:
             self._buffer = torch.empty(size, device=self.on)
-        out = self._buffer[:size].view(len(a), len(b))
-        return torch.mm(a, b.T, out=out) if plus is None else torch.addmm(plus, a, b.T, out=out)
+        return torch.mm(a, b.T, out=self._buffer[:size].view(len(a), len(b)))
+
+    def beside(self, columns: int) -> int:
+        """How many rows make a tile with so many columns."""
+        return max(1, self.rows * self.columns // columns)
 
     def best(self, tile: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(largest value, its column) of each row; of equal ones the first."""
@@ -111,7 +116,7 @@ def kmeans(
     for done in range(max_iter):
         tick(done)
         sums, top, home = torch.zeros_like(centroids), torch.empty(len(x), device=tiles.on), []
-        for part in blocks(len(x), max(1, tiles.size**2 // k)):
+        for part in blocks(len(x), tiles.beside(k)):
             top[part], places = tiles.best(tiles.product(x[part], centroids))
             home.append(places)
         places = torch.cat(home)
@@ -169,7 +174,7 @@ def assign(
     widest = float(apart.max()) * sine + SLACK if len(centroids) > 1 else SLACK
     exact = centroids.double().cpu().numpy()
     homes, distances, guests, hosts = [], [], [], []
-    for part in blocks(len(rows), max(1, tiles.size**2 // len(centroids))):
+    for part in blocks(len(rows), tiles.beside(len(centroids))):
         x = torch.from_numpy(rows[part]).to(tiles.on)
         tile = tiles.product(x, centroids)
         top, home = tiles.best(tile)
@@ -217,22 +222,21 @@ def earlier(
     twins = np.full(n + len(guests), -1, np.int64)
     ranks = np.concatenate([rank, guest_rank])
     floor = 1 - eps - SLACK
-    side = min(tiles.size, n)
-    after = torch.full((side, side), 2 * NOTHING, device=on).triu_()  # lifts what is not before the row out of the way
-    for here in blocks(n, tiles.size):
+    for here in blocks(n, tiles.rows):
         a = x[here].to(on)
         best, place = torch.full((len(a),), NOTHING, device=on), torch.full((len(a),), -1, device=on)
-        for there in blocks(here.stop, tiles.size):
+        for there in blocks(here.stop, tiles.columns):
             check()
-            plus = after[: len(a), : len(a)] if there.start == here.start else None
-            value, column = tiles.best(tiles.product(a, x[there].to(on), plus))
+            tile = tiles.product(a, x[there].to(on))
+            if there.stop == here.stop:  # columns are a multiple of rows: the end of this tile is the rows themselves
+                tile[:, here.start - there.start :] += tiles.after[: len(a), : len(a)]
+            value, column = tiles.best(tile)
             better = value > best + SAME
             best, place = torch.where(better, value, best), torch.where(better, column + there.start, place)
         scores[here], twins[here] = best.cpu().numpy(), place.cpu().numpy()
-        for there in blocks(len(guests), tiles.size):
+        for there in blocks(len(guests), tiles.columns):
             check()
-            tile = tiles.product(a, y[there].to(on))
-            row, column = tiles.at_least(tile, floor)
+            row, column = tiles.at_least(tile := tiles.product(a, y[there].to(on)), floor)
             if len(row):
                 found = tile[row, column].cpu().numpy(), row.cpu().numpy() + here.start, column.cpu().numpy()
                 _note(scores, twins, ranks, found[0], found[1], found[2] + n + there.start)
