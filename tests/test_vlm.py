@@ -22,7 +22,7 @@ import pytest
 import tiny_models
 import torch
 
-from hpc.models import hub, qwen_vl, vlm, vlm_local
+from hpc.models import decode, hub, qwen_vl, vlm, vlm_local
 from hpc.models.vlm import Answer, Request
 
 VISION = {"qwen2_5_vl": tiny_models.qwen2_5_vl, "qwen3_vl": tiny_models.qwen3_vl}
@@ -181,6 +181,37 @@ def test_batches_answer_like_single_requests_and_like_transformers(folders: dict
     assert engine.spent["caption_seconds"] > engine.spent["data_wait_seconds"] > 0
 
 
+@pytest.mark.parametrize("name", [*VISION, "qwen2"])
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+def test_steps_are_those_of_generate(folders: dict[str, Path], name: str, penalty: float) -> None:
+    """Longer answers, some of which end long before others, and tokens that were said before made less likely."""
+    engine = opened(folders[name], tokens=70)
+    chosen = [one for one in MIXED if (one.frames is not None) == (name in VISION)]
+    inputs = engine.inputs([engine.prepare(request) for request in chosen])
+    length, pad = inputs["input_ids"].shape[1], engine.generation.pad_token_id
+    expected = engine.network.generate(**inputs, max_new_tokens=70, do_sample=False, repetition_penalty=penalty)
+    checks: list[int] = []
+    found = decode.greedy(
+        engine.network, inputs, 70, sorted(engine.ends), pad, penalty, lambda: checks.append(1), record=True
+    )
+    said = min(found.shape[1], expected.shape[1] - length)
+    assert torch.equal(found[:, :said], expected[:, length : length + said])
+    assert (found[:, said:] == pad).all() and said > 10  # all had ended
+    assert len(checks) == found.shape[1] - 1
+    ended = (found == engine.tokenizer.eos_token_id).any(1)
+    assert found.shape[1] == 70 or ended.all()
+
+
+def test_what_only_generate_can_do_is_left_to_it(folders: dict[str, Path]) -> None:
+    model = vlm_local.load(folders["qwen2"], "cpu")[0]
+    assert decode.suits(model)
+    model.generation_config.no_repeat_ngram_size = 3
+    assert not decode.suits(model)
+    model.generation_config.no_repeat_ngram_size = 0
+    model.config.layer_types = ["full_attention", "sliding_attention"]
+    assert not decode.suits(model)
+
+
 def test_a_temperature_samples_and_can_be_repeated(folders: dict[str, Path]) -> None:
     parts = vlm_local.load(folders["qwen2_5_vl"], "cpu")
     cold, warm = (vlm_local.Local(*parts, 4, 10, temperature, 256)(MIXED[:2]) for temperature in (0.0, 5.0))
@@ -237,15 +268,16 @@ def test_a_request_that_fails_leaves_the_others_alone(folders: dict[str, Path]) 
 def test_a_batch_that_does_not_fit_is_halved(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     engine, whole = opened(folders["qwen2_5_vl"], batch=4), opened(folders["qwen2_5_vl"])
     sizes: list[int] = []
-    generate = engine.network.generate
+    forward = engine.network.forward
 
-    def scarce(**inputs: Any) -> Any:
-        sizes.append(len(inputs["input_ids"]))
-        if sizes[-1] > 1 or inputs["input_ids"].shape[1] > 1000:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return generate(**inputs)
+    def scarce(input_ids: Any, **inputs: Any) -> Any:
+        if (length := input_ids.shape[1]) > 1:  # a prompt, no step
+            sizes.append(len(input_ids))
+            if sizes[-1] > 1 or length > 1000:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(input_ids=input_ids, **inputs)
 
-    monkeypatch.setattr(engine.network, "generate", scarce)
+    monkeypatch.setattr(engine.network, "forward", scarce)
     large = Request(frames(16, 300, 400), 2.0, "Describe the video.")
     answers = engine([*MIXED[:2], large, *MIXED[3:5], MIXED[2]])
     assert [answer for answer in answers if answer.status != "error"] == whole([*MIXED[:2], *MIXED[3:5], MIXED[2]])
@@ -285,7 +317,7 @@ def test_models_are_found_by_path_and_in_the_cache(folders: dict[str, Path], tmp
     assert made(MIXED[2:3])[0].output_tokens == 5
     assert hub.folder(f"owner/tiny@{commit}") == snapshot
     (snapshot / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="hf download owner/tiny --revision cc59"):
+    with pytest.raises(FileNotFoundError, match="owner/tiny@cc59.* is not in the cache"):
         hub.folder(f"owner/tiny@{commit}")
     with pytest.raises(FileNotFoundError, match=r"there is no .*model\.safetensors on this machine"):
         hub.folder(str(snapshot))

@@ -22,7 +22,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from hpc.models import hub, qwen_vl
+from hpc.models import decode, hub, qwen_vl
 from hpc.models.vlm import Answer, Engine, Request, Then, ahead, failed, judged
 
 log = logging.getLogger(__name__)
@@ -134,6 +134,8 @@ class Local(Engine):
         self.ends = set(ends if isinstance(ends, list) else [ends])
         config.eos_token_id = sorted(self.ends)
         config.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(self.ends)
+        self.fast = not config.do_sample and decode.suits(model)
+        self.record = "moe" not in model.config.model_type  # which experts work is asked in the middle of a step
 
     def size(self, frames: int, height: int, width: int) -> tuple[int, int]:
         if self.layout is None:
@@ -245,11 +247,16 @@ class Local(Engine):
     def generate(self, batch: Sequence[Prepared], check: Callable[[], None] = lambda: None) -> list[Answer]:
         """All with frames, or none. Raises torch.OutOfMemoryError."""
         inputs = self.inputs(batch)
-        if self.generation.do_sample:
+        config = self.generation
+        if self.fast:
+            out = decode.greedy(self.network, inputs, config.max_new_tokens, config.eos_token_id, config.pad_token_id,
+                                config.repetition_penalty or 1.0, check, self.record)  # fmt: skip
+        else:
             torch.manual_seed(0)  # the same shard in the same batches gives the same words
-        out = self.network.generate(**inputs, generation_config=self.generation, stopping_criteria=[checking(check)])
+            whole = self.network.generate(**inputs, generation_config=config, stopping_criteria=[checking(check)])
+            out = whole[:, inputs["input_ids"].shape[1] :]
         answers = []
-        for one, tokens in zip(batch, out[:, inputs["input_ids"].shape[1] :].tolist(), strict=True):
+        for one, tokens in zip(batch, out.tolist(), strict=True):
             end = next((i for i, token in enumerate(tokens) if token in self.ends), len(tokens))
             text = self.tokenizer.decode(tokens[:end], skip_special_tokens=True)
             answers.append(judged(text, end < len(tokens), len(one.ids), min(end + 1, len(tokens))))
