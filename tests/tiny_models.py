@@ -66,14 +66,14 @@ def tokens(words: Any) -> dict[str, int]:
              ("vision_end", "vision_end"))}  # fmt: skip
 
 
-def qwen2_5_vl(folder: Path, seed: int = 0, likely_end: float = 0.0) -> Path:
+def qwen2_5_vl(folder: Path, seed: int = 0, likely_end: float = 0.0, positions: int = 4096) -> Path:
     import torch
     import transformers
 
     words = tokenizer()
     config = transformers.Qwen2_5_VLConfig(
-        text_config=text_config(words, rope_parameters={"rope_type": "default", "rope_theta": 1e4,
-                                                        "mrope_section": [1, 1, 2]}),
+        text_config=text_config(words, max_position_embeddings=positions, rope_parameters={
+            "rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}),
         vision_config={"depth": 2, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 32,
                        "fullatt_block_indexes": [1], "tokens_per_second": 2},
         **tokens(words),
@@ -139,9 +139,7 @@ def llava(folder: Path, seed: int = 0) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = transformers.LlavaForConditionalGeneration(config)
-    pictures = transformers.CLIPImageProcessorPil(
-        size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}
-    )
+    pictures = transformers.CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
     save(model, words, folder)
     transformers.LlavaProcessor(pictures, words, patch_size=14, vision_feature_select_strategy="default",
                                 image_token="<image>", num_additional_image_tokens=1,
