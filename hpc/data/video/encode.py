@@ -141,6 +141,7 @@ class Encoder:
     def _mux(self, frame: Frame | None) -> None:
         for packet in self._stream.encode(frame):
             packet.duration = self._durations.pop(packet.pts, packet.duration)  # not every encoder hands it on
+            self.digest.update(packet)
             self._container.mux(packet)
 
     def close(self) -> None:
