@@ -1,0 +1,156 @@
+"""Video tokenizers: a video becomes ids (discrete) or latents (continuous), and back.
+
+    tokenizer = load("nvidia/Cosmos-Tokenize1-DV8x16x16-720p", device="cuda", dtype=torch.bfloat16)
+    ids = tokenizer.encode(video)        # [B, 3, 33, 640, 1024] from -1 to 1 -> int32 [B, 5, 40, 64]
+    for ids in tokenizer.encode_stream(chunks): ...              # of any length, in bounded memory
+
+Whatever has the methods of `Tokenizer` is one. `load` knows Cosmos-Tokenize1's DV8x16x16 and CV8x8x8 and the VAE of
+Wan2.1 (which Cosmos-Predict2 and 2.5 use), as published or as diffusers saves them, and takes another by an import
+path, `package.module:make`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from hpc.models.hub import located
+from hpc.models.tokenizers import cosmos, files, wan
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What data preparation, training and generation ask of a tokenizer.
+
+    Video is [B, 3, T, H, W], floats from -1 to 1.
+    """
+
+    temporal: int
+    """Frames a latent frame stands for. The first may stand for fewer: ask `latent_frames`."""
+    spatial: int
+    """Pixels along an edge of what a latent pixel stands for; it divides the width and height of a video."""
+    latent_channels: int
+    vocabulary: int | None
+    """How many ids there are: 0 to vocabulary - 1. None of a continuous tokenizer."""
+
+    def latent_frames(self, frames: int) -> int:
+        """Of a video of so many frames. Raises ValueError where there is no such video."""
+        ...
+
+    def pixel_frames(self, latent_frames: int) -> int: ...
+
+    def encode(self, video: Tensor) -> Tensor:
+        """Ids int32 [B, t, h, w], or latents float32 [B, latent_channels, t, h, w], ready for a diffusion model."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The inverse; not clamped."""
+        ...
+
+    def encode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """What `encode` returns for all chunks together, in parts (dimension -3 is time), in bounded memory."""
+        ...
+
+    def decode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The inverse."""
+        ...
+
+
+PUBLISHED = {
+    r"nvidia/Cosmos-(Tokenize1|[\d.]+-Tokenizer)-DV8x16x16(-720p)?": ("encoder.jit", "decoder.jit"),
+    r"nvidia/Cosmos-(Tokenize1|[\d.]+-Tokenizer)-CV8x8x8(-720p)?": ("encoder.jit", "decoder.jit", "mean_std.pt"),
+    r"Wan-AI/Wan2\.1-[^/]*(?<!-Diffusers)": ("Wan2.1_VAE.pth",),
+    r"nvidia/Cosmos-Predict2\.5-[^/]*": ("tokenizer.pth",),
+    r"nvidia/Cosmos-Predict2-[^/]*": ("tokenizer/tokenizer.pth",),
+    r".*-Diffusers|nvidia/Cosmos-1\.0-Diffusion-.*": ("vae/config.json", "vae/diffusion_pytorch_model.safetensors"),
+}
+"""The files of a tokenizer in the repositories that have one: {repository: files}."""
+SAVED = (("encoder.jit", "decoder.jit"), ("autoencoder.jit",), ("Wan2.1_VAE.pth",), ("tokenizer.pth",))
+"""What a folder may have in place of a config.json."""
+
+
+def load(
+    where: str,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    config: cosmos.Config | wan.Config | None = None,
+) -> Tokenizer:
+    """A tokenizer with its weights, ready for inference.
+
+    where: owner/name@revision of a published one on the Hugging Face hub; the path of a file (.jit, .pth, .safetensors)
+    or of a folder (as published, diffusers' or of our own `files.save`); or `package.module:make`, a function that is
+    called with (device, dtype) and returns a Tokenizer.
+    config: the sizes (cosmos.Config, wan.Config) of published files that have others than the published ones.
+    Raises FileNotFoundError where a file is neither here nor to be had, RuntimeError naming what is missing, left over
+    or of another size in it, ValueError for a name that is not known.
+    """
+    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", where):
+        return imported(where, device, dtype)
+    first, *others = found(where)
+    if first.name == "config.json":
+        tokenizer = files.from_folder(first.parent)
+    else:
+        tokenizer = files.from_published([first, *others], config)
+    tokenizer.eval().requires_grad_(False).to(device, dtype)
+    for weight in tokenizer.parameters():  # as over_frames and TimeConv hand them to a 2D convolution
+        if weight.ndim in (4, 5):
+            weight.data = weight.data.contiguous(
+                memory_format=torch.channels_last if weight.ndim == 4 else torch.channels_last_3d
+            )
+    return tokenizer
+
+
+def found(where: str) -> list[Path]:
+    """The files of a tokenizer: config.json, of what a folder describes by one, or all that are published."""
+    if not where.startswith(("/", "~", ".")):
+        repository = where.partition("@")[0]
+        for pattern, names in PUBLISHED.items():
+            if re.fullmatch(pattern, repository):
+                return located(where, *names)
+        raise ValueError(
+            f"{where}: no tokenizer is known by this name. Give the path of a file or a folder, package.module:make, "
+            "or a repository with one: nvidia/Cosmos-Tokenize1-DV8x16x16-720p, nvidia/Cosmos-Tokenize1-CV8x8x8-720p, "
+            "Wan-AI/Wan2.1-T2V-1.3B, nvidia/Cosmos-Predict2.5-2B"
+        )
+    path = Path(where).expanduser().resolve()
+    if (
+        path.is_file()
+        and path.name not in ("encoder.jit", "decoder.jit")
+        and not files.describes(path.parent / "config.json")
+    ):
+        return [path, *statistics(path.parent)]
+    folder = path.parent if path.is_file() else path
+    for place in (folder, folder / "vae"):
+        if files.describes(place / "config.json"):
+            return [place / "config.json"]
+    for names in SAVED:
+        if all((folder / name).is_file() for name in names):
+            return [*(folder / name for name in names), *statistics(folder)]
+    wanted = ", or ".join(" and ".join(names) for names in (("config.json",), *SAVED))
+    raise FileNotFoundError(f"{where}: there is no tokenizer on this machine: no folder with {wanted}")
+
+
+def statistics(folder: Path) -> list[Path]:
+    """The means and stds of a continuous Cosmos tokenizer's latents, if they are there."""
+    return [path for path in [folder / "mean_std.pt"] if path.is_file()]
+
+
+def imported(where: str, device: str | torch.device, dtype: torch.dtype) -> Tokenizer:
+    """Of `package.module:make`. Raises ValueError where there is no such function, TypeError for what it returns."""
+    module, _, name = where.partition(":")
+    try:
+        make = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"tokenizer {where}: {error}; it is package.module:function, importable here") from error
+    tokenizer = make(device, dtype)
+    if not isinstance(tokenizer, Tokenizer):
+        promised = [one for one in (*Tokenizer.__annotations__, *vars(Tokenizer)) if not one.startswith("_")]
+        lacks = [one for one in promised if not hasattr(tokenizer, one)]
+        raise TypeError(f"{where} returned a {type(tokenizer).__name__}, which lacks {', '.join(lacks)} of a Tokenizer")
+    return tokenizer
