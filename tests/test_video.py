@@ -360,6 +360,7 @@ def test_an_abandoned_clip_leaves_nothing(made: Callable[[str], Path], tmp_path:
 
 def test_an_encoder_that_cannot_work_is_found() -> None:
     video.try_encoder(video.Coding())
+    video.try_encoder(video.Coding(short_side=144))
     with pytest.raises(RuntimeError, match=r"libx264 does not work on ") as caught:
         video.try_encoder(video.Coding(preset="no-such-preset"))
     assert video.refused(caught.value.__cause__)

@@ -7,6 +7,7 @@ and encoded again, without sound, as Cosmos-Curate does it.
 from __future__ import annotations
 
 import io
+import json
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -15,12 +16,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from hpc.curate import clip, shard, shard_tree, upstream
+from hpc.curate import shard, shard_tree, upstream
 from hpc.curate.layouts import Sample, as_json, cosmos
 from hpc.curate.settings import Encode, ShardTree
 from hpc.curate.shard_members import columns_of
 from hpc.curate.shard_plan import Records
-from hpc.data import layers, storage, video
+from hpc.data import layers, storage
 from hpc.data.work import Made, Work
 
 PREDICT = {".mp4": "videos", ".txt": "metas", ".pickle": "t5_xxl"}
@@ -106,6 +107,9 @@ def predict(item: Item, files: Files) -> dict[str, Any]:
 
 def cut(mp4: bytes, first: int, last: int, path: Path) -> None:
     """Frames `first` to `last` of a video as a video, encoded as curate.clips does by default; without sound."""
+    from hpc.curate import clip  # what encodes is imported where it is used: most layouts do without
+    from hpc.data import video
+
     source = io.BytesIO(mp4)
     info = video.probe(source)
     coding = clip.coding(Encode())
@@ -128,9 +132,11 @@ def cut(mp4: bytes, first: int, last: int, path: Path) -> None:
 def sessions(entries: Iterator[Item], files: Files) -> list[dict[str, Any]]:
     """<session>.tar, with <session>.json about all of it and, for each camera, <session>.<camera>.mp4 and .json: the
     times of its frames, as [{"frame_num": 0, "timestamp": milliseconds}, ...]."""
+    from hpc.data import video
+
     rows = []
     for item in entries:
-        about = layers.json.loads(item.beside[".json"])
+        about = json.loads(item.beside[".json"])
         videos = {about["camera"]: item.members[".mp4"]}
         videos |= {one["camera"]: item.members[f".{one['camera']}.mp4"] for one in about["cameras"]}
         begins = 1000 * about["start_seconds"]
@@ -188,7 +194,7 @@ def curator(
     by_uuid = {row["uuid"]: row for row in clips}
     rows = []
     for item in entries:
-        about = layers.json.loads(item.beside[".json"])
+        about = json.loads(item.beside[".json"])
         name = f"clips/{item.key}.mp4"
         about["clip_location"] = storage.join(files.work.folder, name)
         files.add(name, item.members[".mp4"])

@@ -162,7 +162,7 @@ def try_encoder(coding: Coding) -> None:
     side = 256  # NVENC takes nothing much smaller
     info = Video(side, side, 0, Fraction(1), "", "", Fraction(24), 0, 0.0, 0, Fraction(1, 24), "", 0)
     frame = Frame(side, side, "yuv420p")
-    frame.pts = 0
+    frame.pts, frame.time_base = 0, info.time_base
     with tempfile.TemporaryDirectory() as folder:
         try:
             encoder = Encoder(Path(folder) / "try.mp4", info, coding)
