@@ -181,6 +181,18 @@ def test_batches_answer_like_single_requests_and_like_transformers(folders: dict
     assert engine.spent["caption_seconds"] > engine.spent["data_wait_seconds"] > 0
 
 
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl_moe", "qwen3_5"])
+def test_the_relatives_of_these_models(tmp_path: Path, name: str) -> None:
+    """Those with layers of another kind are left to generate."""
+    engine = opened(tiny_models.relative(tmp_path / name, name))
+    assert engine.fast is (name != "qwen3_5") and engine.record is (name != "qwen3_vl_moe")
+    together = engine(MIXED)
+    for request, answer in zip(MIXED, together, strict=True):
+        inputs = engine.inputs([engine.prepare(request)])
+        out = engine.network.generate(**inputs, max_new_tokens=10, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+        assert answer.text == engine.tokenizer.decode(out, skip_special_tokens=True).strip()
+
+
 @pytest.mark.parametrize("name", [*VISION, "qwen2"])
 @pytest.mark.parametrize("penalty", [1.0, 1.3])
 def test_steps_are_those_of_generate(folders: dict[str, Path], name: str, penalty: float) -> None:
@@ -317,7 +329,7 @@ def test_models_are_found_by_path_and_in_the_cache(folders: dict[str, Path], tmp
     assert made(MIXED[2:3])[0].output_tokens == 5
     assert hub.folder(f"owner/tiny@{commit}") == snapshot
     (snapshot / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="owner/tiny@cc59.* is not in the cache"):
+    with pytest.raises(FileNotFoundError, match=r"owner/tiny@cc59.* is not in the cache"):
         hub.folder(f"owner/tiny@{commit}")
     with pytest.raises(FileNotFoundError, match=r"there is no .*model\.safetensors on this machine"):
         hub.folder(str(snapshot))

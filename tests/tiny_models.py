@@ -106,6 +106,41 @@ def qwen3_vl(folder: Path, seed: int = 0, likely_end: float = 0.0) -> Path:
     return save(model, words, folder, likely_end)
 
 
+def relative(folder: Path, name: str) -> Path:
+    """Another vision-language model of the family: qwen2_vl, qwen3_vl_moe or qwen3_5."""
+    import torch
+    import transformers
+
+    words = tokenizer()
+    rope = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 32,
+              "patch_size": 16, "num_position_embeddings": 64}  # fmt: skip
+    if name == "qwen2_vl":
+        kind, config = transformers.Qwen2VLForConditionalGeneration, transformers.Qwen2VLConfig(
+            text_config=text_config(words, rope_parameters=rope), **tokens(words),
+            vision_config={"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "mlp_ratio": 2},
+        )  # fmt: skip
+    elif name == "qwen3_vl_moe":
+        kind, config = transformers.Qwen3VLMoeForConditionalGeneration, transformers.Qwen3VLMoeConfig(
+            text_config=text_config(words, head_dim=8, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32,
+                                    rope_parameters=rope | {"mrope_section": [2, 1, 1], "mrope_interleaved": True}),
+            vision_config=vision | {"deepstack_visual_indexes": [0]}, **tokens(words),
+        )  # fmt: skip
+    else:
+        kind, config = transformers.Qwen3_5ForConditionalGeneration, transformers.Qwen3_5Config(
+            text_config=text_config(words, head_dim=16, num_hidden_layers=4, linear_num_key_heads=2,
+                                    linear_num_value_heads=4, linear_key_head_dim=8, linear_value_head_dim=8,
+                                    rope_parameters=rope | {"mrope_section": [1, 1, 0], "mrope_interleaved": True,
+                                                            "partial_rotary_factor": 0.25}),
+            vision_config=vision, **tokens(words),
+        )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = kind(config)
+    transformers.Qwen2VLImageProcessorPil(patch_size=14 if name == "qwen2_vl" else 16).save_pretrained(folder)
+    return save(model, words, folder)
+
+
 def qwen2(folder: Path, seed: int = 0, likely_end: float = 0.0) -> Path:
     """A language model."""
     import torch

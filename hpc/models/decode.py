@@ -17,6 +17,7 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
+BLOCK = 64  # places for keys come in such blocks: attention kernels want masks of even sizes
 LOOK = 16  # steps between two looks at whether all have ended: a look waits for the GPU
 OTHER = ("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "min_length", "min_new_tokens",
          "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id", "sequence_bias",
@@ -57,8 +58,9 @@ class Steps:
         out = model(**inputs, use_cache=True, logits_to_keep=1)
         if "video_grid_thw" in inputs:  # frames take fewer positions than tokens
             self.position = self.position + model.model.rope_deltas.to(ids.device)
-        self.slots = Slots([(layer.keys, layer.values) for layer in out.past_key_values.layers], tokens)
-        self.mask = torch.nn.functional.pad(there.bool(), (0, tokens))[:, None, None]
+        room = tokens + -(ids.shape[1] + tokens) % BLOCK
+        self.slots = Slots([(layer.keys, layer.values) for layer in out.past_key_values.layers], room)
+        self.mask = torch.nn.functional.pad(there.bool(), (0, room))[:, None, None]
         self.ends = torch.tensor(list(ends), device=ids.device)
         self.said = torch.full((len(ids), tokens), pad, device=ids.device)
         self.count = torch.zeros(1, dtype=torch.long, device=ids.device)

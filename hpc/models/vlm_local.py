@@ -79,14 +79,7 @@ def load(folder: Path, device: str) -> tuple[Any, Any, qwen_vl.Layout | None]:
         ignore_mismatched_sizes=True,
         dtype=torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32,
     )
-    wrong = {
-        "missing": sorted(found["missing_keys"]),
-        "left over": sorted(found["unexpected_keys"]),
-        "of another size": sorted(key for key, *_ in found["mismatched_keys"]),
-    }
-    if any(wrong.values()):
-        words = "; ".join(f"{what}: {hub.shorten(keys) or 'nothing'}" for what, keys in wrong.items())
-        raise RuntimeError(f"{folder}: these are not the weights of the model in its config.json: {words}")
+    hub.accounted(folder, found)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     tokenizer.padding_side = "left"
     if (template := folder / "chat_template.json").is_file():  # of a processor, from before templates had files
