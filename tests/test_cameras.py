@@ -91,6 +91,16 @@ def test_a_clip_that_a_camera_lacks_is_dropped_and_says_so(rig: Path, tmp_path: 
         assert {key for key, _ in layers.read_tar(file)} == {r["uuid"] for r in rows[:2]}
 
 
+def test_a_clip_may_lack_a_camera(rig: Path, tmp_path: Path) -> None:
+    made = cut(rig, "s2", tmp_path, missing_camera="keep")
+    rows = layers.read_table(made.objects[1]).to_pylist()
+    assert [r["verdict"] for r in rows] == ["keep"] * 4
+    assert [[c["camera"] for c in r["cameras"]] for r in rows] == [["left", "rear"]] * 2 + [["left"]] * 2
+    with made.objects[0].open("rb") as file:
+        members = dict(layers.read_tar(file))
+    assert [".rear.mp4" in members[r["uuid"]] for r in rows] == [True, True, False, False]
+
+
 def test_the_camera_that_decides(rig: Path, tmp_path: Path) -> None:
     made = cut(rig, "s2", tmp_path, camera="rear")
     rows = layers.read_table(made.objects[1]).to_pylist()

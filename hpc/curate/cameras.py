@@ -1,7 +1,8 @@
 """Cameras that recorded the same session at the same time: one of them is cut, the others follow with the same spans.
 
 Times count from each camera's first frame. A clip has the files of all cameras, or it is dropped and says which one is
-missing; filters, thumbnail, previews and sound are those of the camera that decides.
+missing (or, with `missing_camera: keep`, has those that there are); filters, thumbnail, previews and sound are those of
+the camera that decides.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def cut(
         except Exception as error:
             bad.append(source.refusal(other.uri, error))
             parts = [None] * len(spans)
-        join(made, other, parts)
+        join(made, other, parts, tools.settings.missing_camera == "keep")
     return made, counts, bad
 
 
@@ -137,9 +138,12 @@ def row(item: Item, encoder: video.Encoder) -> dict[str, Any]:
     }
 
 
-def join(made: list[clip.Made], item: Item, parts: list[Part | None]) -> None:
-    """Put what a camera saw to the clips that are kept, in their order; what it did not see is dropped."""
+def join(made: list[clip.Made], item: Item, parts: list[Part | None], lacking: bool) -> None:
+    """Put what a camera saw to the clips that are kept, in their order; what it did not see is dropped, or stays
+    without it (`lacking`)."""
     for one, part in zip([one for one in made if one.members], parts, strict=True):
+        if part is None and lacking:
+            continue
         if part is None:
             clip.drop(one, "camera-missing", f"{item.camera} did not record all of it")
         else:

@@ -66,6 +66,8 @@ class Clips(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     camera: str | None = None
     """Of inputs with `sessions`: the camera whose pictures say where to cut and what to keep; null for the first by
     name. The others get the same spans, as further videos of the same clip."""
+    missing_camera: Literal["drop", "keep"] = "drop"
+    """What becomes of a clip that one of the others did not record whole. keep: it has the cameras that did."""
     limit_clips: Annotated[int, Meta(ge=1)] | None = None
     """Keep the first this many clips of each video (of a video planned as spans: of each span) and look no further: for
     trying things out."""
