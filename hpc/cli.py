@@ -95,6 +95,11 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--stage", help="whose filters (default: the first stage that has any)")
     p.add_argument("--keep", type=float, default=0.9, metavar="SHARE",
                    help="share of the clips that each threshold alone keeps (default 0.9)")  # fmt: skip
+    p = verb("models", models, "fetch the models that specs name into the Hugging Face cache, ahead of the jobs")
+    p.add_argument("action", choices=("pull",))
+    p.add_argument("names", nargs="+", metavar="SPEC|NAME", help="a spec (*.yaml), or a model as owner/name@revision")
+    p.add_argument("--cluster", help="of the specs: its env may say where the cache is (HF_HOME)")
+    p.add_argument("--list", action="store_true", help="print which models and files, and fetch nothing")
     p = verb("validate", validate, "apply a reader's own rules to a data set, and say what to fix")
     p.add_argument("data", metavar="DIR", help="a folder, or s3://bucket/prefix")
     p.add_argument("--as", dest="consumer", required=True, metavar="NAME",
@@ -115,7 +120,7 @@ def emit(args: argparse.Namespace, value: Any, lines: list[str]) -> None:
         from hpc.batch import jsons
 
         print(jsons.pretty(value).decode(), end="")
-    else:
+    elif lines:
         print("\n".join(lines))
 
 
@@ -350,6 +355,18 @@ def calibrate(args: argparse.Namespace) -> int:
     lines = [*cb.text(found, stage, made), "", f"# the clips beside each threshold: {page}"]
     emit(args, {"run": found.id, "stage": stage, "page": str(page), "calibration": made}, lines)
     return 0
+
+
+def models(args: argparse.Namespace) -> int:
+    from hpc.batch import models as md
+
+    found = []
+    for model in md.pull(md.wanted(args.names, args.cluster), fetch=not args.list):
+        found.append(model)
+        if not args.json:  # one by one: a large model takes its time
+            print("\n".join(model.lines()), flush=True)
+    emit(args, found, [] if found else ["no models are named"])
+    return 1 if any(model.problem for model in found) else 0
 
 
 def validate(args: argparse.Namespace) -> int:

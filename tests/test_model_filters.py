@@ -485,7 +485,7 @@ def test_the_hubs_cache_is_used_and_what_is_missing_is_said(checkpoint: Path, tm
     first, *rest = done.stdout.splitlines()
     assert first.startswith(f"{name}@{revision} is not in the cache ({tmp_path}/hub) and could not be fetched")
     assert rest == [
-        f"  hf download {name} config.json preprocessor_config.json model.safetensors --revision {revision}",
+        f"  hpc models pull {name}@{revision}",
         "or copy its folder and give the path instead of the name",
         "torch.Size([1, 768])",
     ]

@@ -75,3 +75,7 @@ class Clips(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """Videos of a shard that one worker works on at the same time, in threads; it never changes the output. 0: 8 where
     a GPU decodes, whose video engines one video alone leaves idle, else 1 (`resources: {workers: ...}` uses more CPUs
     better). Each takes memory for some 200 frames."""
+
+    def models(self) -> dict[str, tuple[str, ...]]:
+        aesthetic = self.filter.named().get("aesthetic")
+        return aesthetic.models() if aesthetic is not None else {}

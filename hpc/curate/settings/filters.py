@@ -204,7 +204,7 @@ class Aesthetic(Filter, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How much people would like the pictures: CLIP ViT-L/14 and a head trained on ratings. Needs hpc[curate-models].
 
     Models are files or folders (/models/clip, ~/clip), or come from the Hugging Face hub or its cache, as
-    owner/name@revision. To fetch one ahead, for compute nodes without a network: hf download owner/name --revision ...
+    owner/name@revision. To fetch them ahead, for compute nodes without a network: hpc models pull SPEC
     """
 
     CODE: ClassVar[str] = "hpc.curate.filters.aesthetic"
@@ -238,6 +238,10 @@ class Aesthetic(Filter, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     def limits(self) -> dict[str, tuple[float, float]]:
         return {} if self.min is None else {"aesthetic_score": (self.min, INFINITY)}
+
+    def models(self) -> dict[str, tuple[str, ...]]:
+        clip = ("config.json", "preprocessor_config.json", "model.safetensors")
+        return {self.clip: clip, self.head: ("model.safetensors",)}
 
 
 class Filters(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
