@@ -28,6 +28,7 @@ from hpc.models.vlm import Answer, Engine, Request, Then, ahead, failed, judged
 log = logging.getLogger(__name__)
 
 AHEAD = 2  # batches that are sorted by length together
+LARGE = 5e8  # weights
 TEXT_ONLY = "this model takes no frames"
 
 
@@ -86,6 +87,9 @@ def load(folder: Path, device: str) -> tuple[Any, Any, qwen_vl.Layout | None]:
         tokenizer.chat_template = json.loads(template.read_bytes())["chat_template"]
     if not tokenizer.chat_template:
         raise RuntimeError(f"{folder}: the model has no chat template: it was not made to follow instructions")
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    if device == "cpu" and weights > LARGE:
+        log.warning("no GPU: %.1f billion weights on CPUs take minutes an answer; `resources: {gpus: 1}`", weights / 1e9)
     model = model.eval().requires_grad_(False).to(device)
     return model, tokenizer, layout_of(config, folder) if sees else None
 
