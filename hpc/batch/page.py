@@ -127,6 +127,14 @@ def page(report: Report, pictures: list[tuple[str, str, bytes]]) -> str:
         summary = report.scores.get(r.stage)
         if summary is not None or r.counts.get("dropped"):
             out += filters(r.stage, {"kept": r.counts.get("clips", 0.0), **counts.group(r.counts, "dropped")}, summary)
+    for stage, found in report.findings.items():
+        out.append(f"<h2>Captions to look at <span class=dim>of {e(stage)}</span></h2><div class=scroll><table>"
+                   "<tr><th>flag<th class=n>windows<th>examples</tr>")  # fmt: skip
+        for one in found:
+            share = f"{one['count']:,} of {one['of']:,}"
+            examples = "".join(f"<p class=small>{e(text)}</p>" for text in one["examples"])
+            out.append(f"<tr><td>{e(one['word'])}<td class=n>{share}<td>{examples}</tr>")
+        out.append("</table></div>")
     out.append("<h2>Where the time went</h2>")
     out += [time(t) for t in report.times if t.shards]
     columns = ("start", "work", "publish", "rest", "median shard", "slowest shard", "longest task", "time limit")

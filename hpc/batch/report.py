@@ -81,6 +81,8 @@ class Report(msgspec.Struct):
     advice: list[str]
     scores: dict[str, Any] = {}
     """Stage -> hpc.curate.scores.Summary: what its filters measured."""
+    findings: dict[str, list[dict[str, Any]]] = {}
+    """Stage -> what it found wrong: [{"word", "count", "of", "examples": [text, ...]}, ...]."""
     notes: list[str] = []
     """What could not be shown, and why."""
 
@@ -169,6 +171,10 @@ def text(report: Report) -> str:
             out.append(f"  {'':<12} {s.folder}")
     for stage, summary in report.scores.items():
         out += _scores(stage, summary)
+    for stage, found in report.findings.items():
+        for one in found:
+            example = f", e.g. {one['examples'][0][:160]}" if one["examples"] else ""
+            out.append(f"  {stage:<12} {one['word']}: {one['count']:,} of {one['of']:,}{example}")
     for t in report.times:
         if t.shards:
             inside = ", ".join(f"{on} {v:.1f}" for on, v in t.spent.items())
@@ -289,6 +295,17 @@ def scores(gathered: status.Gathered) -> dict[str, Any]:
     return found
 
 
+def findings(gathered: status.Gathered) -> dict[str, list[dict[str, Any]]]:
+    """Of the stages whose code tells what it found wrong: `findings(shards)`."""
+    found = {}
+    for name in gathered.stages:
+        shards = shards_of(gathered, name)
+        _, code = code_of(gathered, name)
+        if shards and hasattr(code, "findings") and (told := code.findings(shards)):
+            found[name] = told
+    return found
+
+
 def write(run: Run, gathered: status.Gathered) -> Report:
     """All forms, into the run folder."""
     report = build(run, gathered)
@@ -302,6 +319,10 @@ def write(run: Run, gathered: status.Gathered) -> Report:
         report.scores = scores(gathered)
     except Exception as error:
         report.notes.append(f"no scores: {type(error).__name__}: {error}")
+    try:
+        report.findings = findings(gathered)
+    except Exception as error:
+        report.notes.append(f"no findings: {type(error).__name__}: {error}")
     forms = {
         "txt": text(report) + "\n",
         "json": jsons.pretty(report).decode(),
