@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import runs
 import torch
 import transformers
+import yaml
 from safetensors.torch import load_file, save_file
 
 from hpc.curate import text_embed
@@ -203,3 +206,30 @@ def test_a_wrong_name() -> None:
     with pytest.raises(ValueError, match="neither a path"):
         TextEmbed(model="t5-11b")
     assert list(TextEmbed().models()) == ["google-t5/t5-11b@90f37703b3334dfe9d2b009bfcbfbf1ac9d28ea3"]
+
+
+def test_a_run_from_a_video_to_the_vectors_of_its_clips_and_words(t5: Path, tmp_path: Path) -> None:
+    command = ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", "testsrc2=size=320x180:rate=24:duration=6", "-c:v",
+               "libx264", "-preset", "ultrafast"]  # fmt: skip
+    subprocess.run([*command, tmp_path / "film.mp4"], check=True, timeout=60)
+    file = tmp_path / "all.yaml"
+    file.write_text(yaml.safe_dump({
+        "name": "all", "inputs": "film.mp4", "output": "out",
+        "stages": {
+            "clips": {"kind": "curate.clips", "split": {"detector": "stride", "stride": "2s"},
+                      "encode": {"preset": "ultrafast"}},
+            "look": {"kind": "curate.embed", "needs": "clips", "model": "perceptual"},
+            "caption": {"kind": "curate.caption", "needs": "clips", "text": "the butterfly sleeps"},
+            "words": {"kind": "curate.text_embed", "needs": "caption", "model": str(t5)},
+        },
+    }))  # fmt: skip
+    runs.hpc("run", file)
+    paths = (tmp_path / "out").rglob("*.parquet")
+    tables = {path.parent.name.partition("@")[0]: layers.read_table(path) for path in paths}
+    uuids = tables["clips"]["uuid"].to_pylist()
+    assert len(uuids) == 3 and tables["look"]["uuid"].to_pylist() == uuids == tables["words"]["uuid"].to_pylist()
+    vectors = np.array(tables["look"]["embedding"].to_pylist())
+    assert vectors.shape[0] == 3 and np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    [path] = (tmp_path / "out").glob("words@*/*.parquet")
+    for array in arrays(path).values():
+        assert np.allclose(array, reference(t5, "the butterfly sleeps"), rtol=2e-3, atol=2e-3)
