@@ -22,13 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hpc.models.hub import located, shorten
+from hpc.models.hub import accounted, located, shorten
 
 WIDTHS = (1024, 128, 64, 16, 1)
 DROPOUT = (0.2, 0.2, 0.1)  # of no effect here: it keeps the numbers of the layers, by which the files name them
 TOWER = ("vision_model.", "visual_projection.")  # a tower's keys in a file that has tower and head
 OTHER = ("text_model.", "text_projection.", "logit_scale")  # a CLIP's keys that are not of its tower for pictures
-NOT_WEIGHTS = "position_ids"  # a buffer that older files carry
 
 
 def linear(size: int) -> nn.Module:
@@ -87,15 +86,7 @@ def load_aesthetic(clip: str, head: str, device: str | torch.device) -> tuple[Ae
         ignore_mismatched_sizes=True,
         dtype=torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32,
     )
-    unused = [k for k in found["unexpected_keys"] if not k.startswith(OTHER) and not k.endswith(NOT_WEIGHTS)]
-    wrong = {
-        "missing": sorted(found["missing_keys"]),
-        "left over": sorted(unused),
-        "of another size": sorted(key for key, *_ in found["mismatched_keys"]),
-    }
-    if any(wrong.values()):
-        words = "; ".join(f"{what}: {shorten(keys) or 'nothing'}" for what, keys in wrong.items())
-        raise RuntimeError(f"{folder}: these are not the weights of the CLIP in its config.json: {words}")
+    accounted(folder, found, OTHER)
     rating = load_head(located(head, "model.safetensors")[0], tower.config.projection_dim)
     # The processor without torchvision: the same numbers whether that is installed or not.
     processor = transformers.CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
