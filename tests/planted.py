@@ -21,6 +21,7 @@ from dedups import decided, embedded, run
 from hpc.curate import clips
 from hpc.curate.settings import Clips, Dedup, Embed, Encode, Split
 from hpc.data import layers, storage, video
+from hpc.data.units import Seconds
 from hpc.data.work import Item, Work
 from hpc.models import embed
 
@@ -72,26 +73,33 @@ def vectors(files: list[Path]) -> np.ndarray:
     return np.concatenate([model.embed([one]) for one in out])
 
 
-def measure(folder: Path, originals: dict[str, Path], kind: str, sweep: tuple[float, ...]) -> list[dict[str, Any]]:
-    """For each eps: {"eps", "recall", "precision", "copies", "gone"}."""
+def measure(
+    folder: Path, originals: dict[str, Path], found: np.ndarray, kind: str, sweep: tuple[float, ...]
+) -> list[dict[str, Any]]:
+    """For each eps: {"eps", "recall", "precision", "copies", "gone"}. found: vectors of the originals."""
     place = folder / kind.replace(" ", "-")
     place.mkdir(parents=True)
     copies = {f"{uuid}-copy": place / f"{uuid}.mp4" for uuid in originals}
     for source, target in zip(originals.values(), copies.values(), strict=True):
         copy(source, target, KINDS[kind])
-    uuids = [*originals, *copies]
-    found = vectors([*originals.values(), *copies.values()])
+    both = np.concatenate([found, vectors(list(copies.values()))])
+    near = gone(place, [*originals, *copies], both, max(sweep))
+    own = lambda uuid: uuid.removesuffix("-copy")
     out = []
     for eps in sweep:
-        at = place / f"{eps}"
-        settings = Dedup(eps=eps, sweep=(), pairs=0)
-        gone = decided(run(at, settings, embedded(at / "in", found, uuids, 2)))
-        own = lambda uuid: uuid.removesuffix("-copy")
-        right = sum(own(uuid) == own(other) for uuid, (other, *_) in gone.items())
-        caught = sum(bool({uuid, f"{uuid}-copy"} & gone.keys()) for uuid in originals)
-        out.append({"eps": eps, "recall": caught / len(originals), "precision": right / max(1, len(gone)),
-                    "copies": len(originals), "gone": len(gone)})  # fmt: skip
+        pairs = {uuid: other for uuid, (other, score) in near.items() if score >= 1 - eps}
+        right = sum(own(uuid) == own(other) for uuid, other in pairs.items())
+        caught = sum(bool({uuid, f"{uuid}-copy"} & pairs.keys()) for uuid in originals)
+        out.append({"eps": eps, "recall": caught / len(originals), "precision": right / max(1, len(pairs)),
+                    "copies": len(originals), "gone": len(pairs)})  # fmt: skip
     return out
+
+
+def gone(folder: Path, uuids: list[str], found: np.ndarray, eps: float) -> dict[str, tuple[str, float]]:
+    """uuid -> (the clip for which it goes, their cosine)."""
+    settings = Dedup(eps=eps, sweep=(), pairs=0)
+    decisions = decided(run(folder / "run", settings, embedded(folder / "in", found, uuids, 2)))
+    return {uuid: (other, score) for uuid, (other, score, _) in decisions.items()}
 
 
 def main() -> None:
@@ -100,19 +108,20 @@ def main() -> None:
     parser.add_argument("--clips", type=int, help="of the film, at most")
     words = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        originals = cut(words.film, Path(folder) / "cut", Split(), words.clips)
+        # short ones, too: more of them, and harder
+        split = Split(min_clip=Seconds(1.0), min_frames=24, crop=Seconds(0.1))
+        originals = cut(words.film, Path(folder) / "cut", split, words.clips)
         heads = " | ".join(f"eps {eps:g}" for eps in SWEEP)
         print(f"{len(originals)} clips of {words.film.name}: recall / precision\n\n| copies | {heads} |")
         print("|---|" + "---|" * len(SWEEP))
+        found = vectors(list(originals.values()))
         for kind in KINDS:
-            cells = measure(Path(folder), originals, kind, SWEEP)
+            cells = measure(Path(folder), originals, found, kind, SWEEP)
             row = " | ".join(f"{cell['recall']:.3f} / {cell['precision']:.3f}" for cell in cells)
             print(f"| {kind} | {row} |", flush=True)
-        at = Path(folder) / "alone"
-        found = vectors(list(originals.values()))
-        gone = [len(decided(run(at / f"{e}", Dedup(eps=e, sweep=(), pairs=0),
-                                embedded(at / f"{e}" / "in", found, list(originals), 1)))) for e in SWEEP]  # fmt: skip
-        print("| clips of the film alone that go | " + " | ".join(map(str, gone)) + " |")
+        alone = gone(Path(folder) / "alone", list(originals), found, max(SWEEP))
+        row = " | ".join(str(sum(score >= 1 - eps for _, score in alone.values())) for eps in SWEEP)
+        print(f"| clips of the film alone that go | {row} |")
 
 
 if __name__ == "__main__":

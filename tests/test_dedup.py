@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import csv
 import importlib
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import planted
 import pyarrow.parquet as pq
 import pytest
 import torch
 from dedups import Upstream, decided, embedded, run
 
-from hpc.curate import clips
+from hpc.curate import clips, embed, shard
 from hpc.curate.dedup import assign, merge, prune, sphere
-from hpc.curate.settings import Dedup
-from hpc.data import layers
+from hpc.curate.settings import Clips, Dedup, Embed, Encode, Shard, Split
+from hpc.data import layers, storage
+from hpc.data.units import Seconds
+from hpc.data.work import Item, Work
+
+TRAILER = Path(__file__).parents[1] / "jobs" / "quickstart" / "trailer_bbb.mp4"
 
 
 def near(rng: np.random.Generator, rows: int, dim: int, spread: float) -> np.ndarray:
@@ -202,3 +208,62 @@ def test_it_says_what_it_needs(tmp_path: Path) -> None:
     other = embedded(tmp_path / "other", np.ones((2, 5), np.float32), ["c", "d"], 1)["embed"][0][1]
     with pytest.raises(ValueError, match="embeddings have 4, 5 dimensions"):
         run(tmp_path / "run", Dedup(), {"embed": [*upstream["embed"], ("000001", other)]})
+
+
+def test_planted_copies_of_the_trailer_are_found(tmp_path: Path) -> None:
+    """Its shots are the hard negatives."""
+    split = Split(detector="content", min_clip=Seconds(1.0), min_frames=24, crop=Seconds(0.1))
+    small = ["-an", "-vf", "scale=480:270", "-preset", "ultrafast", "-crf", "20", tmp_path / "small.mp4"]
+    subprocess.run(["ffmpeg", "-v", "error", "-i", TRAILER, *small], check=True)
+    shots = planted.cut(tmp_path / "small.mp4", tmp_path / "cut", split)
+    assert len(shots) >= 10
+    found = planted.vectors(list(shots.values()))
+    for kind in ("1.25 times as fast", "mirrored, cropped, 360p"):
+        [cell] = planted.measure(tmp_path, shots, found, kind, (0.05,))
+        assert cell["recall"] >= 0.9 and cell["precision"] == 1.0, f"{kind}: {cell}"
+
+
+def test_a_film_its_copy_and_its_mirror_image_leave_one_of_each(tmp_path: Path) -> None:
+    """From videos to what the data set takes: every stage, as the worker calls it."""
+    (tmp_path / "in").mkdir()
+    encode = ["ffmpeg", "-v", "error", "-y", "-ss", "10", "-t", "16", "-i", TRAILER, "-an", "-crf", "20", "-preset",
+              "ultrafast", "-vf"]  # fmt: skip
+    subprocess.run([*encode, "scale=256:144", tmp_path / "in" / "a.mp4"], check=True)
+    subprocess.run([*encode, "scale=256:144,hflip", tmp_path / "in" / "c.mp4"], check=True)
+    again = ["ffmpeg", "-v", "error", "-y", "-i", tmp_path / "in" / "a.mp4", "-c", "copy", tmp_path / "in" / "b.mov"]
+    subprocess.run(again, check=True)
+    split = Split(detector="stride", stride=Seconds(4.0), min_clip=Seconds(1.0))
+    cutting = clips.start(Clips(split=split, encode=Encode(preset="ultrafast", crf=23.0)))
+    embedding = embed.start(Embed(model="perceptual"))
+    made: Upstream = {"clips": [], "embed": []}
+    for number, one in enumerate(storage.listing(str(tmp_path / "in"))):
+        for stage, process in (("clips", cutting), ("embed", embedding)):
+            scratch, before = (
+                tmp_path / stage / f"{number}",
+                {name: shards[-1][1] for name, shards in made.items() if shards},
+            )
+            scratch.mkdir(parents=True)
+            items = [Item(one.uri, one.size, one.etag)] if stage == "clips" else []
+            done = process(Work("000000", items, [], before, scratch, "f", lambda: None, lambda share, words: None))
+            made[stage].append((f"{number:06}", {path.suffix: str(path) for path in done.objects}))
+    out = run(tmp_path, Dedup(eps=0.05, sweep=(0.001, 0.1)), made)
+
+    table = [row for _, files in made["clips"] for row in pq.read_table(files[".parquet"]).to_pylist()]
+    source = {row["uuid"]: (Path(row["source"]).stem, row["start_frame"]) for row in table}
+    digests = {source[row["uuid"]]: row["digest"] for row in table}
+    times = {at for _, at in source.values()}
+    assert len(times) == 4 and len(table) == 12 and len(set(digests.values())) == 8
+    assert all(digests["a", at] == digests["b", at] != digests["c", at] for at in times)
+    gone = {source[uuid]: (source[other], why) for uuid, (other, _, why) in decided(out).items()}
+    assert {gone["b", at] for at in times} == {(("a", at), "exact") for at in times}
+    for at in times:  # of the film and its mirror image
+        [(one, (other, why))] = [(one, two) for one, two in gone.items() if one[1] == at and one[0] != "b"]
+        assert {one, other} == {("a", at), ("c", at)} and why == "semantic"
+
+    decisions = [(path.stem, {".parquet": str(path)}) for path in sorted(out.glob("*.parquet"))]
+    upstream = {"clips": made["clips"], "dedup": decisions}
+    assert sum(len(rows) for rows in shard.freeze(Shard(max_clips=1), upstream, set())) == 4
+    page = (out / "pairs.html").read_text()
+    assert page.count("data:image/webp;base64,") == 2 * page.count("class=pair>") == 16
+    for words in ("<h2>Copies", "4 clips, the same coded pictures", "a.mp4", "0.00 to 4.00 s", "two videos"):
+        assert words in page, words

@@ -17,6 +17,7 @@ from hpc.curate.upstream import table
 from hpc.data import layers, storage
 
 BINS = 60  # of the histogram
+COPIES = 6  # pairs that are shown of them: there is not much to see
 COLUMNS = ["uuid", "source", "member", "start_seconds", "end_seconds", "webp_offset", "webp_size"]
 STYLE = """
 :root{color-scheme:light dark;--line:#8884;--dim:#888;--stays:#2a9d4a;--goes:#d33;--bar:#3b82c4}
@@ -69,7 +70,8 @@ class Album:
             held[:] = sorted([*held, *zip(lots, pairs, strict=True)])[: self.each]
 
     def copies(self, uuids: pa.ChunkedArray, twins: pa.ChunkedArray) -> None:
-        pairs = zip(uuids.slice(0, self.each).to_pylist(), twins.slice(0, self.each).to_pylist(), strict=True)
+        few = min(self.each, COPIES)
+        pairs = zip(uuids.slice(0, few).to_pylist(), twins.slice(0, few).to_pylist(), strict=True)
         self.same = [Pair(goes, stays, 1.0) for goes, stays in pairs]
 
     def page(
@@ -94,12 +96,8 @@ class Album:
                        f"<td>{removed / max(total, 1):.2%}</tr>")  # fmt: skip
         out.append(f"</table><p class=dim>Bold: what this dedup goes by. Each row counts {copies:,} copies with the "
                    "same coded pictures.</p>")  # fmt: skip
-        out.append(self._bars())
-        if self.same:
-            out += [
-                "<h2>Copies</h2><p class=dim>The same coded pictures, whatever eps.</p>",
-                *self._grid(self.same, clips),
-            ]
+        out.append(f"{self._bars()}<p class=dim>Clips by their largest cosine with one before them. Heights are roots, so "
+                   "that few are seen beside many; the lines are each eps.</p>")  # fmt: skip
         before = 0
         for number, held in enumerate(self.ranges):
             pairs = sorted((pair for _, pair in held), key=lambda pair: (-pair.score, pair.goes))
@@ -112,10 +110,13 @@ class Album:
                 title, words = f"Kept with eps {self.sweep[-1]:g}", "the nearest that are left"
             if pairs:
                 out += [f"<h2>{title}</h2><p class=dim>{words}; {len(pairs)} shown</p>", *self._grid(pairs, clips)]
+        if self.same:
+            words = f"the same coded pictures, whatever eps; {len(self.same)} shown"
+            out += [f"<h2>Copies</h2><p class=dim>{copies:,} clips, {words}</p>", *self._grid(self.same, clips)]
         return "\n".join(out) + "\n"
 
     def _bars(self) -> str:
-        """Counts on a scale of roots, so that few are seen beside many."""
+        """The histogram."""
         tall, wide = 150, 760
         top = max(1, int(self.histogram.max())) ** 0.5
         x = lambda score: (score - self.low) / (1 - self.low) * wide
