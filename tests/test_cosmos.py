@@ -110,7 +110,10 @@ def test_the_third_example_alone(tmp_path: Path) -> None:
     assert spec.inputs[0].uri == "s3://your_bucket/your_dataset/processed_data/v0/clips"
     assert spec.stages["clips"].settings.encode.encoder == "copy" and spec.output == SHARD["output_dataset_path"]
     assert spec.stages["shard"].settings.layout == "cosmos" and spec.stages["clips"].settings.split.min_clip == 0
-    assert "input_clip_path" in lost(made)
+    caption = spec.stages["caption"]
+    assert caption.kind == "curate.caption_import" and caption.settings.name == "qwen"
+    assert caption.settings.folder == "s3://your_bucket/your_dataset/processed_data/v0/metas/v0"
+    assert "text_embed" in spec.stages and lost(made) == {} and domains(spec)
     assert {one.key for one in made.left if not one.lost} == {"verbose", "perf_profile"}
 
 

@@ -60,6 +60,9 @@ def convert(files: Sequence[str]) -> Imported:
         captions[clean(other.output_clip_path)] = annotate(other, made, judged, str(number))
     if given:
         matched(rest, captions)
+    elif "shard" in rest:
+        made["caption"] = stages.caption_import(rest["shard"], list(judged))
+        captions = {clean(first.output_clip_path): ["caption"]}
     finish(rest, made, judged, captions)
     secrets = {block["endpoint"]["key"] for block in made.values() if "endpoint" in block}
     if secrets:
@@ -80,28 +83,30 @@ def check(made: Imported) -> None:
 AGAIN = (
     "Each input is one clip: that is how Cosmos-Curate captions clips again. Here clips are copied, and nothing is "
     "encoded. Where a spec of ours made the clips, none of this is needed: change its caption.prompt and run it again. "
-    "The captions become caption@v2, and clips, embeddings and previews stay as they are. So does the split's config "
-    "beside this one: hpc import-cosmos split.json recaption.json."
+    "The captions become caption@v2, and clips, embeddings and previews stay as they are. (Or give both configs: hpc "
+    "import-cosmos split.json recaption.json makes the new captions a layer beside the first.)"
 )
 
 
 def alone(rest: Mapping[str, Args]) -> Args:
     """The split that a dedup or shard config is about, when it is not given: the clips that it wrote, as they are."""
     args = rest.get("shard") or rest["dedup"]
-    source = args.input_clip_path if args.pipeline == "shard" else args.input_embeddings_path
-    source = re.sub(r"/[a-z0-9_]+_embd\w*/?$", "", source.rstrip("/"))
+    key = "input_clip_path" if args.pipeline == "shard" else "input_embeddings_path"
+    source = re.sub(r"/[a-z0-9_]+_embd\w*$", "", clean(getattr(args, key)))
     given = {
         "input_video_path": f"{source}/clips",
         "output_clip_path": args.output_dataset_path if args.pipeline == "shard" else args.output_path,
+        "input_s3_profile_name": args.input_s3_profile_name,
+        "output_s3_profile_name": args.output_s3_profile_name,
         "splitting_algorithm": "fixed-stride",
         "fixed_stride_split_duration": float(stages.WHOLE),
         "fixed_stride_min_clip_length_s": 0.0,
         "generate_embeddings": "dedup" in rest or args.input_semantic_dedup_path is not None,
-        "generate_captions": "shard" in rest,
+        "generate_captions": False,
     }
-    why = f"what the split wrote beside the clips in {source} is not read: it is made anew from the clips"
-    do = "give the split's config as well (hpc import-cosmos split.json ...), or change the stages to suit"
-    args.lose("input_clip_path" if args.pipeline == "shard" else "input_embeddings_path", why, do)
+    if given["generate_embeddings"]:
+        do = "give the split's config as well (hpc import-cosmos split.json ...), so that one run makes both"
+        args.lose(key, f"embeddings in {source} are not read: they are made anew from the clips", do)
     return Args(args.file, "split", Split(**given), given)
 
 

@@ -310,6 +310,17 @@ def caption(args: Args, needs: list[str]) -> Block:
     return block
 
 
+def caption_import(args: Args, needs: list[str]) -> Block:
+    """args: of the shard pipeline, when the split is not given: what that wrote is read."""
+    source = profiled(place(args.input_clip_path), args.input_s3_profile_name).rstrip("/")
+    block = Block({"kind": curate.CaptionImport.KIND, "needs": needs})
+    block["folder"] = f"{source}/metas/{args.annotation_version}"
+    if args.captioning_algorithm != "qwen":
+        block["name"] = args.captioning_algorithm
+    block.say("kind", "The captions that the split wrote, as they are; metas_jsonl is not read.")
+    return block
+
+
 def sampled(args: Args, block: Block) -> dict[str, float]:
     """Cosmos-Curate's temperature of 0.1 with a top_p of 0.001 is the likeliest token each time, our default."""
     greedy = args.vllm_sampling_top_p <= 0.01 or args.vllm_sampling_top_k == 1 or not args.vllm_sampling_temperature

@@ -26,6 +26,7 @@ import msgspec
 from msgspec import Meta
 
 from hpc.curate.settings.caption import Caption as Caption
+from hpc.curate.settings.caption_import import CaptionImport as CaptionImport
 from hpc.curate.settings.caption_qa import CaptionCheck, CaptionFind, CaptionQa  # noqa: F401
 from hpc.curate.settings.dedup import Dedup, DedupAssign, DedupFit, DedupMerge, DedupPrune  # noqa: F401
 from hpc.curate.settings.embed import Embed as Embed
