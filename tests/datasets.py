@@ -44,6 +44,8 @@ class Clip(msgspec.Struct):
     verdict: str = "keep"
     status: tuple[str, ...] = ()
     """Of the captions; success."""
+    enhanced: tuple[str, ...] = ()
+    """Captions that are written out."""
     source: str = "/videos/a/one.mp4"
     cameras: tuple[str, ...] = ()
     more: dict[str, Any] = {}
@@ -89,8 +91,10 @@ def publish(
                         status = (*one.status, *["success"] * 99)[w]
                         text = f"clip {number} window {w}" if status != "error" else ""
                         same = {"uuid": one.uuid, "window": w}
+                        better = one.enhanced[w] if w < len(one.enhanced) else None
                         told.append(same | {"start_frame": start, "end_frame": end, "caption": text, "status": status,
-                                            "prompt_tokens": 10, "output_tokens": 5})  # fmt: skip
+                                            "prompt_tokens": 10, "output_tokens": 5, "enhanced": better,
+                                            "enhanced_status": better and "success"})  # fmt: skip
                         if text:
                             value = array(3 + w, 100 * number + w).tobytes()
                             vectors.append(same | {"tokens": 3 + w, "embedding": value})
@@ -101,7 +105,7 @@ def publish(
         for stage, rows, schema in (("caption", told, CAPTIONS), ("text", vectors, TEXTS)):
             if {"caption": captions, "text": texts}[stage]:
                 path = folder / "layer.parquet"
-                layers.write_table(path, rows, {"stage": f"curate.{stage}"}, schema)
+                layers.write_table(path, rows, {"stage": f"curate.{stage}", "field": "best"}, schema)
                 made.setdefault(stage, []).append((shard, put_all(base, f"{stage}@v1", shard, {".parquet": path})))
     return made
 

@@ -200,8 +200,33 @@ def test_folders_for_post_training(tmp_path: Path, layout: str) -> None:
     if layout == "predict2":
         (array,) = pickles.loads(made_[f"t5_xxl/{stems[2]}.pickle"])
         assert array.shape == (4, 1024) and array.dtype == np.float16
-    assert left_out(folder) == {f"{clips[2].uuid}_0_92": "too-few-frames"}
+    assert left_out(folder) == {f"{clips[2].uuid}_0_92": "too-few-frames", f"{clips[3].uuid}_256_499": "no-caption"}
     assert good(folder, layout).entries == 4
+
+
+def test_which_caption_is_learned(tmp_path: Path) -> None:
+    clips = [Clip(frames=400, enhanced=("A long story.",)), Clip()]
+    made = datasets.publish(tmp_path, [clips], texts=False)
+    stages = {name: made[name] for name in ("clips", "caption")}
+    expected = {
+        "best": ["A long story.", "clip 0 window 1", "clip 1 window 0"],
+        "caption": ["clip 0 window 0", "clip 0 window 1", "clip 1 window 0"],
+        "enhanced": ["A long story."],
+    }
+    for field, words in expected.items():
+        base = str(tmp_path / field)
+        found = files(datasets.shard(tmp_path, dict(stages), layout="predict2.5", base=base, field=field))
+        assert sorted(data.decode() for name, data in found.items() if name.endswith(".txt")) == words
+    folder = datasets.shard(tmp_path, dict(stages), layout="cosmos")
+    (about,) = (
+        json.loads(m[".json"])
+        for m in tar(files(folder)[f"{BIN}/duration_10_30/metas/part_000000/000000.tar"]).values()
+    )
+    assert about["windows"][0]["qwen_caption"] == "clip 0 window 0"
+    assert about["windows"][0]["qwen_lm_enhanced_caption"] == "A long story."
+    embedded = datasets.publish(tmp_path, [clips])
+    with pytest.raises(ValueError, match="text embeds the field 'best' of captions, and this stage takes 'caption'"):
+        datasets.shard(tmp_path, embedded, layout="cosmos", field="caption", base=str(tmp_path / "x"))
 
 
 def test_a_window_is_cut_to_the_frame(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from hpc.curate.upstream import KEEP
 from hpc.data import layers, storage
 from hpc.data.work import Made, Work
 
+JOINED = {"caption", "embedding"}
 PLACES = ["offset", "size", "video_size", "video_bytes", "rest_offset", "meta_offset", "json_size", "more_size"]
 
 
@@ -38,7 +39,7 @@ def freeze(settings: Shard, upstream: Shards, superseded: set[tuple[str, str]]) 
     clips = clips_stage(upstream)
     members = members_stage(upstream)
     first = {name: shards[0][1].get(".parquet") for name, shards in upstream.items() if shards}
-    told = [name for name, uri in first.items() if "window" in columns_of(uri)]
+    told = [name for name, uri in first.items() if "window" in (has := columns_of(uri)) and has & JOINED]
     if told and not members:
         raise ValueError(f"`needs` has {', '.join(told)}, which layout webdataset joins with `join: true` only")
     tables = [files for _, files in upstream[members or clips]]

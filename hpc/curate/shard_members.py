@@ -48,7 +48,7 @@ SCHEMA = pa.schema(
     ]
 )
 CAPTIONS = ["uuid", "window", "start_frame", "end_frame", "caption", "status", "prompt_tokens", "output_tokens",
-            "enhanced"]  # fmt: skip
+            "enhanced", "enhanced_status"]  # fmt: skip
 
 
 def freeze(settings: ShardMembers, upstream: Shards, superseded: set[tuple[str, str]]) -> Iterator[list[Any]]:
@@ -90,7 +90,7 @@ def make(settings: ShardMembers, work: Work) -> Made:
     rows: list[dict[str, Any]] = []
     counts: Counter[str] = Counter(entries=0)
     with tar_path.open("wb") as tar:
-        for number, sample in enumerate(samples(work)):
+        for number, sample in enumerate(samples(settings, work)):
             work.check()
             work.progress(0.0, f"{number} clips")
             for entry in layouts.entries(sample, settings):
@@ -130,8 +130,8 @@ def packed(entry: Entry, row: dict[str, Any]) -> list[bytes]:
     return blocks
 
 
-def samples(work: Work) -> Iterator[Sample]:
-    """The kept clips of a shard, with all that layers say of them."""
+def samples(settings: ShardMembers, work: Work) -> Iterator[Sample]:
+    """The kept clips of a shard, with all that layers say of them. Raises ValueError for layers that do not fit."""
     made = upstream.clips_of(work.upstream)
     with storage.open(made[".parquet"]) as file:
         columns = layers.columns(file)
@@ -142,9 +142,14 @@ def samples(work: Work) -> Iterator[Sample]:
     labelled = [labels(tables[name]) for name, has in names.items() if {"labels", "verdict"} <= has]
     if len(told) > 1 or len(texts) > 1:
         raise ValueError(f"`needs` has several layers of captions or of text embeddings: {', '.join(tables)}; name one")
+    for name, has in names.items():
+        if {"window", "embedding"} <= has and (field := meta_of(tables[name]).get("field", "")) != settings.field:
+            raise ValueError(f"{name} embeds the field {field!r} of captions, and this stage takes {settings.field!r}: "
+                             "write the same `field` for both")  # fmt: skip
     for clip in upstream.clips(work, columns):
         windows = told[0].get(clip.uuid, []) if told else []
         for number, window in enumerate(windows):
+            window.choose(settings.field)
             if texts and (array := texts[0].get((clip.uuid, number))) is not None:
                 window.embedding = array()
         words = [word for one in labelled for word in one.get(clip.uuid) or ()]
@@ -159,6 +164,11 @@ def columns_of(uri: str | None) -> set[str]:
         return set(layers.columns(file))
 
 
+def meta_of(uri: str) -> dict[str, Any]:
+    with storage.open(uri) as file:
+        return layers.read_meta(file)
+
+
 def captions(uri: str) -> dict[str, list[Window]]:
     """The windows of each clip, in order."""
     found: dict[str, list[Window]] = {}
@@ -167,7 +177,8 @@ def captions(uri: str) -> dict[str, list[Window]]:
     for one in sorted(table.to_pylist(), key=lambda row: row["window"]):
         window = Window(
             one["start_frame"], one["end_frame"], one["caption"] or "", one.get("status") or "success",
-            one.get("prompt_tokens") or 0, one.get("output_tokens") or 0, one.get("enhanced"),
+            one.get("prompt_tokens") or 0, one.get("output_tokens") or 0,
+            one.get("enhanced") if one.get("enhanced_status", "success") in layouts.USABLE else None,
         )  # fmt: skip
         found.setdefault(one["uuid"], []).append(window)
     return found

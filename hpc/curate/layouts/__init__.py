@@ -26,6 +26,8 @@ TREES = ("cosmos", "cosmos-frames", "predict2.5-webdataset")
 """Layouts of tars in bins, with a tar each for videos, metadata and text embeddings."""
 FOLDERS = ("cosmos-curate", "predict2", "predict2.5")
 """Layouts of files."""
+WITH_CAPTIONS = (*TREES, "predict2", "predict2.5")
+"""Layouts that hold no window without a caption."""
 
 
 class Window(msgspec.Struct):
@@ -38,12 +40,20 @@ class Window(msgspec.Struct):
     prompt_tokens: int = 0
     output_tokens: int = 0
     enhanced: str | None = None
+    """None: there is none, or it went wrong."""
+    words: str = ""
+    """The one of the two that a model learns with."""
     embedding: Arrays | None = None
-    """Of the caption: float16 [tokens, width]."""
+    """Of the words: float16 [tokens, width]."""
 
     @property
     def usable(self) -> bool:
-        return self.status in USABLE and bool(self.caption.strip())
+        return bool(self.words)
+
+    def choose(self, field: str) -> None:
+        """Which caption are the words; as `chosen` of hpc.curate.text_embed."""
+        caption, enhanced = self.caption if self.status in USABLE else "", self.enhanced or ""
+        self.words = {"best": enhanced or caption, "caption": caption, "enhanced": enhanced}[field].strip()
 
 
 class Sample(msgspec.Struct):
@@ -69,7 +79,7 @@ class Sample(msgspec.Struct):
             )
         windows = [one for one in self.windows if one.usable]
         if not windows:
-            found = ", ".join(sorted({one.status or "empty" for one in self.windows})) or "too few frames for a window"
+            found = ", ".join(sorted({one.status for one in self.windows})) or "too few frames for a window"
             raise Unfit("no-caption", f"of {len(self.windows)} windows none has a caption: {found}")
         if self.embedded and (bare := [one for one in windows if one.embedding is None]):
             raise Unfit("no-text-embedding", f"the caption of frames {bare[0].start} to {bare[0].end} has none")
@@ -92,11 +102,18 @@ class Entry(msgspec.Struct):
 
 
 def entries(sample: Sample, settings: ShardMembers) -> list[Entry]:
-    """Of one clip."""
+    """Of one clip: all that goes into the data set, and what does not, with the reason."""
+    uuid = sample.clip["uuid"]
     try:
-        return list(layout(settings.layout)(sample, settings))
+        found = list(layout(settings.layout)(sample, settings))
     except Unfit as unfit:
-        return [Entry(sample.clip["uuid"], why=unfit.why, detail=unfit.detail)]
+        return [Entry(uuid, why=unfit.why, detail=unfit.detail)]
+    if settings.layout in WITH_CAPTIONS:
+        for one in sample.windows:
+            if not one.usable:
+                words = f"frames {one.start} to {one.end} of a clip whose other windows are there: {one.status}"
+                found.append(Entry(f"{uuid}_{one.start}_{one.end}", why="no-caption", detail=words))
+    return found
 
 
 def layout(name: str) -> Callable[[Sample, ShardMembers], Iterator[Entry]]:

@@ -31,7 +31,7 @@ def shards(sample: Sample, settings: ShardMembers) -> Iterator[Entry]:
     if not least <= clip["fps"] <= most:
         raise Unfit("frame-rate", f"{clip['fps']:g} frames per second; the loader takes {least:g} to {most:g}")
     windows = sample.usable()
-    told = [{"start_frame": one.start, "end_frame": one.end + 1, CAPTION: one.caption.strip()} for one in windows]
+    told = [{"start_frame": one.start, "end_frame": one.end + 1, CAPTION: one.words} for one in windows]
     members = {
         ".json": as_json(
             {
@@ -63,7 +63,7 @@ def files(sample: Sample, settings: ShardMembers) -> Iterator[Entry]:
             detail = f"{frames} frames; the loader needs {settings.min_frames} (min_frames)"
             yield Entry(key, start=one.start, end=one.end, why="too-few-frames", detail=detail)
             continue
-        members = {".txt": one.caption.strip().encode()}
+        members = {".txt": one.words.encode()}
         if settings.layout == "predict2" and one.embedding is not None:
             members[".pickle"] = pickles.dumps([one.embedding])
         whole = len(sample.windows) == 1 and frames == clip["num_frames"]

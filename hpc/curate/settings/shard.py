@@ -41,6 +41,7 @@ class ShardMembers(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     layout: Layout = "cosmos"
     caption_name: str = "qwen"
+    field: Literal["best", "caption", "enhanced"] = "best"
     durations: tuple[str, ...] = DURATIONS
     min_frames: int = 94
     fps: tuple[float, float] = (10.0, 60.0)
@@ -118,6 +119,9 @@ class Shard(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     train on (93)."""
     caption_name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_]*$")] = "qwen"
     """Of the cosmos layouts: captions are called <this>_caption."""
+    field: Literal["best", "caption", "enhanced"] = "best"
+    """Which caption a window is learned with, as of curate.text_embed: the enhanced one where there is one (best), the
+    first one, or only enhanced ones. Windows without are left out."""
     embeddings: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_]*$")] = "iv2_embd"
     """Of cosmos-curate: the folder of clip embeddings, e.g. ce1_embd_224p for Cosmos-Embed1 at 224p."""
 
@@ -129,7 +133,8 @@ class Shard(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         if self.layout == "webdataset" and not self.join:
             return {"": Part(self, ("",), False)}
         durations = DURATIONS + self.further_durations
-        members = ShardMembers(layout=self.layout, caption_name=self.caption_name, durations=durations,
+        members = ShardMembers(layout=self.layout, caption_name=self.caption_name, field=self.field,
+                               durations=durations,
                                min_frames=self.min_frames)  # fmt: skip
         if self.layout == "webdataset":
             return {"members": Part(members, ("",), False), "": Part(self, ("", "members"), False)}
