@@ -96,8 +96,8 @@ class Album:
                        f"<td>{removed / max(total, 1):.2%}</tr>")  # fmt: skip
         out.append(f"</table><p class=dim>Bold: what this dedup goes by. Each row counts {copies:,} copies with the "
                    "same coded pictures.</p>")  # fmt: skip
-        out.append(f"{self._bars()}<p class=dim>Clips by their largest cosine with one before them. Heights are roots, so "
-                   "that few are seen beside many; the lines are each eps.</p>")  # fmt: skip
+        out.append(f"{self._bars()}<p class=dim>Clips by their largest cosine with one before them. Heights are roots, "
+                   "so that few are seen beside many; the lines are each eps.</p>")  # fmt: skip
         before = 0
         for number, held in enumerate(self.ranges):
             pairs = sorted((pair for _, pair in held), key=lambda pair: (-pair.score, pair.goes))
