@@ -141,6 +141,26 @@ def test_times_between_frames_are_those_of_transformers() -> None:
         assert qwen_vl.placeholder(count, 64, 96, fps, layout, "V", "S", "E") == expected
 
 
+@pytest.mark.parametrize("name", VISION)
+def test_chunks_attend_together_as_one_by_one(folders: dict[str, Path], name: str) -> None:
+    """Windows of 8x8 patches and smaller ones at the borders, in frames of several sizes."""
+    engine = opened(folders[name])
+    inputs = engine.inputs([engine.prepare(request) for request in asked(LAYOUTS[name])])
+    found, lengths = [], []
+    for use in (False, True):
+        qwen_vl.use_together(engine.network, use)
+        tower = engine.network.model.visual
+        for block in tower.blocks:
+            block.attn.register_forward_pre_hook(
+                lambda module, args, kwargs: lengths.append(kwargs["cu_seqlens"].diff().unique().numel()),
+                with_kwargs=True,
+            )
+        with torch.inference_mode():
+            found.append(tower(inputs["pixel_values_videos"], grid_thw=inputs["video_grid_thw"]).pooler_output)
+    torch.testing.assert_close(found[0], found[1])
+    assert found[0].std() > 0.01 and max(lengths) > 1
+
+
 def test_frames_of_other_sizes_are_resized(folders: dict[str, Path]) -> None:
     engine = opened(folders["qwen2_5_vl"])
     flat = np.full((3, 500, 900, 3), (200, 100, 50), np.uint8)
@@ -169,6 +189,8 @@ def test_batches_answer_like_single_requests_and_like_transformers(folders: dict
     requests = [request for request in MIXED if request.frames is None or name in VISION]
     together = engine(requests)
     assert together == [engine([request])[0] for request in requests]
+    if name in VISION:
+        qwen_vl.use_together(engine.network, False)
     assert len({answer.text for answer in together}) > 1
     for request, answer in zip(requests, together, strict=True):
         inputs = engine.inputs([engine.prepare(request)])

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 FAMILIES = {"qwen2_vl": False, "qwen2_5_vl": False, "qwen3_vl": True, "qwen3_vl_moe": True, "qwen3_5": True,
@@ -22,6 +23,10 @@ FAMILIES = {"qwen2_vl": False, "qwen2_5_vl": False, "qwen3_vl": True, "qwen3_vl_
 LEAST, MOST, TOTAL = 128, 768, 24576
 """Tokens of a pair of frames, at least and at most, and of all of a request's frames twice."""
 MAX_RATIO = 200
+
+
+TOGETHER = "hpc_flash_chunks"
+"""Of `together`, among transformers' kinds of attention. Kinds with "flash" in their names get all chunks at once."""
 
 
 class Layout(NamedTuple):
@@ -86,3 +91,33 @@ def placeholder(
         return tokens * t
     steps = [(i * layout.temporal, min((i + 1) * layout.temporal, frames) - 1) for i in range(t)]
     return "".join(f"<{(first + last) / 2 / fps:.1f} seconds>{start}{tokens}{end}" for first, last in steps)
+
+
+def together(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *, scaling: float,
+    cu_seq_lens_q: Tensor, **kwargs: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """Attention within chunks, as Qwen's vision towers have it: pairs of frames, or windows of 8x8 patches in them. All
+    chunks of a length at once; transformers' own way without flash-attn is a call for each, hundreds a layer.
+
+    query, key, value: [1, heads, S, size]. cu_seq_lens_q: int [chunks + 1], where chunks begin, and S. Returns
+    [1, S, heads, size].
+    """
+    begins = cu_seq_lens_q.to(torch.int64)
+    lengths = begins[1:] - begins[:-1]
+    out = torch.empty_like(query[0])
+    for length in lengths.unique().tolist():
+        where = begins[:-1][lengths == length][:, None] + torch.arange(length, device=begins.device)
+        q, k, v = (part[0][:, where.view(-1)].unflatten(1, where.shape).transpose(0, 1) for part in (query, key, value))
+        found = F.scaled_dot_product_attention(q, k, v, scale=scaling)  # [chunks, heads, length, size]
+        out.index_copy_(1, where.view(-1), found.transpose(0, 1).flatten(1, 2))
+    return out.transpose(0, 1)[None], None
+
+
+def use_together(model: Any, use: bool = True) -> None:
+    """Let a model's vision tower attend to all chunks at once, or as transformers does by itself."""
+    import transformers
+
+    transformers.AttentionInterface.register(TOGETHER, together)
+    # Not by set_attn_implementation, which would look for a package that has this kind.
+    model.model.visual.config._attn_implementation = TOGETHER if use else "sdpa"

@@ -28,7 +28,7 @@ from hpc.models.vlm import Answer, Engine, Request, Then, ahead, failed, judged
 log = logging.getLogger(__name__)
 
 AHEAD = 2  # batches that are sorted by length together
-LARGE = 5e8  # weights
+LARGE = 0.5  # billions of weights
 TEXT_ONLY = "this model takes no frames"
 
 
@@ -87,9 +87,9 @@ def load(folder: Path, device: str) -> tuple[Any, Any, qwen_vl.Layout | None]:
         tokenizer.chat_template = json.loads(template.read_bytes())["chat_template"]
     if not tokenizer.chat_template:
         raise RuntimeError(f"{folder}: the model has no chat template: it was not made to follow instructions")
-    weights = sum(parameter.numel() for parameter in model.parameters())
-    if device == "cpu" and weights > LARGE:
-        log.warning("no GPU: %.1f billion weights on CPUs take minutes an answer; `resources: {gpus: 1}`", weights / 1e9)
+    billions = sum(parameter.numel() for parameter in model.parameters()) / 1e9
+    if device == "cpu" and billions > LARGE:
+        log.warning("no GPU: %.1f billion weights on CPUs take minutes an answer; `resources: {gpus: 1}`", billions)
     model = model.eval().requires_grad_(False).to(device)
     return model, tokenizer, layout_of(config, folder) if sees else None
 
@@ -120,6 +120,8 @@ class Local(Engine):
         max_tokens: of an answer. temperature: 0 for the likeliest token each time."""
         super().__init__()
         self.network, self.tokenizer, self.layout = model, tokenizer, layout
+        if layout is not None:
+            qwen_vl.use_together(model)
         self.batch, self.frame_tokens = batch, frame_tokens
         self.longest = getattr(model.config.get_text_config(), "max_position_embeddings", None) or 2**31
         config = self.generation = copy.deepcopy(model.generation_config)
