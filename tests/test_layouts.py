@@ -7,6 +7,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,10 @@ BIN = "v0/resolution_720/aspect_ratio_16_9"
 
 
 def files(folder: str) -> dict[str, bytes]:
-    return {entry.uri.removeprefix(folder + "/"): storage.read(entry.uri) for entry in storage.listing(folder)
-            if not entry.uri.removeprefix(folder + "/").partition(".")[0].isdigit()}  # fmt: skip
+    """What a reader looks at, by name; not the stage's own tables."""
+    names = {entry.uri.removeprefix(folder + "/"): entry.uri for entry in storage.listing(folder)}
+    own = re.compile(r"\d{6}\.parquet|left-out\.parquet")
+    return {name: storage.read(uri) for name, uri in names.items() if not own.fullmatch(name)}
 
 
 def tar(data: bytes) -> dict[str, dict[str, bytes]]:
@@ -46,13 +49,10 @@ def tar(data: bytes) -> dict[str, dict[str, bytes]]:
 
 
 def left_out(folder: str) -> dict[str, str]:
-    found = {}
-    for entry in storage.listing(folder.replace("shard@", "shard-index@")):
-        with storage.open(entry.uri) as file:
-            table = layers.read_table(file)
-        assert all(table["detail"].to_pylist())
-        found |= dict(zip(*(table[name].to_pylist() for name in ("key", "why")), strict=True))
-    return found
+    with storage.open(f"{folder}/left-out.parquet") as file:
+        table = layers.read_table(file)
+    assert all(table["detail"].to_pylist()) and not table["path"].drop_null()
+    return dict(zip(*(table[name].to_pylist() for name in ("key", "why")), strict=True))
 
 
 def good(folder: str, consumer: str, **more: int) -> validate.Report:

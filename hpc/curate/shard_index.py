@@ -1,8 +1,8 @@
 """What a reader of a tree looks at first, and what was left out: written behind the tars, about those that exist.
 
 Trees: wdinfo.json in each bin and wdinfo_list.csv, as cosmos_curate 29f1358: summary_writers.py, write_shard_summary.
-Cosmos-Curate's clip tree: processed_videos/, summary.json and v0/all_window_captions.json. All: <shard>.parquet with an
-entry for each clip, or window of one, that is not in the data set, and why.
+Cosmos-Curate's clip tree: processed_videos/, summary.json and v0/all_window_captions.json. All: left-out.parquet with a
+row for each clip, or window of one, that is not in the data set, and why.
 
 It reads the footers of the tars' tables, and of them the rows that were left out; a tar's entries are not looked at.
 Cosmos-Curate's summary names every clip, so that one takes memory for that.
@@ -65,6 +65,7 @@ def start(settings: ShardIndex) -> Callable[[Work], Made]:
                     told.update(one["left_out"])
                     with storage.open(uri) as file:
                         writer.write_table(layers.read_table(file).replace_schema_metadata(writer.schema.metadata))
+        files.tree[storage.join(work.folder, "left-out.parquet")] = path
         words = {f"left_out_{why}": count for why, count in told.items()}
         return Made([path], counts | words | {"files": len(files.tree)}, tree=files.tree)
 
