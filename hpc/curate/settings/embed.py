@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import ClassVar
 
 import msgspec
+
+from hpc.curate.settings.vlm import MODEL
 
 PERCEPTUAL = "perceptual"
 NAMES = {
@@ -15,7 +16,6 @@ NAMES = {
     "clip-vit-large": "openai/clip-vit-large-patch14@32bd64288804d66eefd0ccbe215aa642df71cc41",
 }
 """Of Cosmos-Embed1 the revisions that cosmos_curate 29f1358 pins (all_models.json)."""
-MODEL = re.compile(r"[/~].*|[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
 class Embed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
