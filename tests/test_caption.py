@@ -338,6 +338,16 @@ def test_prompt_files_that_cannot_be(tmp_path: Path) -> None:
         assert words in specs.errors(tmp_path, SPEC.replace("MORE", more)), more
 
 
+def test_the_key_of_an_endpoint_is_a_secret_by_name(tmp_path: Path) -> None:
+    more = "endpoint: {url: 'http://a/v1', key: MY_KEI}, enhance: {serve: {key: OTHER}}"
+    words = specs.errors(tmp_path, SPEC.replace("MORE", more) + "secrets: [MY_KEY]\n")
+    assert "x.yaml:6: stages.caption.endpoint.key: no such secret: did you mean MY_KEY?" in words
+    assert "stages.caption.enhance.serve.key: no such secret\n    valid secrets: MY_KEY" in words
+    specs.one(tmp_path, SPEC.replace("MORE", more) + "secrets: [MY_KEI, OTHER]\n")
+    wrong = SPEC.replace("MORE", "endpoint: {url: 'http://a/v1', key: sk-123}")
+    assert "'sk-123' is not the name of one of the spec's secrets" in specs.errors(tmp_path, wrong)
+
+
 def test_neutral_settings_caption_nothing_again(tmp_path: Path) -> None:
     prints = {
         more: fingerprint(specs.one(tmp_path, SPEC.replace("MORE", more)), "caption")

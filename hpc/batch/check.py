@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -38,7 +38,7 @@ def convert(node: Node, kind: Any, where: str, problems: list[Problem]) -> Any:
         return node.plain()
     if origin in (Union, types.UnionType):
         return _union(node, kind, args, where, problems)
-    if isinstance(node.value, dict) and may_be_file(kind):
+    if isinstance(node.value, dict) and has(kind, "file"):
         return _content(node, where, problems)
     if is_struct(bare):
         values = fields(node, [bare], where, problems)
@@ -123,7 +123,7 @@ def _union(node: Node, kind: Any, args: Sequence[Any], where: str, problems: lis
         return list if get_origin(bare) in shapes[list] else None
 
     own = type(node.value) if isinstance(node.value, (dict, list)) else None
-    members = [t for t in args if t is not type(None) and (shape(t) is own or (own is dict and may_be_file(t)))]
+    members = [t for t in args if t is not type(None) and (shape(t) is own or (own is dict and has(t, "file")))]
     if len(members) == 1:  # its own message says more than one about the union
         return convert(node, members[0], where, problems)
     for member in members:
@@ -236,9 +236,20 @@ def unwrap(kind: Any) -> tuple[Any, list[msgspec.Meta]]:
     return bare, [meta for meta in metas if isinstance(meta, msgspec.Meta)]
 
 
-def may_be_file(kind: Any) -> bool:
-    """Text that may be given as {file: PATH}: marked by msgspec.Meta(extra={"file": True})."""
-    return any((meta.extra or {}).get("file") for meta in unwrap(kind)[1])
+def has(kind: Any, mark: str) -> bool:
+    """Is the type marked by msgspec.Meta(extra={mark: True})? "file": text that may be given as {file: PATH}. "secret":
+    the name of one of the spec's secrets."""
+    return any((meta.extra or {}).get(mark) for meta in unwrap(kind)[1])
+
+
+def marked(struct: msgspec.Struct | None, mark: str) -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of the settings with this mark, but nulls."""
+    for field in msgspec.structs.fields(struct) if struct is not None else ():
+        value = getattr(struct, field.name)
+        if is_struct(type(value)):
+            yield from ((_join(field.encode_name, below), found) for below, found in marked(value, mark))
+        elif value is not None and any(has(kind, mark) for kind in members_of(field.type)):
+            yield field.encode_name, value
 
 
 def members_of(kind: Any) -> Sequence[Any]:

@@ -89,7 +89,7 @@ def of(kind: Any, defs: dict[str, Any]) -> dict[str, Any]:
         shape = {"type": "array", "items": of(args[0], defs)}
     elif origin is tuple:
         shape = {"type": "array", "prefixItems": [of(t, defs) for t in args], "minItems": len(args), "items": False}
-    elif check.may_be_file(kind):
+    elif check.has(kind, "file"):
         file = {"type": "object", "properties": {"file": {"type": "string"}}, "required": ["file"],
                 "additionalProperties": False}  # fmt: skip
         shape = {"anyOf": [{"type": "string"}, file]}

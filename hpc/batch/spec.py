@@ -280,7 +280,7 @@ def _spec(tree: Node, suffix: str, file: str, cluster: str | None, check_paths: 
     values = check.fields(tree, [JobFile], "", problems)
     stages = _stages(tree.below("stages"), problems)
     uris, output = _places(tree, file, check_paths, problems)
-    _environment(tree, problems)
+    _environment(tree, stages, problems)
     if suffix and "name" in values:
         values["name"] += suffix
         check.convert(Node(values["name"], file, tree.value["name"].line), SpecName, "name", problems)
@@ -412,13 +412,20 @@ def _places(tree: Node, file: str, check_paths: bool, problems: list[Problem]) -
     return uris, output
 
 
-def _environment(tree: Node, problems: list[Problem]) -> None:
+def _environment(tree: Node, stages: dict[str, Stage], problems: list[Problem]) -> None:
     listed = tree.below("secrets").value
     secrets = [name.value for name in listed if isinstance(name.value, str)] if isinstance(listed, list) else []
     for name, node in tree.below("env").entries().items():
         if name in secrets:
             message = "is in `secrets` too: a secret's value comes from the shell and is never written down"
             problems.append(node.problem(f"env.{name}", message))
+    for name, stage in stages.items():
+        for key, secret in check.marked(stage.settings, "secret"):
+            if secret not in secrets:
+                node = tree.below("stages").below(name)
+                for part in key.split("."):
+                    node = node.below(part)
+                problems.append(node.problem(f"stages.{name}.{key}", check.unknown(secret, secrets, "secret")))
     webhook = tree.below("notify").below("webhook")
     if isinstance(webhook.value, str) and webhook.value not in secrets:
         message = check.unknown(webhook.value, secrets, "secret")

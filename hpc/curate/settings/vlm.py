@@ -13,13 +13,19 @@ from hpc.data.units import Seconds
 MODEL = re.compile(r"[/~].*|[\w.-]+/[\w.-]+(@[\w./-]+)?")
 Words = Annotated[str, Meta(extra={"file": True}, description="text, or {file: PATH} of a text file")]
 """The file is read where the spec is: its words are part of the resolved spec, and of the fingerprint."""
+Secret = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", extra={"secret": True}, description="the name of one of the spec's secrets"
+    ),
+]
 Concurrency = Annotated[int, Meta(ge=1, le=1024)]
 
 
 class Remote(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How requests go to a server that speaks OpenAI's chat completions."""
 
-    key: Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    key: Secret | None = None
     """NAME of the environment variable with the key, one of the spec's `secrets`; never the key itself."""
     concurrency: Concurrency = 16
     """Requests at a time."""
