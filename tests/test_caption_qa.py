@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import random
 import tracemalloc
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import pyarrow as pa
 import pytest
 import runs
 import tiny_models
+import told as told_server
 import torch
 import yaml
 
@@ -342,28 +341,25 @@ def test_memory_does_not_grow_with_the_data_set(tmp_path: Path) -> None:
 
 
 def test_in_a_run(tmp_path: Path) -> None:
-    """Clips, one text for all of them, and what the report says of it."""
+    """Clips, a filter that drops one, a text for all the others, and what the report says of it."""
     (tmp_path / "in").mkdir()
-    with contextlib.closing(av.open(str(tmp_path / "in/a.mp4"), "w")) as out:
-        stream = out.add_stream("libx264", 8, options={"preset": "ultrafast"})
-        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
-        for grey in range(64):
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((64, 96, 3), grey, np.uint8), "rgb24")))
-        out.mux(stream.encode(None))
+    (tmp_path / "in/a.mp4").write_bytes(told_server.film(tmp_path / "x.mp4", [20, 50, 170, 200, 230]))
     spec = tmp_path / "x.yaml"
-    spec.write_text(yaml.safe_dump({
-        "name": "x", "inputs": "in", "output": "out",
-        "stages": {
-            "clips": {"kind": "curate.clips", "split": {"detector": "stride", "stride": "2s"}},
-            "caption": {"kind": "curate.caption", "needs": "clips", "text": "A rabbit in a meadow."},
-            "qa": {"kind": "curate.caption_qa", "needs": "caption", "drop": ["repeated"]},
-        },
-    }))  # fmt: skip
-    runs.go(spec)
+    with told_server.server({20: '{"slideshow": "no"}', 50: '{"slideshow": "yes"}', 200: "Nice."}) as there:
+        spec.write_text(yaml.safe_dump({
+            "name": "x", "inputs": "in", "output": "out",
+            "stages": {
+                "clips": {"kind": "curate.clips", "split": {"detector": "stride", "stride": "2s"}},
+                "semantic": {"kind": "curate.semantic", "needs": "clips", "model": "m", "endpoint": {"url": there.url}},
+                "caption": {"kind": "curate.caption", "needs": ["clips", "semantic"], "text": "A rabbit."},
+                "qa": {"kind": "curate.caption_qa", "needs": "caption", "drop": ["repeated"]},
+            },
+        }))  # fmt: skip
+        runs.go(spec)
     report = next((tmp_path / "runs").glob("x-*/report.txt")).read_text()
     summary = json.loads((tmp_path / "out/qa@v1/000000.json").read_text())
     assert summary["windows"] == summary["flags"]["repeated"] == 4
-    assert f"repeated: {summary['windows']} of {summary['windows']}" in report
-    assert "A rabbit in a meadow." in report
+    assert "1 dropped (1 slideshow)" in report and "3 unparsed windows" in report
+    assert "repeated: 4 of 4, e.g. " in report and "A rabbit." in report
     page = next((tmp_path / "runs").glob("x-*/report.html")).read_text()
-    assert "A rabbit in a meadow." in page and "Captions to look at" in page
+    assert "A rabbit." in page and "Captions to look at" in page
