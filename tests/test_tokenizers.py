@@ -89,15 +89,15 @@ def test_latent_frames(kind: str, frames: tuple[int, ...], latent: tuple[int, ..
 
 
 def test_any_portions_are_the_whole(tokenizer: CausalTokenizer) -> None:
-    video = torch.from_numpy(made("video", 1, 3, 41, 32, 32))
+    video = torch.from_numpy(made("video", 1, 3, 41, 16, 32))
     whole = tokenizer.encode(video)
-    for sizes in splits(41, 6):
+    for sizes in splits(41, 4):
         parts = torch.cat(list(tokenizer.encode_stream(video.split(sizes, dim=2))), dim=-3)
         assert torch.equal(parts, whole) if tokenizer.vocabulary else close(parts, whole), sizes
     decoded = tokenizer.decode(whole)
-    for sizes in splits(whole.shape[-3], 4):
-        chunks = [part for part in whole.split(sizes, dim=-3) if part.shape[-3]]
-        assert close(torch.cat(list(tokenizer.decode_stream(chunks)), dim=2), decoded), sizes
+    for sizes in splits(whole.shape[-3], 2):
+        parts = torch.cat(list(tokenizer.decode_stream(whole.split(sizes, dim=-3))), dim=2)
+        assert close(parts, decoded), sizes
 
 
 def test_no_latent_sees_later_frames(tokenizer: CausalTokenizer) -> None:

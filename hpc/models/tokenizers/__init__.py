@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from hpc.models.hub import located
-from hpc.models.tokenizers import cosmos, files, wan
+from hpc.models.tokenizers import causal, cosmos, files, wan
 
 
 @runtime_checkable
@@ -98,11 +98,7 @@ def load(
     else:
         tokenizer = files.from_published([first, *others], config)
     tokenizer.eval().requires_grad_(False).to(device, dtype)
-    for weight in tokenizer.parameters():  # as over_frames and TimeConv hand them to a 2D convolution
-        if weight.ndim in (4, 5):
-            weight.data = weight.data.contiguous(
-                memory_format=torch.channels_last if weight.ndim == 4 else torch.channels_last_3d
-            )
+    causal.channels_last(tokenizer)
     return tokenizer
 
 

@@ -48,7 +48,7 @@ class Past:
         """`x_BT` [batch, frames, ...] with the frames before it in front: those that were kept, which are the last
         `frames` (None: all); at the start of a video `first`."""
         before = first if self.kept is None else self.kept[len(self.new)]
-        whole_BT = torch.cat([before, x_BT], dim=1)
+        whole_BT = torch.cat([before, x_BT], dim=1) if before.shape[1] else x_BT
         if self.streams:  # a copy: a view would keep all frames in memory
             skip = 0 if frames is None else max(whole_BT.shape[1] - frames, 0)
             self.new.append(whole_BT[:, skip:].clone())
@@ -125,22 +125,37 @@ class Scale(nn.Module):
 def regroup(chunks: Iterable[Tensor], step: int) -> Iterator[Tensor]:
     """Frames [batch, channels, frames, height, width] in other portions: the first has 1 + k x step of them, later ones
     k x step. Raises ValueError where the video does not have 1 + k x step frames."""
-    rest, seen = None, 0
+    rest: Tensor | None = None
+    seen = 0
     for chunk in chunks:
-        rest = chunk if rest is None else torch.cat([rest, chunk], dim=2)
-        more = rest.shape[2] - (seen == 0)
-        if more < 0 or (seen and more < step):
-            continue
-        ready = more // step * step + (seen == 0)
+        frames = chunk if rest is None else torch.cat([rest, chunk], dim=2)
+        first = int(not seen)  # the one frame more
+        more = frames.shape[2] - first
+        ready = first + more // step * step if more >= 0 else 0
+        if ready:
+            yield frames[:, :, :ready]
         seen += ready
-        yield rest[:, :, :ready]
-        rest = rest[:, :, ready:].clone()
+        rest = frames[:, :, ready:].clone() if ready < frames.shape[2] else None  # of a view, all would stay in memory
     left = 0 if rest is None else rest.shape[2]
     if not seen or left:
-        raise ValueError(
-            f"a video of {seen + left} frames: this tokenizer takes 1 + k x {step} of them (1, {1 + step}, "
-            f"{1 + 2 * step}, ...); cut the video, or repeat its last frame"
-        )
+        raise ValueError(refusal(seen + left, step))
+
+
+def refusal(frames: int, step: int) -> str:
+    """What is said of a video that has not 1 + k x step frames."""
+    return (
+        f"a video of {frames} frames: this tokenizer takes 1 + k x {step} of them (1, {1 + step}, {1 + 2 * step}, "
+        "...); cut the video, or repeat its last frame"
+    )
+
+
+def channels_last(module: nn.Module) -> None:
+    """Lays out the weights of convolutions as the views that these layers make of their input: else a GPU does so in
+    each call."""
+    for weight in module.parameters():
+        if weight.ndim in (4, 5):
+            layout = torch.channels_last if weight.ndim == 4 else torch.channels_last_3d
+            weight.data = weight.data.contiguous(memory_format=layout)
 
 
 class CausalTokenizer(nn.Module):
@@ -171,17 +186,14 @@ class CausalTokenizer(nn.Module):
     def latent_frames(self, frames: int) -> int:
         """How many latent frames a video of so many frames has. Raises ValueError where it is not 1 + k x temporal."""
         if frames < 1 or (frames - 1) % self.temporal:
-            raise ValueError(
-                f"a video of {frames} frames: {self.kind} takes 1 + k x {self.temporal} of them (1, "
-                f"{1 + self.temporal}, {1 + 2 * self.temporal}, ...); cut the video, or repeat its last frame"
-            )
+            raise ValueError(refusal(frames, self.temporal))
         return 1 + (frames - 1) // self.temporal
 
     def pixel_frames(self, latent_frames: int) -> int:
         return 1 + (latent_frames - 1) * self.temporal
 
     def checked(self, video_BCTHW: Tensor) -> Tensor:
-        """In the type of the weights. Raises ValueError where it cannot be encoded."""
+        """In the type of the weights, and where they are. Raises ValueError where it cannot be encoded."""
         shape = tuple(video_BCTHW.shape)
         if video_BCTHW.ndim != 5 or shape[1] != 3 or not video_BCTHW.is_floating_point():
             raise ValueError(
@@ -193,7 +205,7 @@ class CausalTokenizer(nn.Module):
                 f"frames of {shape[4]}x{shape[3]}: {self.kind} takes widths and heights that {self.spatial} divides; "
                 "resize, crop or pad them"
             )
-        return video_BCTHW.to(next(self.parameters()).dtype)
+        return video_BCTHW.to(next(self.parameters()))
 
     def encode(self, video_BCTHW: Tensor) -> Tensor:
         """video: floats [B, 3, T, H, W] from -1 to 1. Returns ids int32 [B, t, h, w], or latents
@@ -223,6 +235,8 @@ class CausalTokenizer(nn.Module):
         kept: Kept = ()
         start = 0
         for latents in chunks:
+            if not latents.shape[-3]:
+                continue
             video, kept = self.decoder(self.z_of(latents, start), kept)
             yield video
             start += latents.shape[-3]

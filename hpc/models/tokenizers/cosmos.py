@@ -290,7 +290,7 @@ class CosmosDiscrete(Cosmos):
         return self.fsq(z_BCTHW)[1]
 
     def z_of(self, latents: Tensor, start: int) -> Tensor:
-        return self.fsq.codes(latents).to(next(self.parameters()).dtype)
+        return self.fsq.codes(latents.to(self.fsq.basis.device)).to(next(self.parameters()))
 
 
 class CosmosContinuous(Cosmos):
@@ -321,4 +321,4 @@ class CosmosContinuous(Cosmos):
 
     def z_of(self, latents: Tensor, start: int) -> Tensor:
         mean, std = self.statistics(latents, start)
-        return (latents.float() * std + mean).to(next(self.parameters()).dtype)
+        return (latents.float() * std + mean).to(next(self.parameters()))

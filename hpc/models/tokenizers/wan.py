@@ -229,4 +229,4 @@ class WanVAE(CausalTokenizer):
 
     def z_of(self, latents: Tensor, start: int) -> Tensor:
         mean, std = self.statistics(latents)
-        return (latents.float() * std + mean).to(next(self.parameters()).dtype)
+        return (latents.float() * std + mean).to(next(self.parameters()))
