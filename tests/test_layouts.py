@@ -240,7 +240,7 @@ def test_a_window_is_cut_to_the_frame(tmp_path: Path) -> None:
 
 
 def test_the_clip_tree_of_cosmos_curate(tmp_path: Path) -> None:
-    clips = [Clip(), Clip(verdict="motion"), Clip(source="/videos/b.mp4", frames=400)]
+    clips = [Clip(), Clip(verdict="motion"), Clip(source="/videos/b.mp4", frames=400), Clip(verdict="blur")]
     further = [Clip(frames=300), Clip(verdict="short")]  # of the first video again: it is planned as spans
     made = datasets.publish(tmp_path, [clips, further])
     vectors = [{"uuid": one.uuid, "embedding": [float(i), 1.0]} for i, one in enumerate(clips)]
@@ -256,7 +256,7 @@ def test_the_clip_tree_of_cosmos_curate(tmp_path: Path) -> None:
     kept = [clips[0].uuid, clips[2].uuid, further[0].uuid]
     assert {name for name in found if name.startswith("clips/")} == {f"clips/{uuid}.mp4" for uuid in kept}
     assert {name for name in found if name.startswith("metas/v0/")} == {
-        f"metas/v0/{uuid}.json" for uuid in [*kept, clips[1].uuid]
+        f"metas/v0/{uuid}.json" for uuid in [*kept, clips[1].uuid, clips[3].uuid]
     }
     about = json.loads(found[f"metas/v0/{kept[1]}.json"])
     assert about["clip_location"] == f"{folder}/clips/{kept[1]}.mp4" and about["valid"]
@@ -267,12 +267,12 @@ def test_the_clip_tree_of_cosmos_curate(tmp_path: Path) -> None:
     assert (summary["num_input_videos"], summary["total_num_clips_passed"]) == (2, 3)
     assert summary["total_num_clips_filtered_by_motion"] == 1 and summary["total_num_clips_with_embeddings"] == 2
     one = summary["a/one.mp4"]
-    assert one["clips"] == [kept[0], kept[2]] and one["filtered_clips"] == [clips[1].uuid]
-    assert (one["num_clip_chunks"], one["num_total_clips"]) == (2, 3)
+    assert one["clips"] == [kept[0], kept[2]] and one["filtered_clips"] == [clips[1].uuid, clips[3].uuid]
+    assert (one["num_clip_chunks"], one["num_total_clips"]) == (2, 4)
     record = json.loads(found["processed_videos/a/one.mp4.json"])
     assert (record["video"], record["audio_format"], record["num_clip_chunks"]) == ("/videos/a/one.mp4", "aac", 2)
     chunk = json.loads(found["processed_clip_chunks/a/one.mp4_1.json"])
-    assert chunk["all_windows"] == {kept[2]: {"0_299": "clip 3 window 0"}}
+    assert chunk["all_windows"] == {kept[2]: {"0_299": "clip 4 window 0"}}
     assert json.loads(found["v0/all_window_captions.json"])["b.mp4"] == {
         kept[1]: {"0_255": "clip 2 window 0", "256_399": "clip 2 window 1"}
     }

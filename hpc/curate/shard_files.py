@@ -19,6 +19,7 @@ import pyarrow as pa
 from hpc.curate import shard, shard_tree, upstream
 from hpc.curate.layouts import Sample, as_json, cosmos
 from hpc.curate.settings import Encode, ShardTree
+from hpc.curate.settings.filters import FILTERS
 from hpc.curate.shard_members import columns_of
 from hpc.curate.shard_plan import Records
 from hpc.data import layers, storage
@@ -285,7 +286,8 @@ class Chunk:
 
     def filter(self, id: str, word: str) -> None:
         self.filtered.append(id)
-        self.stats[f"num_clips_filtered_by_{cosmos.REJECTED_BY[word]}"] += 1
+        if word in cosmos.REJECTED_BY:  # it has no words for the others
+            self.stats[f"num_clips_filtered_by_{cosmos.REJECTED_BY[word]}"] += 1
 
     def told(self, source: str, number: int) -> dict[str, Any]:
         return {
@@ -323,7 +325,7 @@ def filtered(clips: list[dict[str, Any]], made_of: dict[str, dict[str, str]]) ->
             judged |= dict.fromkeys(upstream.dropped(objects[".parquet"]), word)
     for row in clips:
         word = judged.get(row["uuid"]) if row["verdict"] == upstream.KEEP else row["verdict"]
-        if word in cosmos.REJECTED_BY:
+        if word in cosmos.REJECTED_BY or word in FILTERS:
             yield row, word
 
 

@@ -23,7 +23,7 @@ from hpc.curate.layouts import TREES, as_json
 from hpc.curate.settings import ShardIndex
 from hpc.curate.shard_files import STATS, Files
 from hpc.curate.shard_members import Shards
-from hpc.curate.shard_tree import PER_PART, SCHEMA
+from hpc.curate.shard_tree import PER_PART, SCHEMA, dropped
 from hpc.data import layers, storage
 from hpc.data.work import Made, Work
 
@@ -66,8 +66,7 @@ def start(settings: ShardIndex) -> Callable[[Work], Made]:
                     with storage.open(uri) as file:
                         writer.write_table(layers.read_table(file).replace_schema_metadata(writer.schema.metadata))
         files.tree[storage.join(work.folder, "left-out.parquet")] = path
-        words = {f"left_out_{why}": count for why, count in told.items()}
-        return Made([path], counts | words | {"files": len(files.tree)}, tree=files.tree)
+        return Made([path], counts | dropped(told) | {"files": len(files.tree)}, tree=files.tree)
 
     return process
 

@@ -95,7 +95,7 @@ def make(settings: ShardMembers, work: Work) -> Made:
             work.progress(0.0, f"{number} clips")
             for entry in layouts.entries(sample, settings):
                 rows.append(row(sample, entry, tar.tell()))
-                counts[f"left_out_{entry.why}" if entry.why else "entries"] += 1
+                counts.update(["dropped", f"dropped_{entry.why}"] if entry.why else ["entries"])
                 if not entry.why:
                     for block in packed(entry, rows[-1]):
                         tar.write(block)

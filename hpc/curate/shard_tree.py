@@ -185,8 +185,13 @@ def left_out(settings: ShardTree, work: Work, head: dict[str, Any], records: Rec
     if head["left_out"] != LEFT_OUT:
         told = {"why": "duplicate", "detail": "a clip of this uuid, from an earlier shard, is in the data set"}
         rows = [row | told for row in rows]
-    counts = Counter(f"left_out_{row['why']}" for row in rows)
-    return listed(settings, work, rows, {"left_out": Counter(row["why"] for row in rows)}, counts, {})
+    reasons = Counter(row["why"] for row in rows)
+    return listed(settings, work, rows, {"left_out": reasons}, dropped(reasons), {})
+
+
+def dropped(reasons: Counter[str]) -> dict[str, int]:
+    """For the report: how many are left out, and of them for each reason."""
+    return {"dropped": reasons.total(), **{f"dropped_{why}": count for why, count in reasons.items()}}
 
 
 def listed(settings: ShardTree, work: Work, rows: list[dict[str, Any]], told: dict[str, Any],
