@@ -22,7 +22,7 @@ import yaml
 from hpc.batch.spec import fingerprint, load, text
 from hpc.curate import caption, prompts
 from hpc.curate.settings import Caption
-from hpc.curate.settings.caption import Enhance
+from hpc.curate.settings.caption import ENHANCE_PROMPTS, PROMPTS, Enhance
 from hpc.curate.windows import samples, windows
 from hpc.data import layers
 from hpc.data.work import Made, Stopped, Work
@@ -280,6 +280,11 @@ def test_settings_that_cannot_be() -> None:
         msgspec.convert(right, Caption)
 
 
+def test_prompts_by_name_have_words() -> None:
+    assert (tuple(prompts.CAPTION), tuple(prompts.ENHANCE)) == (PROMPTS, ENHANCE_PROMPTS)
+    assert all(len(words.split()) > 20 for words in (*prompts.CAPTION.values(), *prompts.ENHANCE.values()))
+
+
 def test_models_that_are_to_be_fetched() -> None:
     default, llm = Caption().model, Enhance().model
     assert Caption().models() == {default: ()}
@@ -364,12 +369,11 @@ def test_neutral_settings_caption_nothing_again(tmp_path: Path) -> None:
 
 def test_a_new_prompt_makes_a_new_layer_and_nothing_else(models: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    film(tmp_path / "in" / "a.mp4", 300)
-    film(tmp_path / "in" / "b.mp4", 90)
+    film(tmp_path / "in" / "a.mp4", 100)
     (tmp_path / "ask.txt").write_text("What happens here?")
     cpus = {"cpus": 1}
     stages = {
-        "clips": {"kind": "curate.clips", "split": {"detector": "stride", "stride": "10s"}, "resources": cpus,
+        "clips": {"kind": "curate.clips", "split": {"detector": "stride", "stride": "2s"}, "resources": cpus,
                   "encode": {"preset": "ultrafast"}},
         "caption": {"kind": "curate.caption", "needs": "clips", "model": models["vlm"], "prompt": {"file": "ask.txt"},
                     "max_tokens": 4, "frame_tokens": 160, "resources": cpus},

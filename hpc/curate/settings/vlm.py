@@ -34,8 +34,8 @@ class Remote(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     retries: Annotated[int, Meta(ge=0, le=100)] = 6
     """Further tries after 408, 409, 429, 5xx and broken connections, 1 s, 2 s, 4 s ... apart, or as the server says."""
     send: Literal["images", "video"] = "images"
-    """images: each frame as a JPEG, which every server of a model with eyes takes. video: the frames as one video
-    (vLLM's video_url), which a model sees as such."""
+    """images: each frame as a JPEG, which every server of a model with eyes takes. video: the JPEGs as one video, which
+    vLLM takes, and shows the model as such: for Qwen's models that is half the tokens, and they see what moves."""
     quality: Annotated[int, Meta(ge=1, le=100)] = 90
     """Of the JPEGs."""
 
@@ -51,14 +51,16 @@ class Serve(Remote, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A server that the stage starts beside itself, one for each worker, and ends with itself."""
 
     command: Annotated[tuple[str, ...], Meta(min_length=1)] = ("vllm", "serve", "{model}", "--port", "{port}")
-    """{model} is the folder of the model's files, {port} one that is free. It listens on this machine alone if it can
-    be told to (vLLM: --host 127.0.0.1)."""
+    """{model} is the folder of the model's files, {port} one that is free. Others take their words likewise:
+    [transformers, serve, "{model}", --port, "{port}"]. On a node that others use, tell it to listen to this one alone
+    (vLLM: --host, 127.0.0.1)."""
     start: Seconds = Seconds(1800)
     """Until it must answer."""
 
 
 class Vlm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The model, and how it is asked. It runs in the worker, by transformers, unless `endpoint` or `serve` is given."""
+    """The model, and how it is asked. Without `endpoint` and `serve` it runs in the worker, by transformers: the stage
+    wants `resources: {gpus: 1}` then, and memory for the weights, 2 bytes each, on their way to the GPU."""
 
     model: str = "Qwen/Qwen2.5-VL-7B-Instruct@cc594898137f460bfe9f0759e9844b3ce807cfb5"
     """A folder (/models/qwen, ~/models/qwen), or owner/name@revision on the Hugging Face hub; without a revision what
