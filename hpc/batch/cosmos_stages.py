@@ -371,7 +371,11 @@ def text_embed(caption: str) -> Block:
 
 def worker(gpus: float, memory: int = 64) -> Block:
     """What a stage with a model asks of a node."""
-    return Block({"gpus": gpus if gpus < 1 else int(gpus), "cpus": 4 if gpus < 1 else 8, "memory": f"{memory}GiB"})
+    if gpus >= 1:
+        return Block({"gpus": int(gpus), "cpus": 8, "memory": f"{memory}GiB"})
+    workers = max(1, round(1 / gpus)) if gpus else 1  # as many as share a GPU there
+    share = round(1 / workers, 3) if gpus else 0
+    return Block({"workers": workers, "gpus": share, "cpus": 4, "memory": f"{memory}GiB"})
 
 
 def join(block: Block, more: Block) -> None:
