@@ -104,8 +104,7 @@ def steps(dim: int) -> None:
         apart, y = sphere.gaps(c), torch.from_numpy(x).to(tiles.on)
         out = torch.empty(len(x), k, device=tiles.on)
         kernel = lambda x=x, c=c, apart=apart: sphere.assign(x, c, apart, 0.03, tiles)
-        labels = lambda y=y, c=c: [tiles.best(tiles.product(y[part], c))
-                                   for part in sphere.blocks(len(y), tiles.beside(len(c)))]  # fmt: skip
+        labels = lambda y=y, c=c: sphere.nearest(y, c, tiles)
         own, near, plain = best(kernel, labels, lambda y=y, c=c, out=out: torch.mm(y, c.T, out=out))
         work = 2 * len(x) * k * dim / 1e9
         for words, seconds in (("assign: home and guests", own), ("k-means: nearest centroid", near)):

@@ -8,6 +8,7 @@ mapped into memory, and are compared block by block, so memory stays bounded how
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from hpc.data import layers, storage
 from hpc.data.work import Made, Work
 
 SHARD_BYTES = 256 * 1024**2  # of vectors, guests among them, of several clusters; one may have more
+SMALL = 16384  # rows of a cluster that one thread compares; larger ones are shared by all
 READ = 8 * 1024**2  # bytes in one read; eight are on their way
 
 
@@ -112,17 +114,24 @@ def process(settings: DedupPrune, tiles: sphere.Tiles, work: Work) -> Made:
     scores = np.full(len(rows), sphere.NOTHING, np.float32)
     twins = np.full(len(rows), -1)
     at_home = np.zeros(len(rows), bool)
-    for cluster, home, guests in slices(rows):
-        work.progress(home.start / len(rows), f"cluster {cluster}: {home.stop - home.start} clips")
+    every = list(slices(rows))
+
+    def one(part: tuple[int, slice, slice], alone: bool = True) -> None:
+        _, home, guests = part
         whole = slice(home.start, guests.stop)
-        scores[whole], twins[whole] = sphere.earlier(
-            vectors[home], vectors[guests], rank[home], rank[guests], settings.horizon, tiles, work.check
+        scores[whole], near = sphere.earlier(
+            vectors[home], vectors[guests], rank[home], rank[guests], settings.horizon, tiles, work.check, alone
         )
-        twins[whole] = np.where(twins[whole] < 0, np.arange(home.start, guests.stop), twins[whole] + home.start)
+        twins[whole] = np.where(near < 0, np.arange(home.start, guests.stop), near + home.start)
         at_home[home] = True
-    alone = twins == np.arange(len(rows))
+
+    few = [part for part in every if part[1].stop - part[1].start <= SMALL]
+    many = [part for part in every if part[1].stop - part[1].start > SMALL]
+    for done, _ in enumerate(itertools.chain(tiles.each(one, few), map(functools.partial(one, alone=False), many)), 1):
+        work.progress(done / len(every), f"{done} of {len(every)} clusters")
+    none = twins == np.arange(len(rows))
     columns = {"cluster": rows["home"], "uuid": uuids, "max_id": uuids.take(pa.array(twins)),
-               "score": np.where(alone, np.float32(0), scores), "distance": rows["distance"]}  # fmt: skip
+               "score": np.where(none, np.float32(0), scores), "distance": rows["distance"]}  # fmt: skip
     found = pa.table(columns, SCORES)
     told = found.filter(pa.array(~at_home & (scores >= 1 - settings.horizon))).select(GUESTS.names)
     meta = {"stage": settings.KIND, "fingerprint": work.fingerprint, "first": plan["first"], "end": plan["end"]}

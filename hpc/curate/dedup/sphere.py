@@ -19,13 +19,17 @@ With n rows at home in each of k clusters and g guests for each row, that is k n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+In = TypeVar("In")
+Out = TypeVar("Out")
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Longs = npt.NDArray[np.int64]
@@ -58,23 +62,30 @@ def blocks(rows: int, size: int) -> Iterator[slice]:
 
 
 class Tiles:
-    """Products of blocks of rows, in one buffer that is used again and again: fresh memory costs page faults."""
+    """Products of blocks of rows, each in a buffer that is used again and again: fresh memory costs page faults.
+
+    On the CPU each thread works on tiles of its own: threads that share one product wait for each other at its end.
+    """
 
     def __init__(self, on: torch.device | None = None) -> None:
         self.on = on or device()
         self.rows, self.columns = TILE[self.on.type]
         # lifts what is not before a row out of the way, where a block of rows is compared with itself
         self.after = torch.full((self.rows, self.rows), 2 * NOTHING, device=self.on).triu_()
-        self._buffer = torch.empty(0, device=self.on)
-        threads = torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(threads) if self.on.type == "cpu" and threads > 1 else None
+        self._own = threading.local()
+        threads = torch.get_num_threads() if self.on.type == "cpu" else 1
+        self._pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+
+    def each(self, function: Callable[[In], Out], items: Iterable[In], alone: bool = False) -> Iterable[Out]:
+        """map(), in order, by all threads; alone: by this one. Not within itself, unless alone."""
+        return map(function, items) if alone or self.on.type != "cpu" else self._pool.map(function, items)
 
     def product(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-        """a @ b.T, valid until the next call."""
+        """a @ b.T, valid until the next call in this thread."""
         size = len(a) * len(b)
-        if self._buffer.numel() < size:
-            self._buffer = torch.empty(size, device=self.on)
-        return torch.mm(a, b.T, out=self._buffer[:size].view(len(a), len(b)))
+        if getattr(self._own, "size", -1) < size:
+            self._own.size, self._own.buffer = size, torch.empty(size, device=self.on)
+        return torch.mm(a, b.T, out=self._own.buffer[:size].view(len(a), len(b)))
 
     def beside(self, columns: int) -> int:
         """How many rows make a tile with so many columns."""
@@ -85,12 +96,8 @@ class Tiles:
         if self.on.type != "cpu":
             values, columns = tile.max(1)
             return values, columns
-        array = tile.numpy()  # numpy looks through it at 10 values a nanosecond, ten times as fast as torch on CPUs
-        if self._pool and len(array) >= 256:
-            parts = np.array_split(array, self._pool._max_workers)
-            columns = np.concatenate(list(self._pool.map(lambda part: part.argmax(1), parts)))
-        else:
-            columns = array.argmax(1)
+        array = tile.numpy()  # numpy looks through it at 10 values a nanosecond, several times as fast as torch on CPUs
+        columns = array.argmax(1)
         return torch.from_numpy(array[np.arange(len(array)), columns]), torch.from_numpy(columns)
 
     def at_least(self, tile: torch.Tensor, limit: torch.Tensor | float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -101,6 +108,13 @@ class Tiles:
         floor = limit.numpy() if isinstance(limit, torch.Tensor) else limit
         rows, columns = divmod(np.flatnonzero(tile.numpy() >= floor), tile.shape[1])
         return torch.from_numpy(rows), torch.from_numpy(columns)
+
+
+def nearest(x: torch.Tensor, centroids: torch.Tensor, tiles: Tiles) -> tuple[torch.Tensor, torch.Tensor]:
+    """(cosine [N], number [N]) of each row's nearest centroid."""
+    look = lambda part: tiles.best(tiles.product(x[part], centroids))
+    found = list(tiles.each(look, blocks(len(x), tiles.beside(len(centroids)))))
+    return torch.cat([top for top, _ in found]), torch.cat([places for _, places in found])
 
 
 def kmeans(
@@ -115,11 +129,8 @@ def kmeans(
     centroids, before = _seeds(x, k, seed, tick), -math.inf
     for done in range(max_iter):
         tick(done)
-        sums, top, home = torch.zeros_like(centroids), torch.empty(len(x), device=tiles.on), []
-        for part in blocks(len(x), tiles.beside(k)):
-            top[part], places = tiles.best(tiles.product(x[part], centroids))
-            home.append(places)
-        places = torch.cat(home)
+        top, places = nearest(x, centroids, tiles)
+        sums = torch.zeros_like(centroids)
         sizes = torch.bincount(places, minlength=k)
         if tiles.on.type == "cpu":
             sums.index_add_(0, places, x)
@@ -173,8 +184,8 @@ def assign(
     sine = math.sin(math.acos(1 - eps)) if eps < 1 else 1.0
     widest = float(apart.max()) * sine + SLACK if len(centroids) > 1 else SLACK
     exact = centroids.double().cpu().numpy()
-    homes, distances, guests, hosts = [], [], [], []
-    for part in blocks(len(rows), tiles.beside(len(centroids))):
+
+    def one(part: slice) -> tuple[Longs, Doubles, Longs, Longs]:
         x = torch.from_numpy(rows[part]).to(tiles.on)
         tile = tiles.product(x, centroids)
         top, home = tiles.best(tile)
@@ -185,12 +196,14 @@ def assign(
             _settle(rows[part], exact, home, row[tied].cpu().numpy(), cluster[tied].cpu().numpy())
         guest = (cosine >= top[row] - sine * apart[home[row], cluster] - SLACK) & (cluster != home[row])
         guest &= sends(home[row], cluster)
-        guests.append(row[guest].cpu().numpy() + part.start)
-        hosts.append(cluster[guest].cpu().numpy())
-        homes.append(home.cpu().numpy())
-        distances.append(1 - np.einsum("nd,nd->n", rows[part], exact[homes[-1]], dtype=np.float64))
-    joined = [np.concatenate(one) if one else np.empty(0, np.int64) for one in (homes, guests, hosts)]
-    return joined[0], np.concatenate([np.empty(0), *distances]), joined[1], joined[2]
+        homes = home.cpu().numpy()
+        distances = 1 - np.einsum("nd,nd->n", rows[part], exact[homes], dtype=np.float64)
+        return homes, distances, row[guest].cpu().numpy() + part.start, cluster[guest].cpu().numpy()
+
+    found = list(tiles.each(one, blocks(len(rows), tiles.beside(len(centroids)))))
+    homes, distances, guests, hosts = zip(*found, strict=True) if found else ((), (), (), ())
+    whole = lambda parts, kind: np.concatenate([np.empty(0, kind), *parts])
+    return whole(homes, np.int64), whole(distances, np.float64), whole(guests, np.int64), whole(hosts, np.int64)
 
 
 def _settle(rows: Floats, exact: Doubles, home: torch.Tensor, tied: Longs, clusters: Longs) -> None:
@@ -208,12 +221,13 @@ def earlier(
     eps: float,
     tiles: Tiles,
     check: Callable[[], None] = lambda: None,
+    alone: bool = False,
 ) -> tuple[Floats, Longs]:
     """For each row of a cluster: (largest cosine to a row before it [n + m]; which row that is [n + m]).
 
     home: the n rows at home, unit, [n, D]; guests: [m, D]; each in rising order of rank, which is the row's place among
     both. Rows count on from those at home to the guests. At home every row is compared with all before it; between rows
-    at home and guests only cosines >= 1 - eps are looked at. (-2, -1): there is none.
+    at home and guests only cosines >= 1 - eps are looked at. (-2, -1): there is none. alone: as in `Tiles.each`.
     """
     n, on = len(home), tiles.on
     fits = on.type == "cpu" or home.nbytes + guests.nbytes < torch.cuda.mem_get_info()[0] // 4
@@ -222,7 +236,8 @@ def earlier(
     twins = np.full(n + len(guests), -1, np.int64)
     ranks = np.concatenate([rank, guest_rank])
     floor = 1 - eps - SLACK
-    for here in blocks(n, tiles.rows):
+
+    def one(here: slice) -> tuple[slice, Floats, Longs, list[tuple[Floats, Longs, Longs]]]:
         a = x[here].to(on)
         best, place = torch.full((len(a),), NOTHING, device=on), torch.full((len(a),), -1, device=on)
         for there in blocks(here.stop, tiles.columns):
@@ -233,21 +248,29 @@ def earlier(
             value, column = tiles.best(tile)
             better = value > best + SAME
             best, place = torch.where(better, value, best), torch.where(better, column + there.start, place)
-        scores[here], twins[here] = best.cpu().numpy(), place.cpu().numpy()
+        told = []
         for there in blocks(len(guests), tiles.columns):
             check()
             row, column = tiles.at_least(tile := tiles.product(a, y[there].to(on)), floor)
             if len(row):
-                found = tile[row, column].cpu().numpy(), row.cpu().numpy() + here.start, column.cpu().numpy()
-                _note(scores, twins, ranks, found[0], found[1], found[2] + n + there.start)
+                cosine = tile[row, column].cpu().numpy()
+                told.append(
+                    _later(ranks, cosine, row.cpu().numpy() + here.start, column.cpu().numpy() + n + there.start)
+                )
+        return here, best.cpu().numpy(), place.cpu().numpy(), told
+
+    for here, best, place, told in tiles.each(one, blocks(n, tiles.rows), alone):
+        scores[here], twins[here] = best, place
+        for cosine, later, before in told:
+            better = cosine > scores[later] + SAME
+            scores[later[better]], twins[later[better]] = cosine[better], before[better]
     return scores.clip(NOTHING, 1), twins
 
 
-def _note(scores: Floats, twins: Longs, ranks: Longs, cosine: Floats, one: Longs, other: Longs) -> None:
-    """Pairs of rows with their cosine: the later row of each takes note of the earlier one, if it is its nearest."""
+def _later(ranks: Longs, cosine: Floats, one: Longs, other: Longs) -> tuple[Floats, Longs, Longs]:
+    """Pairs of rows with their cosine -> (cosine, later row, earlier row): of each later row its nearest one alone."""
     swap = ranks[one] < ranks[other]
     later, before = np.where(swap, other, one), np.where(swap, one, other)
     order = np.lexsort((ranks[before], -cosine, later))
     first = order[np.unique(later[order], return_index=True)[1]]
-    better = first[cosine[first] > scores[later[first]] + SAME]
-    scores[later[better]], twins[later[better]] = cosine[better], before[better]
+    return cosine[first], later[first], before[first]
