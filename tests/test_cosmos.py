@@ -196,14 +196,17 @@ def test_a_server_that_is_there_already(tmp_path: Path) -> None:
 
 def test_what_has_no_counterpart_is_told(tmp_path: Path) -> None:
     args = SMALL | {
+        "vlm_filter": "enable", "generate_captions": True,
         "super_resolution": True, "enable_sam3": False, "captioning_remainder_threshold": 10, "spliting_algorithm": "x",
         "transcode_max_output_frames": 186, "transcode_cpus_per_worker": 3.0, "motion_score_batch_size": 8,
         "transnetv2_gpus_per_worker": 0.5, "limit": None, "upload_clip_info_in_lance": True, "stage_save": "x",
         "vllm_sampling_temperature": 0.7, "aesthetic_reduction": "mean",
     }  # fmt: skip
     _, made = imported(tmp_path, ("split", args))
-    assert lost(made).keys() == {"super_resolution", "spliting_algorithm", "transcode_max_output_frames",
-                                 "upload_clip_info_in_lance"}  # fmt: skip
+    assert sorted(one.key for one in made.left if one.lost) == [
+        "captioning_remainder_threshold", "spliting_algorithm", "super_resolution", "transcode_max_output_frames",
+        "upload_clip_info_in_lance",
+    ], "each once"  # fmt: skip
     by_key = {one.key: one for one in made.left}
     assert by_key["spliting_algorithm"].do == "did you mean splitting_algorithm?"
     assert "not enabled" in by_key["aesthetic_reduction"].why and "enable_sam3" not in by_key
@@ -230,6 +233,22 @@ def test_kinds_of_ones_own(tmp_path: Path) -> None:
     args = SMALL | {"video_classifier": "enable", "video_classifier_block_file": str(tmp_path / "kinds.txt")}
     spec, _ = imported(tmp_path, ("split", args))
     assert spec.stages["classify"].settings.labels == spec.stages["classify"].settings.block == "rain\nsnow"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "loaded"),
+    [
+        (PROMPT, PROMPT),
+        ("Say: {what} #1 - 'yes' | \"no\" > & * ! % @ `\\n` \t end", None),
+        ("  two lines \n\n\n with  spaces at their ends  \nend", None),
+        ("- a\n- b: c\n  d", None),
+        ("Umlaute, 中文 and é\u2028next\r\nline\x07", "Umlaute, 中文 and é\nnext\nline"),
+        ("word " * 300 + "end", None),
+    ],
+)
+def test_prompts_come_through_as_they_are(tmp_path: Path, prompt: str, loaded: str | None) -> None:
+    spec, _ = imported(tmp_path, ("split", SPLIT | {"captioning_prompt_text": prompt}))
+    assert spec.stages["caption"].settings.prompt == (prompt if loaded is None else loaded)
 
 
 def test_yaml_configs_and_arguments_beside_the_pipeline(tmp_path: Path) -> None:

@@ -310,7 +310,8 @@ class Args:
         """Tell of a key that has no counterpart. One that was not given is told too: its default says something."""
         self.read.add(key)
         value = self.given.get(key, getattr(self.values, key, None))
-        self.left.append(Left(self.file, key, value, why, do, True))
+        if all(one.key != key for one in self.left):
+            self.left.append(Left(self.file, key, value, why, do, True))
 
     def filled(self, kind: type[msgspec.Struct], values: dict[str, tuple[str, Any]]) -> Block:
         """Settings of ours, as name -> (argument, value): those that were given, or whose default is another here."""
@@ -353,6 +354,9 @@ def read(file: str, problems: list[Problem]) -> Args | None:
             continue
         if opposite and isinstance(node.value, bool):
             node = Node(not node.value, node.file, node.line)
+        if isinstance(node.value, str):  # specs take no other line breaks, nor control characters
+            text = re.sub("\r\n?|[\x85\u2028\u2029]", "\n", node.value)
+            node = Node(re.sub("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", "", text), node.file, node.line)
         given[name] = node.plain()
         if name in keys:
             known[name] = node
