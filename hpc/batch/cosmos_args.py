@@ -229,6 +229,8 @@ NOT_NEEDED: list[tuple[str, str, str]] = [
 ]
 """(keys, why the output is as it would be without them, what to do)."""
 
+TEXT_RULE = "overlaid text is judged by the area under boxes that stay for about a second, not frame by frame"
+TEXT_DO = "run with filter.text.mode: score-only, then `hpc calibrate RUN` proposes a max_area"
 LOST: list[tuple[str, str, str]] = [
     (r"super_resolution|sr_.*", "there is no super-resolution", "enlarge the clips ahead, and give those as inputs"),
     (
@@ -248,8 +250,8 @@ LOST: list[tuple[str, str, str]] = [
     ),
     (
         r"artificial_text_.*",
-        "overlaid text is judged by the area under boxes that stay for about a second, not frame by frame",
-        "run with filter.text.mode: score-only, then `hpc calibrate RUN` proposes a max_area",
+        TEXT_RULE,
+        TEXT_DO,
     ),
     (
         r"input_video_list_s3_profile_name",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hpc.batch.cosmos_args import Args, Block
+from hpc.batch.cosmos_args import TEXT_DO, TEXT_RULE, Args, Block
 from hpc.curate import settings as curate
 from hpc.curate.settings import filters
 from hpc.curate.settings.caption import Enhance
@@ -47,7 +47,9 @@ def inputs(args: Args) -> Any:
     block = Block({"uri": profiled(place(args.input_video_path), args.input_s3_profile_name)})
     if listed := args.input_video_list_json_path:
         block["uri"] = place(listed.removesuffix(".json") + ".txt")
-        block.say("uri", f"Make it: jq -r '.[]' {listed} > {block['uri']} (Cosmos-Curate's list is JSON).")
+        named = Path(listed).name
+        words = f"jq -r '.[]' {named} > {Path(named).stem}.txt makes it, of Cosmos-Curate's list, which is JSON."
+        block.say("uri", words)
     if args.limit:
         block["limit"] = args.limit
         block.say("limit", "Cosmos-Curate counts videos that are new; this is the first ones by name.")
@@ -165,7 +167,7 @@ def filtered(args: Args) -> Block:
         )
     if args.artificial_text_filter != "disable":
         block["text"] = Block({"mode": "enable"})
-        block.say("text", "Another rule than Cosmos-Curate's: see at the end.")
+        args.lose("artificial_text_filter", TEXT_RULE, TEXT_DO)
     return block
 
 
@@ -307,6 +309,9 @@ def caption(args: Args, needs: list[str]) -> Block:
     block |= sampled(args, block)
     if args.enhance_captions:
         block["enhance"] = enhance(args)
+        if "serve" in block and "endpoint" not in block["enhance"]:  # the GPU is for both
+            command = block["serve"].setdefault("command", ["vllm", "serve", "{model}", "--port", "{port}"])
+            command += ["--gpu-memory-utilization", "0.5"]
     return block
 
 
