@@ -158,7 +158,7 @@ def shard(folder: Path, copies: int) -> dict[str, str]:
 
 
 def stage(copies: int, batch: int, tokens: int) -> None:
-    from hpc.curate import caption
+    from hpc.curate import caption, show, upstream
     from hpc.curate.settings import Caption
     from hpc.data.work import Work
 
@@ -174,11 +174,16 @@ def stage(copies: int, batch: int, tokens: int) -> None:
             counts = process(work).counts
             seconds = time.perf_counter() - began
         assert counts["errors"] <= counts["windows"] / 2, counts
+        engine = process.args[1]
+        planned = show.plan(upstream.clips(work, ("num_frames", "fps", "width", "height")), 256)
+        began = time.perf_counter()
+        shown = sum(1 for _ in show.shown(engine, planned, 2.0, {}, work))
+        alone = shown / (time.perf_counter() - began)
     wait, busy = counts["data_wait_seconds"], counts["caption_seconds"]
     print(f"stage with a tiny model: {counts['windows']:.0f} windows of clips of 4 s, 1280x720, in {seconds:.1f} s: "
           f"{counts['windows'] / seconds:.1f} windows/s, {counts['output_tokens'] / seconds:.0f} tokens/s out, "
-          f"{counts['prompt_tokens'] / seconds:.0f} in; waited for data {wait:.2f} s, {wait / (wait + busy):.1%}",
-          flush=True)  # fmt: skip
+          f"{counts['prompt_tokens'] / seconds:.0f} in; waited for data {wait:.2f} s, {wait / (wait + busy):.1%}; "
+          f"without a model the data would come at {alone:.1f} windows/s", flush=True)  # fmt: skip
 
 
 def main() -> None:

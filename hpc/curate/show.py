@@ -5,6 +5,7 @@ Clips are read and decoded by threads, ahead of the model that takes them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -66,7 +67,8 @@ def shown(
             at += len(some)
         return found
 
-    for clip, found in zip(clips, layers.map_ahead(decode, upstream.videos(clips)), strict=True):
+    threads = max(layers.READERS, len(os.sched_getaffinity(0)))  # each decodes a clip, on one core
+    for clip, found in zip(clips, layers.map_ahead(decode, upstream.videos(clips), threads), strict=True):
         if isinstance(found, Exception):
             broken[clip.uuid] = vlm.failed(found)
         else:

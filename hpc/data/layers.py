@@ -164,14 +164,14 @@ def read_tar(file: BinaryIO) -> Iterator[tuple[str, dict[str, bytes]]]:
         yield key, members
 
 
-def map_ahead(function: Callable[[Any], Out], items: Iterable[Any]) -> Iterator[Out]:
-    """map() by READERS threads, in order; no more than READERS results are waiting at any time."""
+def map_ahead(function: Callable[[Any], Out], items: Iterable[Any], threads: int = READERS) -> Iterator[Out]:
+    """map() by so many threads, in order; no more results than threads are waiting at any time."""
     waiting: deque[Future[Out]] = deque()
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(threads) as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(function, item))
-                if len(waiting) == READERS:
+                if len(waiting) == threads:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
