@@ -179,7 +179,8 @@ def test_all_that_a_split_can_say(tmp_path: Path) -> None:
     assert said.enhance is not None
     assert spec.stages["embed"].settings.model == "cosmos-embed1-448p"
     assert spec.stages["predict2"].settings.layout == "predict2"
-    assert spec.stages["text_embed"].settings.field == "caption", "not the enhanced one"
+    fields = {spec.stages[name].settings.field for name in ("text_embed", "predict2-members")}
+    assert fields == {"caption"}, "not the enhanced one"
     assert lost(made).keys() == {"artificial_text_filter"}, "the rest has its defaults"
 
 

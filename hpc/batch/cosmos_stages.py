@@ -411,7 +411,7 @@ def dedup(args: Args, needs: list[str], eps: float | None = None) -> Block:
 
 
 def shard(args: Args, needs: list[str]) -> Block:
-    block = Block({"kind": curate.Shard.KIND, "needs": needs, "layout": "cosmos"})
+    block = Block({"kind": curate.Shard.KIND, "needs": needs, "layout": "cosmos", "field": "caption"})
     block["shuffle"] = False
     block.say("shuffle", "Cosmos-Curate writes clips in the order of their videos; shuffled tars train better.")
     tar = Bytes(args.target_tar_size_mb * 1024**2)
@@ -431,7 +431,7 @@ def shard(args: Args, needs: list[str]) -> Block:
 
 
 def predict2(args: Args, needs: list[str]) -> Block:
-    block = Block({"kind": curate.Shard.KIND, "needs": needs, "layout": "predict2"})
+    block = Block({"kind": curate.Shard.KIND, "needs": needs, "layout": "predict2", "field": "caption"})
     words = ("The folder cosmos_predict2_video2world_dataset. Windows of fewer than 94 frames, which its loader cannot "
              "take, are left out and named; Cosmos-Curate writes them (min_frames: 1).")  # fmt: skip
     block.say("layout", words)
