@@ -359,6 +359,43 @@ def test_models_are_found_by_path_and_in_the_cache(folders: dict[str, Path], tmp
     assert hub.absent(snapshot) == str(snapshot / "model-1.safetensors")
 
 
+def test_configs_as_the_hub_has_them(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Qwen2.5-VL's are of 2025: flat, and with names that transformers has changed since."""
+    folder = shutil.copytree(folders["qwen2_5_vl"], tmp_path / "published")
+    config = json.loads((folder / "config.json").read_text())
+    text, end, pad = config["text_config"], config["text_config"]["eos_token_id"], config["text_config"]["pad_token_id"]
+    kept = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+            "max_position_embeddings", "vocab_size", "rms_norm_eps", "eos_token_id")  # fmt: skip
+    vision = ("depth", "hidden_size", "intermediate_size", "num_heads", "out_hidden_size", "fullatt_block_indexes",
+              "tokens_per_second", "window_size", "temporal_patch_size", "patch_size",
+              "spatial_merge_size")  # fmt: skip
+    (folder / "config.json").write_text(json.dumps({
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"], "model_type": "qwen2_5_vl", "torch_dtype": "bfloat16",
+        "hidden_act": "silu", "max_window_layers": 2, "sliding_window": 32768, "use_sliding_window": False,
+        "tie_word_embeddings": False, "rope_theta": 10000.0, "transformers_version": "4.41.2",
+        "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]},
+        **{key: text[key] for key in kept},
+        **{key: value for key, value in config.items() if key.endswith("_token_id")},
+        "vision_config": {"in_chans": 3, "spatial_patch_size": 14, "hidden_act": "silu",
+                          **{key: config["vision_config"][key] for key in vision}},
+    }))  # fmt: skip
+    (folder / "preprocessor_config.json").write_text(json.dumps({
+        "min_pixels": 3136, "max_pixels": 12845056, "patch_size": 14, "temporal_patch_size": 2, "merge_size": 2,
+        "image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28],
+        "image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2_5_VLProcessor",
+    }))  # fmt: skip
+    (folder / "generation_config.json").write_text(json.dumps({
+        "pad_token_id": pad, "eos_token_id": [end, pad], "do_sample": True, "repetition_penalty": 1.05,
+        "temperature": 0.000001,
+    }))  # fmt: skip
+    engine, new = opened(folder), opened(folders["qwen2_5_vl"])
+    assert engine.fast and engine.layout == new.layout and engine.ends == {end, pad}
+    assert engine.generation.repetition_penalty == 1.05
+    engine.generation.repetition_penalty, engine.ends = 1.0, new.ends
+    engine.generation.eos_token_id = new.generation.eos_token_id
+    assert engine(MIXED) == new(MIXED)
+
+
 # --- on time
 
 
