@@ -53,7 +53,7 @@ def convert(files: Sequence[str]) -> Imported:
     spec["output"] = stages.profiled(stages.place(first.output_clip_path), first.output_s3_profile_name)
     made = spec["stages"] = Block({"clips": stages.clips(first)})
     if stages.whole(first):
-        made.say("clips", AGAIN if given else "Each input is one clip, as the split wrote it; nothing is encoded.")
+        made.say("clips", AGAIN if given else ALONE)
     judged = verdicts(first, made)
     captions = {clean(first.output_clip_path): annotate(first, made, judged, "")}
     for number, other in enumerate(others, 2):
@@ -80,6 +80,10 @@ def check(made: Imported) -> None:
         load(file, check_paths=False)
 
 
+ALONE = (
+    "Each input is one clip, as the split wrote it; nothing is encoded. Clips get ids of our own, of their paths; the "
+    "names of the files, Cosmos-Curate's ids, are in the column `source`."
+)
 AGAIN = (
     "Each input is one clip: that is how Cosmos-Curate captions clips again. Here clips are copied, and nothing is "
     "encoded. Where a spec of ours made the clips, none of this is needed: change its caption.prompt and run it again. "
