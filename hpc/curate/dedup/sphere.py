@@ -106,8 +106,8 @@ class Tiles:
             rows, columns = (tile >= limit).nonzero(as_tuple=True)
             return rows, columns
         floor = limit.numpy() if isinstance(limit, torch.Tensor) else limit
-        rows, columns = divmod(np.flatnonzero(tile.numpy() >= floor), tile.shape[1])
-        return torch.from_numpy(rows), torch.from_numpy(columns)
+        places = divmod(np.flatnonzero(tile.numpy() >= floor), tile.shape[1])
+        return torch.from_numpy(places[0]), torch.from_numpy(places[1])
 
 
 def nearest(x: torch.Tensor, centroids: torch.Tensor, tiles: Tiles) -> tuple[torch.Tensor, torch.Tensor]:
