@@ -16,6 +16,7 @@ import torch
 from made import made, weight
 from torch import Tensor, nn
 
+from hpc.models.tokenizer_files import files_of
 from hpc.models.tokenizers import Tokenizer, cosmos, files, haar, load, names, wan
 from hpc.models.tokenizers.causal import CausalTokenizer
 from hpc.models.tokenizers.fsq import FSQ
@@ -116,7 +117,7 @@ def test_a_stream_needs_no_more_memory_the_longer_it_is(kind: str) -> None:
 
     def held() -> int:
         gc.collect()
-        tensors = [x for x in gc.get_objects() if isinstance(x, Tensor) and not isinstance(x, nn.Parameter)]
+        tensors = [x for x in gc.get_objects() if type(x) is Tensor]
         return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}.values())
 
     def sizes(stream: Iterator[Tensor]) -> list[int]:
@@ -477,6 +478,7 @@ def test_another_tokenizer_by_its_import_path(tmp_path: Path, monkeypatch: pytes
 def test_names_that_are_not_known(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="someone/Else: no tokenizer is known by this name"):
         load("someone/Else")
+    assert files_of("/a/path") == files_of("a.module:make") == ()
     with pytest.raises(
         FileNotFoundError, match=r"no tokenizer on this machine: no folder with config.json, or encoder"
     ):

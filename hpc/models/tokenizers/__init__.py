@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from hpc.models.hub import located
+from hpc.models.tokenizer_files import IMPORT_PATH, files_of, is_path
 from hpc.models.tokenizers import causal, cosmos, files, wan
 
 
@@ -62,15 +63,6 @@ class Tokenizer(Protocol):
         ...
 
 
-PUBLISHED = {
-    r"nvidia/Cosmos-(Tokenize1|[\d.]+-Tokenizer)-DV8x16x16(-720p)?": ("encoder.jit", "decoder.jit"),
-    r"nvidia/Cosmos-(Tokenize1|[\d.]+-Tokenizer)-CV8x8x8(-720p)?": ("encoder.jit", "decoder.jit", "mean_std.pt"),
-    r"Wan-AI/Wan2\.1-[^/]*(?<!-Diffusers)": ("Wan2.1_VAE.pth",),
-    r"nvidia/Cosmos-Predict2\.5-[^/]*": ("tokenizer.pth",),
-    r"nvidia/Cosmos-Predict2-[^/]*": ("tokenizer/tokenizer.pth",),
-    r".*-Diffusers|nvidia/Cosmos-1\.0-Diffusion-.*": ("vae/config.json", "vae/diffusion_pytorch_model.safetensors"),
-}
-"""The files of a tokenizer in the repositories that have one: {repository: files}."""
 SAVED = (("encoder.jit", "decoder.jit"), ("autoencoder.jit",), ("Wan2.1_VAE.pth",), ("tokenizer.pth",))
 """What a folder may have in place of a config.json."""
 
@@ -90,7 +82,7 @@ def load(
     Raises FileNotFoundError where a file is neither here nor to be had, RuntimeError naming what is missing, left over
     or of another size in it, ValueError for a name that is not known.
     """
-    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", where):
+    if re.fullmatch(IMPORT_PATH, where):
         return imported(where, device, dtype)
     first, *others = found(where)
     if first.name == "config.json":
@@ -104,16 +96,8 @@ def load(
 
 def found(where: str) -> list[Path]:
     """The files of a tokenizer: config.json, of what a folder describes by one, or all that are published."""
-    if not where.startswith(("/", "~", ".")):
-        repository = where.partition("@")[0]
-        for pattern, names in PUBLISHED.items():
-            if re.fullmatch(pattern, repository):
-                return located(where, *names)
-        raise ValueError(
-            f"{where}: no tokenizer is known by this name. Give the path of a file or a folder, package.module:make, "
-            "or a repository with one: nvidia/Cosmos-Tokenize1-DV8x16x16-720p, nvidia/Cosmos-Tokenize1-CV8x8x8-720p, "
-            "Wan-AI/Wan2.1-T2V-1.3B, nvidia/Cosmos-Predict2.5-2B"
-        )
+    if not is_path(where):
+        return located(where, *files_of(where))
     path = Path(where).expanduser().resolve()
     if (
         path.is_file()

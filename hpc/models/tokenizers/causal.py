@@ -87,7 +87,7 @@ def over_pixels(q_BTHWC: Tensor, k_BTHWC: Tensor, v_BTHWC: Tensor) -> Tensor:
     """Attention of one head over the pixels of each frame."""
     # [batch x frames, one head, pixels, channels]
     q, k, v = (x.flatten(0, 1).flatten(1, 2)[:, None] for x in (q_BTHWC, k_BTHWC, v_BTHWC))
-    return F.scaled_dot_product_attention(q, k, v).view_as(q_BTHWC)
+    return F.scaled_dot_product_attention(q, k, v).reshape(q_BTHWC.shape)
 
 
 class ResBlock(nn.Module):
@@ -163,7 +163,8 @@ class CausalTokenizer(nn.Module):
 
     encoder: (video [B, 3, T, H, W], Kept) -> (z, Kept); decoder: (z, Kept) -> (video, Kept).
     `latents_of` makes of z what the world sees: ids, or normalised latents; `z_of` takes it back. `start` is how many
-    latent frames of the video came before.
+    latent frames of the video came before. Whoever trains one calls the networks: a CosmosDiscrete's `fsq` makes codes
+    with a gradient of z, a WanVAE's encoder returns the posterior's means and log variances.
     """
 
     temporal: int

@@ -181,7 +181,7 @@ class Down(nn.Module):
         if self.space:
             mean = F.avg_pool2d(x.flatten(0, 1).permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
             conv = over_frames(self.space, F.pad(x, (0, 0, 0, 1, 0, 1)))  # zeros to the right and below
-            x = conv + mean.view_as(conv)
+            x = conv + mean.unflatten(0, conv.shape[:2])
         if self.time:
             # Frame t of the result is made of frames 2t-2, 2t-1, 2t; the first stands for the two before it.
             x = past.before(x, 1, x[:, :1].expand(-1, 2, -1, -1, -1))
@@ -296,7 +296,8 @@ class CosmosDiscrete(Cosmos):
 class CosmosContinuous(Cosmos):
     """Latents are (z - mean) / std, float32 [B, C, t, h, w], with a mean and std for each channel and latent frame.
 
-    The published statistics are of 16 latent frames (121 frames); those after them are normalised like the last.
+    The published statistics are of 16 latent frames (121 frames); those after them are normalised like the last. In
+    float32, where the published code rounds them to bfloat16.
     """
 
     kind = "Cosmos CV"

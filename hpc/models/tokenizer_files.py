@@ -1,0 +1,37 @@
+"""Which files of a Hugging Face repository are its video tokenizer. Imports nothing, so that a spec can be checked, and
+`hpc models pull` run, where there is no torch."""
+
+from __future__ import annotations
+
+import re
+
+PUBLISHED = {
+    r"nvidia/Cosmos-(Tokenize1|[\d.]+-Tokenizer)-DV8x16x16(-720p)?": ("encoder.jit", "decoder.jit"),
+    r"nvidia/Cosmos-(Tokenize1|[\d.]+-Tokenizer)-CV8x8x8(-720p)?": ("encoder.jit", "decoder.jit", "mean_std.pt"),
+    r"Wan-AI/Wan2\.1-[^/]*(?<!-Diffusers)": ("Wan2.1_VAE.pth",),
+    r"nvidia/Cosmos-Predict2\.5-[^/]*": ("tokenizer.pth",),
+    r"nvidia/Cosmos-Predict2-[^/]*": ("tokenizer/tokenizer.pth",),
+    r".*-Diffusers|nvidia/Cosmos-1\.0-Diffusion-.*": ("vae/config.json", "vae/diffusion_pytorch_model.safetensors"),
+}
+"""{repository: files}."""
+IMPORT_PATH = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
+"""A tokenizer of one's own: package.module:make."""
+
+
+def is_path(where: str) -> bool:
+    return where.startswith(("/", "~", "."))
+
+
+def files_of(where: str) -> tuple[str, ...]:
+    """Of owner/name@revision, the files to fetch; () for a path, and for package.module:make. Raises ValueError for a
+    repository that is not known to have a tokenizer."""
+    if is_path(where) or re.fullmatch(IMPORT_PATH, where):
+        return ()
+    for pattern, names in PUBLISHED.items():
+        if re.fullmatch(pattern, where.partition("@")[0]):
+            return names
+    raise ValueError(
+        f"{where}: no tokenizer is known by this name. Give the path of a file or a folder, package.module:make, or a "
+        "repository with one: nvidia/Cosmos-Tokenize1-DV8x16x16-720p, nvidia/Cosmos-Tokenize1-CV8x8x8-720p, "
+        "Wan-AI/Wan2.1-T2V-1.3B, nvidia/Cosmos-Predict2.5-2B"
+    )
