@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from specs import SPEC, errors, one, write
 
 from hpc.batch import yaml_lines
+from hpc.batch.cluster import load_cluster
 from hpc.batch.spec import KINDS, Resources, Spec, SpecErrors, fingerprint, load, schema, text
 from hpc.curate.settings import Clips, Split
 from hpc.data.units import Bytes, Seconds
@@ -31,6 +32,15 @@ def test_the_quickstart_is_what_it_says() -> None:
     assert spec.stages["clips"].settings == Clips(split=Split(min_clip=Seconds(1), min_frames=24))
     assert spec.stages["clips"].resources == Resources(cpus=2, memory=Bytes(4 << 30), time=Seconds(4 * 3600))
     assert (spec.cluster, spec.retries, spec.path) == ("local", 0, str(JOBS / "quickstart.yaml"))
+
+
+@pytest.mark.parametrize("file", sorted(JOBS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_specs_to_copy_are_right(file: Path) -> None:
+    """And every stage fits on a node of the preset to copy."""
+    [spec] = load(file, check_paths=False)
+    cluster = load_cluster("h100", file)
+    for stage in spec.stages.values():
+        assert cluster.resources(stage) == stage.resources
 
 
 CLASSIC = """\
