@@ -15,6 +15,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
+import runs
 import webdataset
 from datasets import Clip
 
@@ -420,3 +421,25 @@ def test_trees_on_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert good(folder, "predict2.5-webdataset").entries == 2
         stages: Any = {k: v for k, v in made.items() if k != "made"}
         good(datasets.shard(tmp_path, stages, layout="cosmos-curate", base="s3://bucket/b"), "cosmos-curate")
+
+
+def test_by_the_command(tmp_path: Path) -> None:
+    """From a video to a data set that its reader takes, with all parts as stages; what is left out is told."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/film.mp4").write_bytes(datasets.mp4(24 * 14))
+    spec = tmp_path / "x.yaml"
+    spec.write_text(
+        "name: x\ninputs: in\noutput: out\nstages:\n"
+        "  clips: {kind: curate.clips, split: {detector: stride, stride: 6s, min_clip: 1s}, "
+        "encode: {preset: ultrafast}}\n"
+        "  caption: {kind: curate.caption, needs: clips, text: A grey wall.}\n"
+        "  set: {kind: curate.shard, needs: [clips, caption], layout: predict2.5-webdataset}\n"
+    )
+    said = runs.hpc("run", spec, timeout=300).stdout
+    assert re.search(r"set-index +2 entries, 1 bin, 1 tar, 1 dropped \(1 too-short\)", said), said
+    folder = tmp_path / "out/set@v1"
+    assert len(list((folder / "v0/resolution_lt_720/aspect_ratio_16_9/duration_5_10/video").rglob("*.tar"))) == 1
+    assert good(str(folder), "predict2.5-webdataset").entries == 2
+    assert list(left_out(str(folder)).values()) == ["too-short"]
+    assert "nothing to do" in runs.hpc("run", spec).stdout
+    assert runs.hpc("validate", folder, "--as", "cosmos", cwd=tmp_path, code=1).stdout.startswith("error: metadata")
