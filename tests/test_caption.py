@@ -186,6 +186,11 @@ def test_one_text_for_everything_needs_no_model_and_no_video(clips: dict[str, st
     assert meta["model"] == meta["prompt"] == "" and made.counts["windows"] == 5
 
 
+def test_a_model_without_eyes_is_refused_at_once(models: dict[str, str]) -> None:
+    with pytest.raises(RuntimeError, match="is a language model, which takes no frames"):
+        caption.start(Caption(model=models["llm"]))
+
+
 # --- more than one question
 
 

@@ -65,6 +65,8 @@ class Engine(abc.ABC):
     """As it was named."""
     revision: str = ""
     """The hub's commit, where it is known."""
+    sees = True
+    """Does it take frames?"""
 
     def __init__(self) -> None:
         self.spent: dict[str, float] = {"data_wait_seconds": 0.0, "caption_seconds": 0.0}

@@ -120,6 +120,7 @@ class Local(Engine):
         max_tokens: of an answer. temperature: 0 for the likeliest token each time."""
         super().__init__()
         self.network, self.tokenizer, self.layout = model, tokenizer, layout
+        self.sees = layout is not None
         if layout is not None:
             qwen_vl.use_together(model)
         self.batch, self.frame_tokens = batch, frame_tokens
