@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import json
 import random
 import subprocess
@@ -199,7 +200,7 @@ def test_a_torn_source_is_not_copied(base: str, tmp_path: Path) -> None:
 def test_a_source_that_changes_meanwhile_is_not_copied(
     base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layers, "READERS", 1)
+    monkeypatch.setattr(layers, "map_ahead", functools.partial(layers.map_ahead, threads=1))
     rows, _ = some_clips(1, 10)
     upstream = publish_clips(base, tmp_path, rows)
     uri = upstream["clips"][0][1][".tar"]
