@@ -45,7 +45,7 @@ def start(settings: Caption) -> Callable[[Work], Made]:
     """Raises as `vlm.engine` does, and RuntimeError for a model without eyes."""
     engine = vlm.Fixed(settings.text) if settings.text is not None else vlm.engine(settings)
     if not engine.sees:
-        raise RuntimeError(f"{settings.model} is a language model, which takes no frames: name one that sees, or `text`")
+        raise RuntimeError(f"{settings.model} is a language model, which takes no frames: name one that sees")
     enhancer = vlm.engine(settings.enhance) if settings.enhance is not None else None
     return functools.partial(process, settings, engine, enhancer)
 
