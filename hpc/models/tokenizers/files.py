@@ -12,7 +12,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
 from torch import Tensor
 
@@ -195,6 +194,8 @@ def describes(path: Path) -> bool:
 
 def from_folder(folder: Path) -> CausalTokenizer:
     """A tokenizer of our own folder, or of one that diffusers has saved, told by its config.json."""
+    import msgspec
+
     config = json.loads((folder / "config.json").read_bytes())
     if "_class_name" in config:
         return from_diffusers(folder, config)
@@ -202,6 +203,9 @@ def from_folder(folder: Path) -> CausalTokenizer:
     if kind not in KINDS:
         raise RuntimeError(f"{folder}/config.json: tokenizer is {kind!r}; known are {', '.join(KINDS)}")
     cls, sizes = KINDS[kind]
+    known = [field.name for field in dataclasses.fields(sizes)]
+    if unknown := [key for key in config if key not in known]:
+        raise RuntimeError(f"{folder}/config.json: {', '.join(unknown)}: a {kind} has {', '.join(known)}")
     try:
         tokenizer = cls(msgspec.convert(config, sizes))
     except (msgspec.ValidationError, ValueError) as error:
