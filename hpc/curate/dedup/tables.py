@@ -182,7 +182,11 @@ def hash_of(uuids: pa.Array) -> Hashes:
 def write(path: Path, rows: pa.Table, meta: dict[str, Any]) -> None:
     """As layers.write_table, of columns; in groups of rows, so that a range can be read by itself."""
     text = json.dumps(meta, sort_keys=True, ensure_ascii=False)
-    pq.write_table(rows.replace_schema_metadata({"hpc": text}), path, compression="zstd", row_group_size=ROW_GROUP)
+    repeating = [name for name in ("shard", "cluster", "home") if name in rows.schema.names]
+    pq.write_table(
+        rows.replace_schema_metadata({"hpc": text}), path, compression="zstd", row_group_size=ROW_GROUP,
+        use_dictionary=repeating or False,  # of vectors and ids it takes six times as long and half as much room again
+    )  # fmt: skip
 
 
 def clusters(file: BinaryIO, first: int, end: int) -> tuple[pa.Table, int]:
