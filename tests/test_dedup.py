@@ -53,7 +53,8 @@ def test_no_pair_is_missed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dim: int, k: int, eps: float, spread: float
 ) -> None:
     """Every row's nearest one before it, found by brute force, within eps: over the borders of clusters, too."""
-    monkeypatch.setitem(sphere.TILE, "cpu", (16, 64))  # so that there are many tiles
+    for on in sphere.TILE:
+        monkeypatch.setitem(sphere.TILE, on, (16, 64))  # so that there are many tiles
     vectors, uuids = near(np.random.default_rng(k), 1200, dim, spread), names(1200)
     settings = Dedup(eps=eps, sweep=(), n_clusters=k, pairs=0)
     out = run(tmp_path, settings, embedded(tmp_path / "in", vectors, uuids, 3))

@@ -6,7 +6,8 @@ assign  an array over the embeddings: each row's nearest centroid, and the clust
 prune   an array over clusters: each row's largest cosine to one before it
 merge   the decisions, the tables of Cosmos-Curate, a row of summary for each eps, and a page of pairs to look at
 
-One order over all clips decides who stays: of rows farther from their centroid first, as in SemDeDup (arXiv
-2303.09540, "hard"), then by uuid. A row goes if a row before it is as near as 1 - eps, so no two that stay are, and of
-several copies exactly the first stays. The order does not depend on clusters, shards or tasks.
+One order over all clips decides who stays: rows farther from their centroid first, as in SemDeDup (arXiv 2303.09540,
+"hard"), then by uuid. A row goes if a row before it is as near as 1 - eps. So no two that stay are that near, and of
+several copies exactly the first stays. Of clips with the same coded pictures the first in the order of the shards
+stands for all, and the others are not compared. The number of shards, tasks and threads changes nothing.
 """
