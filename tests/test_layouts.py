@@ -397,6 +397,14 @@ def test_decisions_drop_clips(tmp_path: Path) -> None:
         assert {one.uuid for one in clips if one.uuid in kept} == left, layout
 
 
+@pytest.mark.parametrize("layout", ["cosmos", "cosmos-curate", "predict2.5"])
+def test_nothing_is_left(tmp_path: Path, layout: str) -> None:
+    made = datasets.publish(tmp_path, [[Clip(status=("error",)), Clip(verdict="motion")], []], texts=False)
+    folder = datasets.shard(tmp_path, made, layout=layout)
+    tars = [name for name in files(folder) if name.endswith((".tar", ".txt"))]
+    assert not tars and set(left_out(folder).values()) == ({"no-caption"} if layout != "cosmos-curate" else set())
+
+
 def test_replaced_inputs_are_left_out(tmp_path: Path) -> None:
     clips = [Clip(), Clip(source="/videos/old.mp4")]
     made = datasets.publish(tmp_path, [clips])

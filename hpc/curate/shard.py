@@ -55,7 +55,9 @@ def freeze(settings: Shard, upstream: Shards, superseded: set[tuple[str, str]]) 
         plan.sort(settings.shuffle)
         if copies := len(plan.copies.read(0)):
             logging.getLogger(__name__).warning("left out %d clips whose uuid is there already", copies)
-        sources = [layers_of(files) for files in tables] if members else [(files[".tar"], "") for files in tables]
+        sources = [(files[".tar"], "") for files in tables]
+        if members:
+            sources = list(layers.map_ahead(layers_of, tables))
         room = settings.tar - len(layers.END_OF_ARCHIVE)
         for name in plan.bins():
             for some in groups(plan.entries(name), room, settings.max_clips, "size"):

@@ -160,11 +160,14 @@ def videos(tables: Iterable[str]) -> tuple[str, list[dict[str, int]]]:
     root: str | None = None
     seen: Counter[str] = Counter()
     found = []
-    for uri in tables:
+
+    def sources(uri: str) -> list[str]:
         with storage.open(uri) as file:
             made_of = layers.read_meta(file)["made_of"]
         clips = upstream.table(upstream.clips_of(made_of)[".parquet"], ["source", "member"])
-        names = list(dict.fromkeys(cosmos.source_of(row) for row in clips.to_pylist()))
+        return list(dict.fromkeys(cosmos.source_of(row) for row in clips.to_pylist()))
+
+    for names in layers.map_ahead(sources, tables):
         for name in names:
             folder = name[: name.rindex("/") + 1]
             root = folder if root is None else common(root, folder)

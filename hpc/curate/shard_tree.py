@@ -47,18 +47,19 @@ SCHEMA = pa.schema(
 
 def freeze(settings: ShardTree, upstream: Shards, superseded: set[tuple[str, str]]) -> Iterator[list[Any]]:
     """Plan the tars: each has a row that says where it goes and where its entries are, and a row of these, packed."""
-    members = shard.members_stage(upstream)
+    clips, members = clips_stage(upstream), shard.members_stage(upstream)
     tables = [files for _, files in upstream[members]] if members else []
     folders = settings.layout in FOLDERS
     with Plan() as plan:
         for name, shards in upstream.items():
-            if name not in (clips_stage(upstream), members):
+            if name not in (clips, members):
                 for found in layers.map_ahead(shard.dropped, [files for _, files in shards]):
                     plan.drop(found)
         for numbered in layers.map_ahead(functools.partial(_table, superseded), enumerate(tables)):
             _add(plan, *numbered)
         plan.sort(settings.shuffle and not folders)
-        sources = [[files[".parquet"], *shard.layers_of(files)] for files in tables]
+        tars = layers.map_ahead(shard.layers_of, tables)
+        sources = [[files[".parquet"], *found] for files, found in zip(tables, tars, strict=True)]
         if settings.layout == "cosmos-curate":
             yield from curator(plan, sources)
         for name in plan.bins() if settings.layout != "cosmos-curate" else ():
@@ -74,6 +75,8 @@ def freeze(settings: ShardTree, upstream: Shards, superseded: set[tuple[str, str
         for number in (0, LEFT_OUT):
             for some in plan.copies.pieces(number):
                 yield _rows({"left_out": number}, some, sources)
+        if not plan.bins():  # a stage that makes nothing would look like one that failed
+            yield _rows({"left_out": LEFT_OUT}, np.empty(0, shard_plan.RECORD), sources)
 
 
 def curator(plan: Plan, sources: list[Any]) -> Iterator[list[Any]]:
