@@ -4,7 +4,8 @@
 
 One file here for each reader, or family of them, with the commit that its rules come from. A rule has a word; a data
 set breaks it in a file, and the problem says which, what was found, what the reader would do, and what to do about it.
-Nothing of a data set is run: pickles are read by hpc.data.pickles, videos by their index.
+Nothing of a data set is run: pickles are read by hpc.data.pickles, videos by their index. tests/consumers.py holds the
+rules against the readers' own code.
 """
 
 from __future__ import annotations
