@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -64,12 +65,9 @@ def test_a_whole_curation_between_two_stores(tmp_path: Path, monkeypatch: pytest
         for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
             monkeypatch.setenv(name, str(tmp_path / ".aws" / ("config" if "CONFIG" in name else "credentials")))
         out = "s3://made@bucket/processed/v0"
-        with storage.open(f"{out}/dedup@v1/000000.parquet") as file:
-            gone = layers.read_table(file).to_pylist()
-        rows = [row for entry in storage.listing(f"{out}/clips@v1") if entry.uri.endswith(".parquet")
-                for row in table(entry.uri)]  # fmt: skip
-        assert len(rows) == 8 and {row["verdict"] for row in rows} == {"keep"}
-        assert len([row for row in gone if row["verdict"] != "keep"]) == 4, "one of each pair goes"
+        rows, gone = rows_of(f"{out}/clips@v1"), rows_of(f"{out}/dedup@v1")
+        assert [row["verdict"] for row in rows] == ["keep"] * 8
+        assert [row["verdict"] for row in gone] == ["duplicate"] * 4, "one of each pair"
         report = validate(f"{out}/shard@v1", "cosmos")
         assert not report.errors and report.entries == 4, report.problems
         samples = listed(f"{out}/shard@v1/v0").to_pylist()
@@ -77,6 +75,11 @@ def test_a_whole_curation_between_two_stores(tmp_path: Path, monkeypatch: pytest
         assert sum(made.faults.values()) > 5
 
 
-def table(uri: str) -> list[dict[str, Any]]:
-    with storage.open(uri) as file:
-        return layers.read_table(file).to_pylist()
+def rows_of(folder: str) -> list[dict[str, Any]]:
+    """Of the tables of a stage, one for each shard."""
+    rows = []
+    for entry in storage.listing(folder):
+        if re.fullmatch(r"\d+\.parquet", entry.uri.removeprefix(f"{folder}/")):
+            with storage.open(entry.uri) as file:
+                rows += layers.read_table(file).to_pylist()
+    return rows
