@@ -74,7 +74,7 @@ class Dedup(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     eps: Eps = 0.01
     """A clip goes if the cosine of its embedding with that of another, which stays or went before, is 1 - eps or more.
-    Cosmos-Curate has 0.01, for Cosmos-Embed1. With `perceptual`, 0.07 finds cropped, faster and mirrored copies, too."""
+    Cosmos-Curate has 0.01, for Cosmos-Embed1. With `perceptual`, 0.07 finds cropped, faster and mirrored copies too."""
     sweep: tuple[Eps, ...] = (0.001, 0.003, 0.01, 0.03)
     """Further values, each with its row in the summary, and pairs on the page. The largest of all decides how far
     clusters look over their borders: what it costs grows with it."""
