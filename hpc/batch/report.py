@@ -64,7 +64,8 @@ class StageTime(msgspec.Struct):
     def speed(self) -> str:
         if not self.frames_per_second:
             return ""
-        return f"; a worker {self.frames_per_second:,.0f} frames/s, {self.realtime:.3g} x realtime"
+        realtime = f", {self.realtime:.3g} x realtime" if self.realtime else ""
+        return f"; a worker {self.frames_per_second:,.0f} frames/s{realtime}"
 
 
 class Report(msgspec.Struct):
