@@ -218,7 +218,7 @@ def test_too_few_good_shards(tmp_path: Path) -> None:
     made = runs.planned(spec)
     runs.finish(runs.worker(made))
     said = runs.finish(runs.worker(made, "join", "barrier"), 1)
-    assert "join: 3 of 4 shards are good (75.0%; required 95.0%)" in said
+    assert "join: 3 of 4 shards of echo are good (75.0%; required 95.0%)" in said
     assert "  echo 000002: code: RuntimeError: told to fail" in said
     assert f"too few: look at the failures (hpc logs {made.run.id} --failed), then hpc retry {made.run.id}" in said
     assert not list((tmp_path / "out").glob("join*"))

@@ -6,7 +6,9 @@ is always made from one list: shards that finish later make a new version of it,
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import itertools
 import os
 import sys
 import tempfile
@@ -54,17 +56,22 @@ def run(run: Run, attempt: Attempt, name: str) -> int:
     frozen = prepare.frozen_digest(parts, attempt_plan.superseded)
     stage.fingerprint = prepare.frozen_fingerprint(stage.fingerprint, frozen)
     stage.folder = begin(attempt_plan.output, stage, frozen)
-    shards = frozen_plan(stage, good, {n.name: n for n in needed}, attempt_plan)
+    freeze(stage, good, {n.name: n for n in needed}, attempt_plan)
+    shards = prepare.frozen_ids(stage.folder)
     members = [s for s in attempt_plan.stages if s.domain == name and s.name != name]
     for member in members:
         member.fingerprint = prepare.frozen_fingerprint(member.fingerprint, stage.fingerprint)
         member.folder = begin(attempt_plan.output, member, "")
     done = {s.name: set(prepare.fold_stage(runs, s.name, s.fingerprint).done) for s in [stage, *members]}
-    missing = [s for s in shards if any(s.id not in ids for ids in done.values())]
+    missing = [shard for shard in shards if any(shard not in ids for ids in done.values())]
     cuts = plan.pack([1.0] * len(missing), max(1.0, len(missing) / stage.width), float("inf"), stage.width)
-    attempt.write_rows(name, [plan.Row(i, missing[a:b]) for i, (a, b) in enumerate(cuts)])
+    wanted = set(missing)
+    with contextlib.closing(prepare.frozen_shards(stage.folder)) as frozen_shards:
+        left = (shard for shard in frozen_shards if shard.id in wanted)
+        rows = (plan.Row(i, list(itertools.islice(left, b - a))) for i, (a, b) in enumerate(cuts))
+        attempt.write_rows(name, rows)
     for one in [*members, stage]:
-        one.done = [s.id for s in missing if s.id in done[one.name]]
+        one.done = [shard for shard in missing if shard in done[one.name]]
         jsons.write(attempt.barrier(one.name), one)
     print(f"{name}: {len(shards)} shards in {stage.folder}, {len(missing)} to make in {len(cuts)} tasks")
     return 0
@@ -74,7 +81,7 @@ def domain_scope(attempt: Attempt, attempt_plan: AttemptPlan, domain: str) -> li
     """The shards that stages over this domain should have made."""
     if domain == "inputs":
         return attempt.scope(attempt_plan)
-    return [s.id for s in read_plan(frozen_stage(attempt, attempt_plan, domain).folder)]
+    return prepare.frozen_ids(frozen_stage(attempt, attempt_plan, domain).folder)
 
 
 def frozen_stage(attempt: Attempt, attempt_plan: AttemptPlan, name: str) -> StagePlan:
@@ -96,30 +103,23 @@ def begin(output: str, stage: StagePlan, frozen: str) -> str:
             continue  # another run began this number with something else: the next one is free
 
 
-def read_plan(folder: str) -> list[plan.RowShard]:
-    data = storage.read(storage.join(folder, "_plan.jsonl"))
-    return msgspec.json.Decoder(plan.RowShard).decode_lines(data)
-
-
-def frozen_plan(
+def freeze(
     stage: StagePlan, good: dict[str, list[str]], needed: dict[str, StagePlan], attempt_plan: AttemptPlan
-) -> list[plan.RowShard]:
-    """The shards behind the barrier: as planned before, or now, once for all."""
-    try:
-        return read_plan(stage.folder)
-    except FileNotFoundError:
-        pass
+) -> None:
+    """Plan the shards behind the barrier, once for all: not again if that was done before."""
+    file = storage.join(stage.folder, "_plan.jsonl")
+    if storage.stat(file):
+        return
     settings = settings_of(stage.kind, stage.settings)
     upstream = {
         n: [(shard, {x: storage.join(s.folder, shard + x) for x in s.objects}) for shard in good[s.domain]]
         for n, s in needed.items()
     }
-    freeze = importlib.import_module(settings.CODE).freeze
+    planned = importlib.import_module(settings.CODE).freeze(settings, upstream, set(attempt_plan.superseded))
     encode = msgspec.json.Encoder().encode
     with tempfile.TemporaryDirectory(prefix="hpc-barrier-") as scratch:
         path = Path(scratch) / "_plan.jsonl"
         with path.open("wb") as out:
-            for i, rows in enumerate(freeze(settings, upstream, set(attempt_plan.superseded))):
+            for i, rows in enumerate(planned):
                 out.write(encode(plan.RowShard(f"{i:06}", rows)) + b"\n")
-        storage.put_new(storage.join(stage.folder, "_plan.jsonl"), path)
-    return read_plan(stage.folder)  # whoever was first: its plan holds
+        storage.put_new(file, path)  # if another was first, its plan holds

@@ -10,7 +10,7 @@ import hashlib
 import importlib
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from pathlib import Path
 
 import msgspec
@@ -103,10 +103,28 @@ def fold_stage(runs: list[Path], stage: str, fingerprint: str) -> records.Fold:
 def barrier_missing(stage: StagePlan, folder: str, fold: records.Fold) -> set[str] | None:
     """Shards of a barrier stage's version that are still to be made; None if nothing was ever planned there."""
     try:
-        lines = storage.read(storage.join(folder, "_plan.jsonl")).splitlines()
+        return set(frozen_ids(folder)) - set(fold.done)
     except FileNotFoundError:
         return None
-    return {msgspec.json.decode(line)[0] for line in lines} - set(fold.done)
+
+
+class _Id(msgspec.Struct, array_like=True):
+    id: str
+
+
+def frozen_ids(folder: str) -> list[str]:
+    """The shards that a barrier planned for this version folder. Raises FileNotFoundError where none did yet."""
+    with storage.open(storage.join(folder, "_plan.jsonl")) as file:
+        decode = msgspec.json.Decoder(_Id).decode
+        return [decode(line).id for line in file]
+
+
+def frozen_shards(folder: str) -> Generator[plan.RowShard]:
+    """...with what each of them is made of, one after the other: all together may be large."""
+    with storage.open(storage.join(folder, "_plan.jsonl")) as file:
+        decode = msgspec.json.Decoder(plan.RowShard).decode
+        for line in file:
+            yield decode(line)
 
 
 def prepare(spec: Spec, cluster: Cluster, base: Path, *, on_slurm: bool, command: list[str], cores: int | None = None,

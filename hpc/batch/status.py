@@ -129,7 +129,7 @@ def scope_of(attempt: Attempt, plan: AttemptPlan, stages: dict[str, StagePlan], 
     if not head.folder:
         return []
     try:
-        return [s.id for s in barrier.read_plan(head.folder)]
+        return prepare.frozen_ids(head.folder)
     except (OSError, storage.StorageError):
         return []
 
