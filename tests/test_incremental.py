@@ -256,4 +256,4 @@ def test_a_barrier_over_nothing_but_failures(tmp_path: Path) -> None:
     stages = {"echo": runs.ECHO, "join": runs.JOIN | {"required": 0.0}}
     made = runs.planned(runs.spec(tmp_path, {"0.txt": "fail"}, stages))
     runs.finish(runs.worker(made))
-    assert "0 of 1 shards are good" in runs.finish(runs.worker(made, "join", "barrier"), 1)
+    assert "0 of 1 shards of echo are good" in runs.finish(runs.worker(made, "join", "barrier"), 1)
