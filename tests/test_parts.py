@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import runs
 
+from hpc.batch import records
+from hpc.batch.prepare import counted, domains, good_shards
 from hpc.batch.run import Run
 from hpc.batch.spec import SpecErrors, load
 
@@ -54,6 +57,25 @@ def test_what_is_missing_is_made_by_a_retry(tmp_path: Path) -> None:
     assert set(told(tmp_path / "out/tale@v1/tale").values()) == {"1 of 1."}
     runs.hpc("retry", "t", cwd=tmp_path)
     assert set(told(tmp_path / "out/tale@v2/tale").values()) == {"1 of 2."}
+
+
+def test_what_decisions_never_saw_is_left_out(tmp_path: Path) -> None:
+    """Tale needs Join, whose lines are those of Echo's shards that Note has made as well: so do Tale's."""
+    stages = {
+        "echo": runs.ECHO, "note": runs.NOTE | {"required": 0.5},
+        "join": runs.JOIN | {"needs": ["note", "echo"], "required": 0.5}, "tale": TALE | {"needs": ["echo", "join"]},
+    }  # fmt: skip
+    (spec,) = load(runs.spec(tmp_path, runs.numbered(3), stages))
+    needs = {name: SimpleNamespace(needs=stage.needs, domain=domains(spec)[name]) for name, stage in spec.stages.items()}
+    assert counted(["echo", "join"], needs) == ["echo", "join", "note"]  # type: ignore[arg-type]
+
+    def done(*shards: str) -> records.Fold:
+        return records.Fold(done={shard: records.Record("done", shard, 0.0) for shard in shards})
+
+    folds = {"echo": done("0", "1", "2"), "note": done("0", "2"), "join": done("0")}
+    domain_of = {name: domains(spec)[name] for name in folds}
+    good, _ = good_shards({"inputs": ["0", "1", "2"], "join": ["0"]}, domain_of, folds)
+    assert good == {"inputs": ["0", "2"], "join": ["0"]}
 
 
 def test_a_tree_lies_in_the_output(tmp_path: Path) -> None:

@@ -34,7 +34,8 @@ def run(run: Run, attempt: Attempt, name: str) -> int:
         words = f"out of reach from {os.uname().nodename}, with records that count: {', '.join(gone)}"
         print(f"{name}: {words}", file=sys.stderr)
         return 1
-    needed = [frozen_stage(attempt, attempt_plan, n) for n in stage.needs]
+    counts = prepare.counted(stage.needs, {s.name: s for s in attempt_plan.stages})
+    needed = [frozen_stage(attempt, attempt_plan, n) for n in counts]
     for need in needed:
         records.compact(run.records(need.name))
     folds = {n.name: prepare.fold_stage(runs, n.name, n.fingerprint) for n in needed}
@@ -56,7 +57,7 @@ def run(run: Run, attempt: Attempt, name: str) -> int:
     frozen = prepare.frozen_digest(parts, attempt_plan.superseded)
     stage.fingerprint = prepare.frozen_fingerprint(stage.fingerprint, frozen)
     stage.folder = begin(attempt_plan.output, stage, frozen)
-    freeze(stage, good, {n.name: n for n in needed}, attempt_plan)
+    freeze(stage, good, {n.name: n for n in needed if n.name in stage.needs}, attempt_plan)
     shards = prepare.frozen_ids(stage.folder)
     members = [s for s in attempt_plan.stages if s.domain == name and s.name != name]
     for member in members:

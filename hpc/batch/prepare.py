@@ -78,6 +78,16 @@ def frozen_fingerprint(base: str, frozen: str) -> str:
     return hashlib.sha256(f"{base} {frozen}".encode()).hexdigest()[:12]
 
 
+def counted(needs: Iterable[str], stages: dict[str, StagePlan]) -> list[str]:
+    """The stages whose shards must be good where these are needed: they, and what they were made of, as far as that has
+    the same shards as one of them. A data set of clips without what its decisions never saw: duplicates, say."""
+    out = list(needs)
+    domains = {stages[name].domain for name in out}
+    for name in out:  # grows meanwhile
+        out += [n for n in stages[name].needs if n not in out]
+    return [name for name in out if stages[name].domain in domains]
+
+
 def good_shards(
     scopes: dict[str, list[str]], domain_of: dict[str, str], folds: dict[str, records.Fold]
 ) -> tuple[dict[str, list[str]], list[tuple[str, str]]]:
@@ -300,10 +310,10 @@ def _behind(spec: Spec, stages: dict[str, StagePlan], scope: list[ledger.Shard],
             behind.add(name)
             continue
         if "barrier" in stage.phases:
-            domain_of = {n: stages[n].domain for n in stage.needs}
+            domain_of = {n: stages[n].domain for n in counted(stage.needs, stages)}
             known = {"inputs": [s.id for s in scope]} | {domain: shards for domain, (shards, _) in plans.items()}
             scopes = {domain: known[domain] for domain in domain_of.values()}
-            _, parts = good_shards(scopes, domain_of, {n: folds[n] for n in stage.needs})
+            _, parts = good_shards(scopes, domain_of, {n: folds[n] for n in domain_of})
             print_ = frozen_fingerprint(stage.fingerprint, frozen_digest(parts, replaced))
         else:
             print_ = frozen_fingerprint(stage.fingerprint, plans[stage.domain][1])
