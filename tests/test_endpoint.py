@@ -23,7 +23,7 @@ import pytest
 import runs
 import tiny_models
 
-from hpc.batch import check
+from hpc.batch import check, failure
 from hpc.curate.settings.vlm import Vlm
 from hpc.models import endpoint, vlm
 from hpc.models.serve import Server
@@ -71,7 +71,10 @@ class Scripted:
             def log_message(self, *args: Any) -> None:
                 pass
 
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Wide(http.server.ThreadingHTTPServer):
+            request_queue_size = 64  # by default the sixth connection at once is reset
+
+        self.server = Wide(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
 
@@ -296,23 +299,40 @@ def test_one_request_that_fails_for_good_is_its_answer(scripted: Start, monkeypa
 
     def reply(number: int, body: Any) -> Reply:
         prompt = body["messages"][0]["content"]
-        return {"bad": (400, {"error": {"message": "too long"}}), "ill": (500, b"oops")}.get(
-            prompt, (200, completion(prompt))
-        )
+        return (400, {"error": {"message": "too long"}}) if prompt == "bad" else (200, completion(prompt))
 
     server = scripted(reply)
-    answers = server.engine(retries=2)([Request(None, 0.0, prompt) for prompt in ("a", "bad", "b", "ill", "c")])
-    assert [answer.status for answer in answers] == ["success", "error", "success", "error", "success"]
-    assert [answers[i].text for i in (0, 2, 4)] == ["a", "b", "c"]
+    engine = server.engine(retries=2)
+    answers = engine([Request(None, 0.0, prompt) for prompt in (*["bad"] * 7, "a", *["bad"] * 20)])
+    assert [answer.status for answer in answers] == ["error"] * 7 + ["success"] + ["error"] * 20
     assert answers[1].detail == 'Refused: HTTP 400: {"error": {"message": "too long"}}'
-    assert answers[3].detail == "Refused: HTTP 500: oops"
-    assert len(server.asked) == 4 + 3  # an ill one was tried three times
+    assert len(server.asked) == 28, "each once"
+    assert engine([Request(None, 0.0, "bad")])[0].status == "error", "a shard of one request, of a server that works"
+
+
+@pytest.mark.parametrize("count", [1, 7, 30])
+def test_a_server_that_refuses_all_is_raised(scripted: Start, count: int) -> None:
+    server = scripted(lambda number, body: (400, f"{number}: unknown field 'temperature'".encode()))
+    with pytest.raises(RuntimeError, match=r"refuses all that m is asked .*: HTTP 400: \d+: unknown field"):
+        server.engine()([Request(None, 0.0, "x")] * count)
+    assert len(server.asked) <= 24 + 8, "not all of a long shard are asked"
+
+
+@pytest.mark.parametrize("status", [408, 500, 502, 503, 504, 529])
+def test_an_outage_is_no_answer(scripted: Start, monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    """Its shard is made again: it would be full of errors, and done."""
+    monkeypatch.setattr(endpoint, "LONGEST", 0.01)
+    server = scripted(lambda number, body: (200, completion("x")) if number < 3 else (status, b"oops"))
+    with pytest.raises(ConnectionError, match=f"does not answer for m: HTTP {status}: oops") as caught:
+        server.engine(retries=2, concurrency=1)([Request(None, 0.0, "x")] * 5)
+    assert failure.REMEDIES[failure.of_exception(caught.value)].unattended
+    assert len(server.asked) >= 3 + 3, "tried three times"
 
 
 @pytest.mark.parametrize(
     ("reply", "words"),
     [((401, b"bad key"), "HTTP 401: bad key"), ((404, b"no model m"), "answers for m: HTTP 404: no model m"),
-     ((429, b"quota"), "HTTP 429: quota"), (None, "does not answer for m")],
+     ((429, b"quota"), "HTTP 429: quota")],
 )  # fmt: skip
 def test_what_is_wrong_with_all_is_raised(scripted: Start, monkeypatch: pytest.MonkeyPatch, reply: Any,
                                           words: str) -> None:  # fmt: skip
@@ -320,6 +340,12 @@ def test_what_is_wrong_with_all_is_raised(scripted: Start, monkeypatch: pytest.M
     server = scripted(lambda number, body: reply)
     with pytest.raises(RuntimeError, match=words):
         server.engine(retries=1)([Request(None, 0.0, "x")] * 3)
+
+
+def test_a_server_that_is_not_there(scripted: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "LONGEST", 0.01)
+    with pytest.raises(ConnectionError, match="does not answer for m"):
+        scripted(lambda number, body: None).engine(retries=1)([Request(None, 0.0, "x")] * 3)
 
 
 def test_a_server_of_the_stage_that_dies_is_told(scripted: Start, folder: Path) -> None:
@@ -346,6 +372,20 @@ def test_newer_servers_call_the_limit_otherwise(scripted: Start) -> None:
     server = scripted(reply)
     assert [a.text for a in server.engine(concurrency=1)([Request(None, 0.0, "x")] * 2)] == ["9", "9"]
     assert len(server.asked) == 3
+
+
+def test_all_requests_learn_at_once_what_the_limit_is_called(scripted: Start) -> None:
+    """All 16 are refused before one of them is answered, and there are no further tries."""
+    together = threading.Barrier(16)
+
+    def reply(number: int, body: Any) -> Reply:
+        if "max_tokens" in body:
+            together.wait(10)
+            return 400, {"error": "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."}
+        return 200, completion("A cat.")
+
+    engine = scripted(reply).engine(concurrency=16, retries=0)
+    assert {answer.text for answer in engine([Request(None, 0.0, "x")] * 16)} == {"A cat."}
 
 
 def test_requests_go_side_by_side_and_answers_come_in_order(scripted: Start) -> None:

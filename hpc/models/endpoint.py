@@ -4,7 +4,8 @@ a provider.
 Frames go as JPEGs in data URLs: as image_url parts after a line that says how far they are apart, or as one video_url
 part, which vLLM takes as a video ("video/jpeg", vllm/multimodal/media/video.py; to it they are half a second apart). A
 try that fails for a moment is made again, later each time. What is wrong with one request is its answer; what is wrong
-with all (no such server, key or model) is raised.
+with all is raised: no such key or model, or a server that refuses whatever it is asked. So is an outage that outlasts
+the tries, as a ConnectionError: the shard is made again then, not published with holes.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import PIL.Image
@@ -38,11 +39,17 @@ OF_ALL = {401, 402, 403, 404, 405, 429}
 """Statuses that other requests would get too."""
 BROKEN = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError)
 LONGEST = 60.0  # seconds between two tries
+ALIKE = 8  # answers: if a shard's first ones are all the same refusal, it is about what all requests have in common
+REFUSED = re.compile(r"Refused: HTTP \d+")
 COMMIT = re.compile(r"@[0-9a-f]{40}$")
 
 
 class Refused(RuntimeError):
     """The server says no to this request, and would again."""
+
+
+class Outage(ConnectionError):
+    """The server gave no answer, however often it was asked."""
 
 
 def open_endpoint(settings: Any) -> Endpoint:
@@ -73,6 +80,8 @@ class Endpoint(Engine):
         self.settings, self.remote, self.server = settings, remote, server
         self.limit = "max_tokens"
         """What the server calls it: newer models of OpenAI want max_completion_tokens."""
+        self.works = False
+        """Has it answered anything yet?"""
         # A server on this machine is not behind a proxy.
         proxies = urllib.request.ProxyHandler({}) if server is not None else urllib.request.ProxyHandler()
         self.open = urllib.request.build_opener(proxies).open
@@ -89,6 +98,7 @@ class Endpoint(Engine):
         for thread in threads:
             thread.start()
         waiting: deque[queue.SimpleQueue[Any]] = deque()
+        first: list[Answer] = []
 
         def next_answers() -> list[Answer]:
             while True:
@@ -100,6 +110,10 @@ class Endpoint(Engine):
                 waiting.popleft()
                 if isinstance(found, BaseException):
                     raise found
+                if len(first) < ALIKE:
+                    first.append(found[0])
+                    if len(first) == ALIKE:
+                        self._look(first)
                 return found
 
         began = since = time.monotonic()
@@ -116,6 +130,8 @@ class Endpoint(Engine):
                 since = time.monotonic()
             while waiting:
                 yield next_answers()
+            if len(first) < ALIKE and not self.works:
+                self._look(first)
         finally:
             stop.set()
             for _ in threads:
@@ -124,13 +140,22 @@ class Endpoint(Engine):
             self.spent["data_wait_seconds"] += idle
             self.spent["caption_seconds"] += time.monotonic() - began - idle
 
+    def _look(self, first: Sequence[Answer]) -> None:
+        """Raises RuntimeError if the first answers of a shard are all the same refusal."""
+        kinds = {match[0] if (match := REFUSED.match(one.detail)) else "" for one in first}
+        if len(kinds) == 1 and "" not in kinds:
+            raise RuntimeError(f"{self.url} refuses all that {self.name} is asked ({len(first)} requests), so it is not "
+                               f"the clips: {first[0].detail}")  # fmt: skip
+        self.works = self.works or bool(first)
+
     def _both(self, then: Then | None, stop: threading.Event, request: Request) -> list[Answer]:
         first = self.ask(request, stop)
         again = then(request, first) if then is not None else None
         return [first] if again is None else [first, self.ask(again, stop)]
 
     def ask(self, request: Request, stop: threading.Event | None = None) -> Answer:
-        """Raises RuntimeError for what is wrong with the server, the key or the model. `stop` ends it between tries."""
+        """Raises RuntimeError for what is wrong with the key or the model, Outage (a ConnectionError) for a server that
+        is not there or not well. `stop` ends it between tries."""
         try:
             content = self.content(request)
         except (ValueError, TypeError) as error:
@@ -161,11 +186,10 @@ class Endpoint(Engine):
         headers = {"Content-Type": "application/json", "User-Agent": "hpc"}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
-        words = ""
-        for number in range(self.remote.retries + 1):
-            if stop.is_set():
-                break
-            data = json.dumps(body | {self.limit: self.settings.max_tokens}).encode()
+        words, number = "", 0
+        while not stop.is_set():
+            limit = self.limit  # of this try: another thread may change it meanwhile
+            data = json.dumps(body | {limit: self.settings.max_tokens}).encode()
             pause, last = min(2.0**number, LONGEST), number == self.remote.retries
             try:
                 sent = urllib.request.Request(self.url, data, headers, method="POST")
@@ -173,21 +197,24 @@ class Endpoint(Engine):
                     return json.loads(response.read())
             except urllib.error.HTTPError as error:
                 words = f"HTTP {error.code}: {error.read(2000).decode(errors='replace').strip() or error.reason}"
-                if error.code == 400 and self.limit == "max_tokens" and "max_completion_tokens" in words:
+                if error.code == 400 and limit == "max_tokens" and "max_completion_tokens" in words:
                     self.limit = "max_completion_tokens"
-                    continue
+                    continue  # which is no further try
                 if error.code in OF_ALL and (last or error.code not in AGAIN):
                     raise RuntimeError(f"{self.url} answers for {self.name}: {words}") from None
-                if last or error.code not in AGAIN:
+                if error.code not in AGAIN:
                     raise Refused(words) from None
+                if last:
+                    raise Outage(f"{self.url} does not answer for {self.name}: {words}") from None
                 pause = max(pause, asked_to_wait(error.headers.get("Retry-After")))
             except (*BROKEN, ValueError) as error:
                 words = f"{type(error).__name__}: {error}"
                 if self.server is not None:
                     self.server.check()  # if it has died, its own words say more
                 if last:
-                    raise RuntimeError(f"{self.url} does not answer for {self.name}: {words}") from None
+                    raise Outage(f"{self.url} does not answer for {self.name}: {words}") from None
             stop.wait(min(pause, LONGEST))
+            number += 1
         raise RuntimeError(f"{self.url}: stopped: {words}")
 
 
