@@ -364,6 +364,11 @@ def test_neutral_settings_caption_nothing_again(tmp_path: Path) -> None:
         for more in ("", "batch: 2", "fps: 1", "serve: {}", "serve: {concurrency: 2, start: 1m}", "enhance: {}",
                      "enhance: {batch: 1}", "prompt: av")
     }  # fmt: skip
+    moved = [
+        fingerprint(specs.one(tmp_path, SPEC.replace("MORE", f"endpoint: {{url: 'http://{node}/v1'}}")), "caption")
+        for node in ("node1:8000", "node2:9000")
+    ]
+    assert moved[0] == moved[1], "the same model on another node"
     assert prints[""] == prints["batch: 2"] and prints["enhance: {}"] == prints["enhance: {batch: 1}"]
     assert prints["serve: {}"] == prints["serve: {concurrency: 2, start: 1m}"]
     assert len(set(prints.values())) == 5

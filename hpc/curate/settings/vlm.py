@@ -93,6 +93,7 @@ class Vlm(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
 
 NEUTRAL = ("batch", *(f"{place}.{key}" for place, keys in
-           (("endpoint", ("key", "concurrency", "timeout", "retries")),
+           (("endpoint", ("url", "key", "concurrency", "timeout", "retries")),
             ("serve", ("key", "concurrency", "timeout", "retries", "start"))) for key in keys))  # fmt: skip
-"""Of a stage's NEUTRAL settings: those of the model that do not change what it says, but for rounding."""
+"""Of a stage's NEUTRAL settings: those of the model that do not change what it says, but for rounding. A server may
+move: what it says depends on the model that `model` names."""
