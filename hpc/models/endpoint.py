@@ -144,8 +144,8 @@ class Endpoint(Engine):
         """Raises RuntimeError if the first answers of a shard are all the same refusal."""
         kinds = {match[0] if (match := REFUSED.match(one.detail)) else "" for one in first}
         if len(kinds) == 1 and "" not in kinds:
-            raise RuntimeError(f"{self.url} refuses all that {self.name} is asked ({len(first)} requests), so it is not "
-                               f"the clips: {first[0].detail}")  # fmt: skip
+            raise RuntimeError(f"{self.url} refuses all that {self.name} is asked ({len(first)} requests), so it is "
+                               f"not about the clips: {first[0].detail}")  # fmt: skip
         self.works = self.works or bool(first)
 
     def _both(self, then: Then | None, stop: threading.Event, request: Request) -> list[Answer]:
