@@ -155,6 +155,7 @@ def test_copies_by_digest(tmp_path: Path) -> None:
     shards = [
         [
             {"uuid": "old", "digest": "00aa", "etag": "0"},
+            {"uuid": "one", "digest": "00aa", "cameras": [{"source": "b.mp4", "etag": "0", "digest": ""}]},
             {"uuid": "a", "digest": "00aa"},
             {"uuid": "b", "digest": "ff"},
         ],
@@ -169,7 +170,7 @@ def test_copies_by_digest(tmp_path: Path) -> None:
         upstream["clips"].append((f"{number:06}", clip_rows(rows, folder / f"{number:06}")))
         layers.write_table(folder / f"v{number}.parquet", [{"uuid": "judged", "verdict": "text"}], {})
         upstream["judge"].append((f"{number:06}", {".parquet": str(folder / f"v{number}.parquet")}))
-    out = run(tmp_path, Dedup(pairs=10), upstream, {("a.mp4", "0")})
+    out = run(tmp_path, Dedup(pairs=10), upstream, {("a.mp4", "0"), ("b.mp4", "0")})
     assert decided(out) == {"c": ("a", 1.0, "exact"), "e": ("d", 1.0, "exact")}
     [row] = csv.DictReader((out / "extraction" / "dedup_summary_0.01.csv").open())
     assert (row["removed"], row["kept"], row["total"]) == ("2", "5", "7")

@@ -415,6 +415,26 @@ def test_replaced_inputs_are_left_out(tmp_path: Path) -> None:
         assert good(folder, layout).entries == 1
 
 
+def test_nothing_is_told_of_replaced_videos(tmp_path: Path) -> None:
+    """A clip of the video as it was, which a filter dropped, has the uuid of one of today's that stays."""
+    before = [Clip(verdict="motion", uuid="7ca6ee8d-95d5-5a2c-b2a5-7b1c9d8b5b0a"), Clip(source="/gone/x.mp4")]
+    now = [Clip(uuid=before[0].uuid, more={"etag": "new"})]
+    session = [Clip(cameras=("front", "left"), source="/videos/a/front.mp4", more={"etag": "new"})]
+    made = datasets.publish(tmp_path, [before, now, session])
+    gone = {("/videos/a/one.mp4", "e"), ("/gone/x.mp4", "e"), ("/drive/left.mp4", "e")}
+    folder = datasets.shard(tmp_path, made, layout="cosmos-curate", superseded=gone)
+    found = files(folder)
+    assert json.loads(found[f"metas/v0/{now[0].uuid}.json"])["valid"]
+    summary = json.loads(found["summary.json"])
+    assert summary["num_input_videos"] == 1 and summary["total_num_clips_filtered_by_motion"] == 0
+    one = summary["one.mp4"]
+    assert (one["clips"], one["filtered_clips"], one["num_clip_chunks"]) == ([now[0].uuid], [], 1)
+    assert {name for name in found if name.startswith("processed")} == {
+        "processed_videos/one.mp4.json", "processed_clip_chunks/one.mp4_0.json"
+    }  # fmt: skip
+    assert good(folder, "cosmos-curate").entries == 1
+
+
 def test_trees_on_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import s3
 

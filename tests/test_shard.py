@@ -16,7 +16,7 @@ import pytest
 import s3
 import webdataset
 
-from hpc.curate import shard
+from hpc.curate import clip, shard
 from hpc.curate.settings import Shard
 from hpc.data import layers, storage
 from hpc.data.units import Bytes
@@ -49,6 +49,7 @@ def publish_clips(base: str, tmp_path: Path, shards: list[list[dict[str, Any]]])
                 table.append({**row, "offset": entry and entry.offset, "size": entry and entry.size, "extra": 1.0})
         columns = dict.fromkeys(["uuid", "source", "etag", "verdict"], layers.pa.string())
         columns |= dict.fromkeys(["offset", "size"], layers.pa.int64()) | {"extra": layers.pa.float64()}
+        columns["cameras"] = clip.SCHEMA.field("cameras").type
         layers.write_table(f"{stem}.parquet", table, {}, layers.pa.schema(columns))
         files = {}
         for suffix in (".tar", ".parquet"):
@@ -142,11 +143,13 @@ def test_what_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
     first[1] |= {"verdict": "static"}  # dropped before it was encoded: no bytes
     first[2] |= {"source": "old.mp4", "etag": "1"}
     first[3] |= {"source": "old.mp4", "etag": "2"}
+    second[1] |= {"cameras": [{"source": "left.mp4", "etag": "1"}]}
     second[0] = first[4] | {"members": {".mp4": b"second"}}
     upstream = publish_clips(str(tmp_path / "run"), tmp_path, rows)
+    gone = {("old.mp4", "1"), ("in0.mp4", "2"), ("left.mp4", "1")}
     for shuffle in (True, False):
-        plan = list(shard.freeze(Shard(shuffle=shuffle), upstream, {("old.mp4", "1"), ("in0.mp4", "2")}))
-        assert sorted(keys(plan)) == sorted(row["uuid"] for row in first[3:] + second[1:])
+        plan = list(shard.freeze(Shard(shuffle=shuffle), upstream, gone))
+        assert sorted(keys(plan)) == sorted(row["uuid"] for row in first[3:] + second[2:])
         assert not any(uri.endswith("000001.tar") and offset == 0 for uri, offset, _ in plan[0]), "the first one stays"
     assert "left out 1 clips whose uuid is there already" in caplog.text
 

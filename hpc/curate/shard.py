@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from hpc.curate.settings import Shard
 from hpc.curate.shard_members import Shards, clips_stage, columns_of, is_members
 from hpc.curate.shard_plan import RECORD, Plan, Records, groups, hashes
-from hpc.curate.upstream import KEEP
+from hpc.curate.upstream import CURRENT, KEEP, current
 from hpc.data import layers, storage
 from hpc.data.work import Made, Work
 
@@ -89,7 +89,7 @@ def _kept_clips(superseded: set[tuple[str, str]], numbered: tuple[int, str]) -> 
     """The clips of a table of curate.clips."""
     number, uri = numbered
     with storage.open(uri) as file:
-        table = layers.read_table(file, ["uuid", "source", "etag", "verdict", "offset", "size"])
+        table = layers.read_table(file, ["uuid", *CURRENT, "verdict", "offset", "size"])
     table = table.append_column("row", pa.array(range(len(table)), pa.int64()))
     table = current(table.filter(pc.equal(table["verdict"], KEEP)), superseded)
     for name in ("uuid", "offset", "size"):
@@ -102,21 +102,13 @@ def _joined(superseded: set[tuple[str, str]], numbered: tuple[int, str]) -> Reco
     """The entries of a table of shard_members."""
     number, uri = numbered
     with storage.open(uri) as file:
-        table = layers.read_table(file, ["uuid", "source", "etag", "why", *PLACES])
+        table = layers.read_table(file, ["uuid", *CURRENT, "why", *PLACES])
     table = table.append_column("row", pa.array(range(len(table)), pa.int64()))
     found = records(current(table.filter(pc.is_null(table["why"])), superseded), number, PLACES)
     joined = found["json_size"] > 0  # which takes the place of the clip's own .json
     video, rest = found["video_size"], found["offset"] + found["size"] - found["rest_offset"]
     found["size"] = np.where(joined, video + found["json_size"] + found["more_size"] + rest, found["size"])
     return found
-
-
-def current(table: pa.Table, superseded: set[tuple[str, str]]) -> pa.Table:
-    """Without what was made of inputs that were replaced since."""
-    if not superseded:
-        return table
-    inputs = zip(table["source"].to_pylist(), table["etag"].to_pylist(), strict=True)
-    return table.filter(pa.array([one not in superseded for one in inputs], pa.bool_()))
 
 
 def records(table: pa.Table, number: int, places: Any) -> Records:

@@ -154,24 +154,29 @@ def sessions(entries: Iterator[Item], files: Files) -> list[dict[str, Any]]:
     return rows
 
 
-def videos(tables: Iterable[str]) -> tuple[str, list[dict[str, int]]]:
+def videos(
+    tables: Iterable[str], superseded: set[tuple[str, str]]
+) -> tuple[str, list[tuple[dict[str, int], list[tuple[str, str]]]]]:
     """The folder that all videos are in, and for each table of entries the videos of its clips, with the number of the
-    chunk that is there: a long video has one in each of several shards."""
+    chunk that is there: a long video has one in each of several shards; beside them those of its inputs that were
+    replaced since, of which nothing is told."""
     root: str | None = None
     seen: Counter[str] = Counter()
     found = []
 
-    def sources(uri: str) -> list[str]:
+    def sources(uri: str) -> tuple[list[str], list[tuple[str, str]]]:
         with storage.open(uri) as file:
             made_of = layers.read_meta(file)["made_of"]
-        clips = upstream.table(upstream.clips_of(made_of)[".parquet"], ["source", "member"])
-        return list(dict.fromkeys(cosmos.source_of(row) for row in clips.to_pylist()))
+        clips = upstream.table(upstream.clips_of(made_of)[".parquet"], ["member", *upstream.CURRENT])
+        names = dict.fromkeys(cosmos.source_of(row) for row in upstream.current(clips, superseded).to_pylist())
+        inputs = {(one["source"], one["etag"]) for row in clips.to_pylist() for one in (row, *(row["cameras"] or ()))}
+        return list(names), sorted(inputs & superseded)
 
-    for names in layers.map_ahead(sources, tables):
+    for names, replaced in layers.map_ahead(sources, tables):
         for name in names:
             folder = name[: name.rindex("/") + 1]
             root = folder if root is None else common(root, folder)
-        found.append({name: seen[name] for name in names})
+        found.append(({name: seen[name] for name in names}, replaced))
         seen.update(names)
     return root or "", found
 
@@ -193,7 +198,8 @@ def curator(
     (uri, clips_tar, _) = head["sources"][0]
     with storage.open(uri) as file:
         made_of = layers.read_meta(file)["made_of"]
-    clips = upstream.table(upstream.clips_of(made_of)[".parquet"]).to_pylist()
+    table = upstream.table(upstream.clips_of(made_of)[".parquet"])
+    clips = upstream.current(table, {tuple(one) for one in head["superseded"]}).to_pylist()
     videos = {cosmos.source_of(row): Chunk(row) for row in reversed(clips)}
     by_uuid = {row["uuid"]: row for row in clips}
     rows = []

@@ -32,6 +32,7 @@ SCHEMA = pa.schema(
         ("uuid", pa.string()),
         ("source", pa.string()),
         ("etag", pa.string()),
+        ("cameras", pa.list_(pa.struct([("source", pa.string()), ("etag", pa.string())]))),  # the others of a session
         ("why", pa.string()),  # it is left out; null for what is in the data set
         ("detail", pa.string()),
         ("bin", pa.string()),  # folder, "" for none
@@ -107,7 +108,7 @@ def make(settings: ShardMembers, work: Work) -> Made:
 
 def row(sample: Sample, entry: Entry, at: int) -> dict[str, Any]:
     clip = sample.clip
-    same = {"key": entry.key, **{name: clip[name] for name in ("uuid", "source", "etag", "offset", "size")}}
+    same = {"key": entry.key, **{name: clip[name] for name in ("uuid", *upstream.CURRENT, "offset", "size")}}
     if entry.why:
         return same | {"why": entry.why, "detail": entry.detail}
     blocks = -clip["mp4_size"] % layers.BLOCK

@@ -23,6 +23,7 @@ from hpc.curate.layouts import FOLDERS, METAS, T5, TREES, VIDEO
 from hpc.curate.settings import ShardTree
 from hpc.curate.shard_members import Shards, clips_stage
 from hpc.curate.shard_plan import Plan, Records
+from hpc.curate.upstream import CURRENT, current
 from hpc.data import layers, storage
 from hpc.data.work import Made, Work
 
@@ -61,7 +62,7 @@ def freeze(settings: ShardTree, upstream: Shards, superseded: set[tuple[str, str
         tars = layers.map_ahead(shard.layers_of, tables)
         sources = [[files[".parquet"], *found] for files, found in zip(tables, tars, strict=True)]
         if settings.layout == "cosmos-curate":
-            yield from curator(plan, sources)
+            yield from curator(plan, sources, superseded)
         for name in plan.bins() if settings.layout != "cosmos-curate" else ():
             entries = plan.entries(name)
             if folders:
@@ -79,14 +80,18 @@ def freeze(settings: ShardTree, upstream: Shards, superseded: set[tuple[str, str
             yield _rows({"left_out": LEFT_OUT}, np.empty(0, shard_plan.RECORD), sources)
 
 
-def curator(plan: Plan, sources: list[Any]) -> Iterator[list[Any]]:
+def curator(plan: Plan, sources: list[Any], superseded: set[tuple[str, str]]) -> Iterator[list[Any]]:
     """A shard for each shard of clips, also of those that have none to keep, since videos are told of."""
-    root, chunks = shard_files.videos(uri for uri, *_ in sources)
-    kept = {int(some["table"][0]): some for name in plan.bins() for some in by_table(plan.entries(name))}
-    for number, source in enumerate(sources):
-        some = kept.get(number, np.empty(0, shard_plan.RECORD)).copy()
+    root, found = shard_files.videos((uri for uri, *_ in sources), superseded)
+    pieces = by_table(piece for name in plan.bins() for piece in plan.entries(name))  # in the order of the tables
+    held = next(pieces, None)
+    for source, (number, (chunks, replaced)) in zip(sources, enumerate(found), strict=True):
+        some = np.empty(0, shard_plan.RECORD)
+        if held is not None and held["table"][0] == number:
+            some, held = held.copy(), next(pieces, None)
         some["table"] = 0
-        yield [{"root": root, "chunks": chunks[number], "sources": [source]}, shard_plan.packed(some)]
+        head = {"root": root, "chunks": chunks, "superseded": replaced, "sources": [source]}
+        yield [head, shard_plan.packed(some)]
 
 
 def _rows(head: dict[str, Any], records: Records, sources: list[Any]) -> list[Any]:
@@ -110,10 +115,10 @@ def by_table(pieces: Iterator[Records]) -> Iterator[Records]:
 def _table(superseded: set[tuple[str, str]], numbered: tuple[int, dict[str, str]]) -> tuple[int, pa.Table]:
     number, files = numbered
     with storage.open(files[".parquet"]) as file:
-        wanted = ["uuid", "source", "etag", "why", "bin", "start_frame", *shard.PLACES]
+        wanted = ["uuid", *CURRENT, "why", "bin", "start_frame", *shard.PLACES]
         table = layers.read_table(file, wanted)
     table = table.append_column("row", pa.array(range(len(table)), pa.int64()))
-    return number, shard.current(table, superseded)
+    return number, current(table, superseded)
 
 
 def _add(plan: Plan, number: int, table: pa.Table) -> None:

@@ -6,7 +6,7 @@ A stage over clips needs the stage that made them, and may need stages that judg
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -17,6 +17,8 @@ from hpc.data.work import Work
 
 KEEP = "keep"
 """The verdict of a clip, or of a layer about it, that lets it stay."""
+CURRENT = ("source", "etag", "cameras")
+"""Columns that say which inputs a clip was made of."""
 
 
 class Clip(msgspec.Struct, frozen=True):
@@ -47,6 +49,20 @@ def clips(work: Work, columns: Sequence[str] = ()) -> list[Clip]:
 def videos(clips: Sequence[Clip]) -> Iterator[tuple[Clip, bytes]]:
     """Each clip with its .mp4; the next ones are read meanwhile, a few at a time."""
     return layers.map_ahead(lambda one: (one, storage.read(one.tar, one.offset, one.offset + one.size)), clips)
+
+
+def current(table: pa.Table, superseded: Collection[tuple[str, str]]) -> pa.Table:
+    """Without what was made of inputs, of any camera, that were replaced since. Where there are such inputs, the table
+    needs the columns of CURRENT."""
+    if not superseded:
+        return table
+    rows = zip(*(table[name].to_pylist() for name in CURRENT), strict=True)
+    stay = [
+        (source, etag) not in superseded
+        and not any((other["source"], other["etag"]) in superseded for other in cameras or ())
+        for source, etag, cameras in rows
+    ]
+    return table.filter(pa.array(stay, pa.bool_()))
 
 
 def clips_of(upstream: Mapping[str, Mapping[str, str]]) -> Mapping[str, str]:

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hpc.curate.dedup.sphere import Floats, unit
-from hpc.curate.upstream import KEEP, dropped, table
+from hpc.curate.upstream import CURRENT, KEEP, current, dropped, table
 from hpc.data import layers, storage
 
 Upstream = Mapping[str, list[tuple[str, dict[str, str]]]]
@@ -131,12 +131,9 @@ class Read(msgspec.Struct, frozen=True):
 def read(source: Source, superseded: Superseded, vectors: bool = True) -> Read:
     """Of clips that `superseded` or a verdict drops nothing is read: they must not take others with them."""
     gone = pa.array(sorted({uuid for uri in source.verdicts for uuid in dropped(uri)}), pa.string())
-    clips = table(source.clips, ["uuid", "source", "etag", "verdict", "digest", "cameras"]) if source.clips else None
+    clips = table(source.clips, ["uuid", *CURRENT, "verdict", "digest"]) if source.clips else None
     if clips is not None:
-        clips = clips.filter(pc.equal(clips["verdict"], KEEP))
-        if superseded:
-            inputs = zip(clips["source"].to_pylist(), clips["etag"].to_pylist(), strict=True)
-            clips = clips.filter(pa.array([one not in superseded for one in inputs], pa.bool_()))
+        clips = current(clips.filter(pc.equal(clips["verdict"], KEEP)), superseded)
         clips = clips.filter(pc.invert(pc.is_in(clips["uuid"], gone)))
     if not source.embeddings:
         return Read(_array(clips["uuid"]), _digests(clips))

@@ -35,7 +35,7 @@ class ShardMembers(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     PHASES: ClassVar[tuple[str, ...]] = ("barrier", "map")
     OBJECTS: ClassVar[tuple[str, ...]] = (".tar", ".parquet")
     INPUT_SUFFIXES: ClassVar[tuple[str, ...]] = ()
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     NEUTRAL: ClassVar[tuple[str, ...]] = ()
     SECONDS_PER_GIB: ClassVar[float] = 5.0
 
