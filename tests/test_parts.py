@@ -66,14 +66,15 @@ def test_what_decisions_never_saw_is_left_out(tmp_path: Path) -> None:
         "join": runs.JOIN | {"needs": ["note", "echo"], "required": 0.5}, "tale": TALE | {"needs": ["echo", "join"]},
     }  # fmt: skip
     (spec,) = load(runs.spec(tmp_path, runs.numbered(3), stages))
-    needs = {name: SimpleNamespace(needs=stage.needs, domain=domains(spec)[name]) for name, stage in spec.stages.items()}
+    where = domains(spec)
+    needs = {name: SimpleNamespace(needs=stage.needs, domain=where[name]) for name, stage in spec.stages.items()}
     assert counted(["echo", "join"], needs) == ["echo", "join", "note"]  # type: ignore[arg-type]
 
     def done(*shards: str) -> records.Fold:
         return records.Fold(done={shard: records.Record("done", shard, 0.0) for shard in shards})
 
     folds = {"echo": done("0", "1", "2"), "note": done("0", "2"), "join": done("0")}
-    domain_of = {name: domains(spec)[name] for name in folds}
+    domain_of = {name: where[name] for name in folds}
     good, _ = good_shards({"inputs": ["0", "1", "2"], "join": ["0"]}, domain_of, folds)
     assert good == {"inputs": ["0", "2"], "join": ["0"]}
 
