@@ -128,8 +128,8 @@ def put(tar: layers.TarWriter, one: Clip, row: dict[str, Any]) -> None:
     members = {".mp4": video, ".json": clip.described(row), ".webp": b"a picture"}
     if one.cameras:
         row["camera"] = one.cameras[0]
-        row["cameras"] = [{"camera": name, "source": f"/drive/{name}.mp4", "etag": "e", "num_frames": one.frames, "width": one.width,
-                           "height": one.height} for name in one.cameras[1:]]  # fmt: skip
+        row["cameras"] = [{"camera": name, "source": f"/drive/{name}.mp4", "etag": "e", "num_frames": one.frames,
+                           "width": one.width, "height": one.height} for name in one.cameras[1:]]  # fmt: skip
         members |= {f".{name}.mp4": video for name in one.cameras[1:]}
     members[".preview_0_199.webp"] = b"a preview"
     place = tar.add(one.uuid, members)

@@ -17,10 +17,11 @@ import msgspec
 import pytest
 import runs
 
-from hpc.batch import prepare, records
+from hpc.batch import prepare, records, runner
 from hpc.batch.records import End, Record
 from hpc.batch.run import Run
 from hpc.data import storage
+from hpc.data.work import Made
 
 ROW = 5
 """Shards of most of the runs here."""
@@ -293,6 +294,35 @@ def test_objects_of_two_makings_are_not_mixed(tmp_path: Path, left: list[str]) -
     assert texts == {"000000.one": f".one ['a'] {age}\n", "000000.two": f".two ['a'] {age}\n"}
     recorded = {Path(o.uri).name: o.sha256 for o in runs.fold(made.run, "pair").done["000000"].objects}
     assert {f"pair@v1/{name}": digest for name, digest in recorded.items()} == runs.objects(tmp_path / "out")
+
+
+def test_a_shard_does_not_replace_what_another_one_made(tmp_path: Path) -> None:
+    """...in the stage's tree; its own, which a kill left behind, and that of the stage before it may."""
+    out = tmp_path / "out"
+
+    def publish(shard: str, text: str, name: str = "stage@v1/tree.txt", killed: bool = False) -> None:
+        file, last = tmp_path / "file", tmp_path / f"{shard}.txt"
+        file.write_text(text)
+        last.write_text(text)
+        suffixes = (".gone", ".txt") if killed else (".txt",)
+        objects = [tmp_path / f"{shard}.gone", last] if killed else [last]
+        runner.publish(str(out / "stage@v1"), shard, suffixes, Made(objects, {}, tree={str(out / name): file}))
+
+    publish("000000", "one")
+    publish("000001", "one")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"stage@v1/tree.txt is there with other bytes .* of shard 000002"):
+            publish("000002", "two")
+    publish("000000", "two")
+    assert (out / "stage@v1/tree.txt").read_text() == "one", "it was complete"
+    with pytest.raises(FileNotFoundError):
+        publish("000003", "one", "stage@v1/other.txt", killed=True)
+    publish("000003", "two", "stage@v1/other.txt")
+    assert (out / "stage@v1/other.txt").read_text() == "two"
+    for shard, text in (("000004", "one"), ("000005", "two")):
+        publish(shard, text, "index@v1/index.json")
+    assert (out / "index@v1/index.json").read_text() == "two"
+    assert not list((out / "stage@v1").glob(".*"))
 
 
 def test_a_whole_object_of_another_making_stands(undisturbed: tuple[Path, dict], tmp_path: Path) -> None:

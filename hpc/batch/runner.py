@@ -167,6 +167,10 @@ def publish(folder: str, shard: str, suffixes: tuple[str, ...], made: Made) -> l
     If the last one is there already, the shard is complete (a killed worker got that far, or a twin was quicker): it is
     taken as it stands, since others may have read it. If only earlier ones are, the bytes decide: the same are adopted;
     others, which only a stage that is not deterministic makes, are replaced, so that objects of two makings never mix.
+
+    Not so a file of the tree that another shard of the stage made. While a shard with a tree is being published there
+    is `.publishing-<shard>` in the folder; without it, what is there with other bytes is not this shard's. Raises
+    ValueError then. Files in folders of other stages are replaced: an index, say.
     """
     names = [p.name for p in made.objects]
     if names != [shard + s for s in suffixes]:
@@ -178,15 +182,24 @@ def publish(folder: str, shard: str, suffixes: tuple[str, ...], made: Made) -> l
     uris = [*made.tree, *(storage.join(folder, name) for name in names)]
     if storage.stat(uris[-1]) is not None and all(storage.stat(uri) for uri in uris):
         return [_look(uri) for uri in uris]
+    mark = storage.join(folder, f".publishing-{shard}")
+    first = bool(made.tree) and storage.put_new(mark, shard.encode())
     out, replaced = [], False
     for uri, path in zip(uris, paths, strict=True):
         digest, size = storage.sha256(str(path))
         out.append(Object(uri, size, digest))
         if not storage.put_new(uri, path) and _look(uri).sha256 != digest:
             if uri == uris[-1] and not replaced:
+                storage.delete(mark)
                 return [_look(u) for u in uris]  # a twin finished just now
+            if first and uri in made.tree and uri.startswith(f"{folder}/") and storage.stat(uris[-1]) is None:
+                storage.delete(mark)
+                raise ValueError(f"{uri} is there with other bytes than those of shard {shard}: another shard of this "
+                                 "stage made a file of the same name")  # fmt: skip
             storage.put(uri, path)
             replaced = True
+    if made.tree:
+        storage.delete(mark)
     return out
 
 
