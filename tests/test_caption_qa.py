@@ -75,7 +75,10 @@ def work(place: Path, shard: str, rows: list[Any], **needs: dict[str, str]) -> W
     return Work(shard, [], rows, dict(needs), place, "f", lambda: None, lambda share, words: None)
 
 
-def run(folder: Path, tables: list[list[dict[str, Any]]], settings: CaptionQa, **more: list[dict[str, str]]) -> Made:
+def run(
+    folder: Path, tables: list[list[dict[str, Any]]], settings: CaptionQa,
+    replaced: tuple[tuple[str, str], ...] = (), **more: list[dict[str, str]],
+) -> Made:  # fmt: skip
     """Both parts over shards of captions (and of what else is given), as their barrier plans them."""
     parts = settings.parts()
     shards = {"caption": [(f"{n:06}", write(folder / "caption", f"{n:06}", rows)) for n, rows in enumerate(tables)]}
@@ -87,7 +90,7 @@ def run(folder: Path, tables: list[list[dict[str, Any]]], settings: CaptionQa, *
         place = folder / "check" / f"{number}"
         done.append((f"{number:06}", {".parquet": str(check(work(place, f"{number:06}", [], **needs)).objects[0])}))
     find = parts[""].settings
-    [rows] = caption_qa.freeze(find, shards | {"qa-check": done}, set())
+    [rows] = caption_qa.freeze(find, shards | {"qa-check": done}, set(replaced))
     return caption_qa.start(find)(work(folder / "qa", "000000", json.loads(json.dumps(rows))))
 
 
@@ -143,6 +146,28 @@ def test_drop_makes_it_a_layer_of_verdicts(tmp_path: Path) -> None:
     assert made.counts["dropped"] == 2 and made.counts["clips"] == 178
     assert made.counts["dropped_refused"] == made.counts["dropped_error"] == 1
     assert layers.read_meta(made.objects[0])["drop"] == ["refused", "error"]
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_captions_of_inputs_that_were_replaced(tmp_path: Path, knows: bool) -> None:
+    """Two versions of a film with the same words are no repetition, where the clips say which are of the old one."""
+    old, new = ([(told(i), "success") for i in range(40)] for _ in range(2))
+    new[6] = BAD["loop"]
+    tables, clips = [rows_of(old, "old"), rows_of(new, "new") + rows_of(old[:4], "last")], []
+    for number, rows in enumerate(tables):
+        named = dict.fromkeys(row["uuid"] for row in rows)
+        told_of = [{"uuid": one, "source": "a.mp4", "etag": "2" if one.startswith("new") else "1", "cameras": None}
+                   for one in named]  # fmt: skip
+        layers.write_table(tmp_path / f"clips{number}.parquet", told_of, {})
+        clips.append({".tar": f"{number}.tar", ".parquet": str(tmp_path / f"clips{number}.parquet")})
+    more = {"clips": clips} if knows else {}
+    made = run(tmp_path / "qa", tables, CaptionQa(repeated=2), (("a.mp4", "1"), ("b.mp4", "1")), **more)
+    assert made.counts["windows"] == (40 if knows else 84)
+    flags = found(made)
+    assert ("loop" in flags["new-0003", 0]) and (len(flags) == 1) == knows
+    summary = json.loads(made.objects[1].read_text())
+    assert summary["examples"]["loop"][0]["caption"] == BAD["loop"][0][:397] + "..."
+    assert ("repeated" in summary["flags"]) != knows
 
 
 def test_a_fixed_text_a_few_captions_and_none(tmp_path: Path) -> None:
@@ -330,10 +355,12 @@ def test_memory_does_not_grow_with_the_data_set(tmp_path: Path) -> None:
                 "flags": pa.array([[]] * 5000, pa.list_(pa.string())), "detail": [""] * 5000,
             }, schema=caption_check.SCHEMA)  # fmt: skip
             layers.pq.write_table(table, path)
-            rows.append([write(tmp_path, "captions", rows_of([("x", "success")] * 3, "a"))[".parquet"], str(path)])
+            captions = write(tmp_path, "captions", rows_of([("x", "success")] * 3, "a"))
+            rows.append(caption_qa.Source(captions[".parquet"], str(path), ""))
         tracemalloc.start()
         before = pa.total_allocated_bytes()
-        made = caption_qa.process(CaptionFind(), work(tmp_path / f"qa{tables}", "000000", rows))
+        plan = [{"sources": rows, "superseded": []}]
+        made = caption_qa.process(CaptionFind(), work(tmp_path / f"qa{tables}", "000000", plan))
         peaks.append(tracemalloc.get_traced_memory()[1] + pa.total_allocated_bytes() - before)
         tracemalloc.stop()
         assert made.counts["repeated_captions"] == made.counts["flagged"] == 3 * tables

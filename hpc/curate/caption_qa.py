@@ -6,6 +6,10 @@ holds a few tables, one of those files, and 12 bytes for each caption that comes
 
 <shard>.parquet has a row for each window that is flagged, <shard>.json what there is to be said of all of them, with
 examples. Of clips that `drop` names the verdict is "caption_qa"; all other rows have "keep".
+
+An input that was replaced has captions of two versions, which tables of captions do not tell apart: only a clip's row
+says which input it was made of. So name the stage of clips in `needs` too where inputs may be replaced; without it the
+captions of both are looked at, and count as repeated where they say the same.
 """
 
 from __future__ import annotations
@@ -25,9 +29,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from hpc.curate import upstream as needed
 from hpc.curate.caption_check import CAPTIONS, find
 from hpc.curate.settings.caption_qa import CaptionFind, Flag
-from hpc.curate.upstream import KEEP, table
+from hpc.curate.upstream import KEEP
 from hpc.data import layers
 from hpc.data.work import Made, Work
 
@@ -54,6 +59,15 @@ SHOWN = 400  # characters of an example
 OFTEN = 20  # captions that come too often, which the summary names
 
 
+class Source(NamedTuple):
+    """A shard of captions: uris of its tables."""
+
+    captions: str
+    check: str
+    clips: str
+    """"": not among the needs."""
+
+
 class Limits(NamedTuple):
     median: float
     short: int
@@ -62,15 +76,23 @@ class Limits(NamedTuple):
     """More are."""
 
 
-def freeze(settings: CaptionFind, upstream: Upstream, superseded: set[tuple[str, str]]) -> Iterator[list[list[str]]]:
-    """One shard: [table of captions, table of the check] of each shard of captions. Raises ValueError."""
+def freeze(
+    settings: CaptionFind, upstream: Upstream, superseded: set[tuple[str, str]]
+) -> Iterator[list[dict[str, Any]]]:
+    """One shard: {"sources": Source..., "superseded": [source, etag]...}. Raises ValueError."""
     first = {name: shards[0][1] for name, shards in upstream.items() if shards}
     tables = []
     for columns, what in ((CAPTIONS, "captions"), (("uuid", "hash", "flags"), "what was checked of captions")):
         uri = find(first, columns, what)
         tables.append(dict(upstream[next(name for name, made in first.items() if made.get(".parquet") == uri)]))
     captions, checks = tables
-    yield [[captions[shard][".parquet"], made[".parquet"]] for shard, made in checks.items() if shard in captions]
+    clips = next((dict(upstream[name]) for name, made in first.items() if {".tar", ".parquet"} <= made.keys()), {})
+    sources = [
+        Source(captions[shard][".parquet"], made[".parquet"], clips.get(shard, {}).get(".parquet", ""))
+        for shard, made in checks.items()
+        if shard in captions
+    ]
+    yield [{"sources": sources, "superseded": sorted(superseded) if clips else []}]
 
 
 def start(settings: CaptionFind) -> Callable[[Work], Made]:
@@ -78,32 +100,43 @@ def start(settings: CaptionFind) -> Callable[[Work], Made]:
 
 
 def process(settings: CaptionFind, work: Work) -> Made:
-    checks = [check for _, check in work.rows]
-    lengths, windows = spill(checks, work)
+    sources = [Source(*one) for one in work.rows[0]["sources"]]
+    stale = {(source, etag) for source, etag in work.rows[0]["superseded"]}
+    lengths, windows = spill(sources, stale, work)
     tally = Tally(settings, usual(lengths, settings.length), *count(work, settings.repeated))
     path = work.scratch / f"{work.shard}.parquet"
     meta = {"stage": VERDICT, "fingerprint": work.fingerprint, "drop": list(settings.drop), "windows": windows}
     schema = SCHEMA.with_metadata({"hpc": json.dumps(meta, sort_keys=True)})
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for at, found in enumerate(layers.map_ahead(table, checks)):
+        for at, found in enumerate(layers.map_ahead(lambda one: table(one.check, one, stale), sources)):
             work.check()
-            work.progress(0.5 + 0.5 * at / len(checks), f"{at} of {len(checks)} tables")
+            work.progress(0.5 + 0.5 * at / len(sources), f"{at} of {len(sources)} tables")
             if rows := tally.take(at, found):
                 writer.write_table(pa.Table.from_pylist(rows, schema=schema))
-    summary = tally.summary(windows, lengths, [captions for captions, _ in work.rows])
+    summary = tally.summary(windows, lengths, sources, stale)
     told = work.scratch / f"{work.shard}.json"
     told.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return Made([path, told], {"windows": windows, **tally.counts()})
 
 
-def spill(checks: Sequence[str], work: Work) -> tuple[npt.NDArray[np.int64], int]:
+def table(uri: str, source: Source, stale: set[tuple[str, str]], columns: Sequence[str] = ()) -> pa.Table:
+    """One of a shard's tables of windows, without those of clips whose inputs were replaced since."""
+    found = needed.table(uri, list(dict.fromkeys(["uuid", *columns])) if columns else None)
+    if not stale:
+        return found
+    clips = needed.current(needed.table(source.clips, ["uuid", *needed.CURRENT]), stale)
+    return found.filter(pc.is_in(found["uuid"], clips["uuid"].combine_chunks()))
+
+
+def spill(sources: Sequence[Source], stale: set[tuple[str, str]], work: Work) -> tuple[npt.NDArray[np.int64], int]:
     """Captions by their number of words, and how many windows there are; hashes go into files of the scratch folder."""
     lengths, windows = np.zeros(LONGEST + 1, np.int64), 0
     files = [(work.scratch / f"hashes-{number}").open("wb", buffering=1 << 16) for number in range(FILES)]
+    tables = layers.map_ahead(lambda one: table(one.check, one, stale, ["hash", "words"]), sources)
     try:
-        for at, found in enumerate(layers.map_ahead(lambda uri: table(uri, ["hash", "words"]), checks)):
+        for at, found in enumerate(tables):
             work.check()
-            work.progress(0.5 * at / len(checks), f"{at} of {len(checks)} tables, first look")
+            work.progress(0.5 * at / len(sources), f"{at} of {len(sources)} tables, first look")
             words, hashes = found["words"].to_numpy(), found["hash"].to_numpy()
             windows += len(words)
             lengths += np.bincount(np.minimum(words[words > 0], LONGEST), minlength=LONGEST + 1)
@@ -210,10 +243,12 @@ class Tally:
             found |= {f"dropped_{why}": n for why, n in self.dropped.items()}
         return found
 
-    def summary(self, windows: int, lengths: npt.NDArray[np.int64], captions: Sequence[str]) -> dict[str, Any]:
-        """captions: the tables of captions, in the order in which those of the check were taken."""
+    def summary(
+        self, windows: int, lengths: npt.NDArray[np.int64], sources: Sequence[Source], stale: set[tuple[str, str]]
+    ) -> dict[str, Any]:
+        """sources: in the order in which their tables were taken."""
         wanted = [place for taken in self.examples.values() for _, place, _ in taken]
-        texts = texts_at([*wanted, *self.first.values()], captions, self.settings.field)
+        texts = texts_at([*wanted, *self.first.values()], sources, stale, self.settings.field)
         return {
             "windows": windows,
             "flagged": self.flagged,
@@ -235,11 +270,13 @@ class Tally:
         }  # fmt: skip
 
 
-def texts_at(places: Sequence[Place], tables: Sequence[str], field: str) -> dict[Place, str]:
+def texts_at(
+    places: Sequence[Place], sources: Sequence[Source], stale: set[tuple[str, str]], field: str
+) -> dict[Place, str]:
     """The captions at these places, cut short."""
     found = {}
     for at in sorted({at for at, _ in places}):
-        texts = table(tables[at], [field])[field]
+        texts = table(sources[at].captions, sources[at], stale, [field])[field]
         for row in {row for number, row in places if number == at}:
             text = texts[row].as_py() or ""
             found[at, row] = text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
@@ -269,5 +306,3 @@ def findings(shards: Mapping[str, Callable[[str], BinaryIO]]) -> list[dict[str, 
             ]
             out.append({"word": flag, "count": n, "of": summary["windows"], "examples": examples})
     return out
-
-
