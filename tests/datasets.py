@@ -72,7 +72,8 @@ def array(tokens: int, seed: int) -> np.ndarray[Any, Any]:
 
 
 def publish(
-    folder: Path, shards: Sequence[Sequence[Clip]], *, captions: bool = True, texts: bool = True, base: str = ""
+    folder: Path, shards: Sequence[Sequence[Clip]], *, captions: bool = True, texts: bool = True, base: str = "",
+    window: int = windows.WINDOW,
 ) -> dict[str, list[tuple[str, dict[str, str]]]]:
     """Stage -> shards, as a barrier is given them."""
     base = base or str(folder / "out")
@@ -87,7 +88,7 @@ def publish(
                 row = row_of(one, number)
                 if one.verdict == "keep":
                     put(tar, one, row)
-                    for w, (start, end) in enumerate(windows.windows(one.frames)):
+                    for w, (start, end) in enumerate(windows.windows(one.frames, window)):
                         status = (*one.status, *["success"] * 99)[w]
                         text = f"clip {number} window {w}" if status != "error" else ""
                         same = {"uuid": one.uuid, "window": w}

@@ -21,6 +21,7 @@ from datasets import Clip
 
 from hpc import validate
 from hpc.curate.layouts import bins
+from hpc.curate.settings import Shard
 from hpc.data import layers, pickles, storage, video
 
 TREE = ["cosmos", "cosmos-frames", "predict2.5-webdataset"]
@@ -161,6 +162,40 @@ def test_each_window_has_an_entry_in_the_layout_of_frames(tmp_path: Path) -> Non
     assert sorted(keys["frames_0_255"][0]) == sorted(one.uuid for one in clips)
     assert keys["frames_256_511"][0] == [clips[1].uuid]
     assert good(folder, "cosmos-frames").entries == 4
+
+
+def test_short_windows_share_an_entry_in_the_layout_of_frames(tmp_path: Path) -> None:
+    clips = [Clip(frames=384), Clip(frames=200, status=("refused",))]
+    made = datasets.publish(tmp_path, [clips], window=64)
+    folder = datasets.shard(tmp_path, made, layout="cosmos-frames")
+    found = files(folder)
+    starts = {"frames_0_255": [[0, 64, 128, 192], [64, 128]], "frames_256_511": [[256, 320]]}
+    for frames, expected in starts.items():
+        metas, t5 = (tar(found[f"{BIN}/{frames}/{kind}/part_000000/000000.tar"]) for kind in ("metas", "t5_xxl"))
+        for one, numbers in zip(clips, expected, strict=False):
+            windows = json.loads(metas[one.uuid][".json"])["windows"]
+            assert [window["start_frame"] for window in windows] == numbers
+            assert len(pickles.loads(t5[one.uuid][".pickle"])) == len(numbers)
+    assert left_out(folder) == {f"{clips[1].uuid}_0_63": "no-caption"}
+    assert good(folder, "cosmos-frames").entries == 3
+
+
+def test_further_durations_are_tried_first() -> None:
+    for further, seconds, place in (("60_inf", 90.0, "60_inf"), ("60_inf", 40.0, "30_inf"), ("2_5", 5.0, "2_5")):
+        members = Shard(layout="cosmos", further_durations=(further,)).parts()["members"].settings
+        assert bins.duration(seconds, members.durations) == place
+
+
+def test_refusals_are_no_captions(tmp_path: Path) -> None:
+    clips = [Clip(frames=600, status=("refused", "truncated"), enhanced=("Better.",))]
+    made = datasets.publish(tmp_path, [clips])
+    found = files(datasets.shard(tmp_path, made, layout="cosmos-curate"))
+    about = json.loads(found[f"metas/v0/{clips[0].uuid}.json"])
+    assert [(one.get("qwen_caption"), one.get("qwen_lm_enhanced_caption")) for one in about["windows"]] == [
+        (None, "Better."), ("clip 0 window 1", None)
+    ]  # fmt: skip
+    captions = json.loads(found["v0/all_window_captions.json"])
+    assert captions == {"one.mp4": {clips[0].uuid: {"256_599": "clip 0 window 1"}}}
 
 
 def test_the_dialect_of_predict25(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from hpc.curate.layouts import Entry, Sample, Window, as_json, bins
+from hpc.curate.layouts import USABLE, Entry, Sample, Window, as_json, bins
 from hpc.curate.settings import ShardMembers
 from hpc.data import pickles
 
@@ -27,12 +27,15 @@ def by_duration(sample: Sample, settings: ShardMembers) -> Iterator[Entry]:
 
 
 def by_window(sample: Sample, settings: ShardMembers) -> Iterator[Entry]:
-    """resolution_*/aspect_ratio_*/frames_*: an entry for each window, with the clip's video, the clip's metadata with
-    this window alone, and a pickle of one array."""
+    """resolution_*/aspect_ratio_*/frames_*: an entry in each bin that windows of the clip begin in, with the clip's
+    video, its metadata with these windows alone (one, but for captions of windows of fewer frames), and a pickle with
+    an array for each."""
     clip = sample.clip
+    found: dict[str, list[Window]] = {}
     for window in sample.usable():
-        place = bins.by_window(clip["width"], clip["height"], window.start)
-        yield Entry(clip["uuid"], _members(sample, [window], settings), place)
+        found.setdefault(bins.by_window(clip["width"], clip["height"], window.start), []).append(window)
+    for place, windows in found.items():
+        yield Entry(clip["uuid"], _members(sample, windows, settings), place)
 
 
 def files(sample: Sample, settings: ShardMembers) -> Iterator[Entry]:
@@ -97,7 +100,7 @@ def metadata(sample: Sample, windows: Sequence[Window], name: str) -> dict[str, 
 
 def _window(window: Window, name: str) -> dict[str, Any]:
     data: dict[str, Any] = {"start_frame": window.start, "end_frame": window.end}
-    if window.caption:
+    if window.caption and window.status in USABLE:
         data[f"{name}_caption"] = window.caption
         data[f"{name}_prompt_tokens"] = window.prompt_tokens
         data[f"{name}_output_tokens"] = window.output_tokens

@@ -132,7 +132,7 @@ class Shard(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     def parts(self) -> dict[str, Part]:
         if self.layout == "webdataset" and not self.join:
             return {"": Part(self, ("",), False)}
-        durations = DURATIONS + self.further_durations
+        durations = self.further_durations + DURATIONS
         members = ShardMembers(layout=self.layout, caption_name=self.caption_name, field=self.field,
                                durations=durations,
                                min_frames=self.min_frames)  # fmt: skip
