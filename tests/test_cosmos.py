@@ -196,6 +196,15 @@ def test_a_server_that_is_there_already(tmp_path: Path) -> None:
     assert "config.yaml" in lost(made)["captioning_algorithm"]
 
 
+@pytest.mark.parametrize(("algorithm", "keys"), [("qwen", ()), ("gemini", ("GEMINI_API_KEY",))])
+def test_a_server_that_writes_captions_out(tmp_path: Path, algorithm: str, keys: tuple[str, ...]) -> None:
+    args = SMALL | {"generate_captions": True, "captioning_algorithm": algorithm, "enhance_captions": True,
+                    "enhance_captions_lm_variant": "openai", "enhance_captions_openai_model": "gpt-x"}  # fmt: skip
+    spec, _ = imported(tmp_path, ("split", args))
+    assert spec.stages["caption"].settings.enhance.endpoint.key == "OPENAI_API_KEY"
+    assert spec.secrets == (*keys, "OPENAI_API_KEY")
+
+
 def test_what_has_no_counterpart_is_told(tmp_path: Path) -> None:
     args = SMALL | {
         "vlm_filter": "enable", "generate_captions": True,

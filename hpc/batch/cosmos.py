@@ -64,7 +64,8 @@ def convert(files: Sequence[str]) -> Imported:
         made["caption"] = stages.caption_import(rest["shard"], list(judged))
         captions = {clean(first.output_clip_path): ["caption"]}
     finish(rest, made, judged, captions)
-    secrets = {block["endpoint"]["key"] for block in made.values() if "endpoint" in block}
+    asked = [one for block in made.values() for one in (block, block.get("enhance", {}))]
+    secrets = {block["endpoint"]["key"] for block in asked if "endpoint" in block}
     if secrets:
         spec["secrets"] = sorted(secrets)
     left = [one for args in configs for one in left_over(args)]
