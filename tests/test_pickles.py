@@ -8,6 +8,7 @@ import pickletools
 import struct
 import subprocess
 import sys
+import tracemalloc
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -272,6 +273,29 @@ def test_depth_and_repetition_cost_little() -> None:
                                   for i in range(60)) + b"."  # fmt: skip
     with pytest.raises(pickles.Refused):  # sixty lists are left below the last one
         pickles.loads(b"\x80\x04" + laughs)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("what", ["bytes", "text", "encoded"])
+def test_memory_is_in_proportion_to_the_file(what: str, order: str) -> None:
+    """A file may name the same bytes again and again; of each array a copy would be 200 MiB here."""
+    size = 2**19
+    shape, typed = b"J" + struct.pack("<i", size // 2) + b"\x85", TYPED.replace(text("<"), text(order))
+    data = (b"B" if what == "bytes" else b"X") + struct.pack("<I", size) + bytes(size)
+    encode = text("_codecs") + text("encode") + op("STACK_GLOBAL") + b"h\x01" + text("latin1") + b"\x86R"
+    content = encode if what == "encoded" else b"h\x01"
+    array = HOLLOW + b"(K\x01" + shape + typed + b"\x89" + content + b"tb"
+    stream = b"\x80\x04](" + data + b"q\x01" + array * 400 + b"e."
+    assert len(stream) < 2**20
+    tracemalloc.start()
+    try:
+        with pytest.raises(pickles.Refused, match="the same bytes again and again"):
+            pickles.loads(stream)
+        assert tracemalloc.get_traced_memory()[1] < 8 * len(stream)
+    finally:
+        tracemalloc.stop()
+    once = b"\x80\x04](" + data + b"q\x01" + array + b"e."
+    assert pickles.loads(once)[1].shape == (size // 2,)
 
 
 def test_numpy_is_not_asked_to_import(monkeypatch: pytest.MonkeyPatch) -> None:

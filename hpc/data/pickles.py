@@ -104,7 +104,7 @@ def loads(data: bytes) -> Any:
     """The value in a pickle of any protocol. Raises Refused, a ValueError, which says what was found and where."""
     at = 0
     try:
-        machine = Machine()
+        machine = Machine(2 * len(data))
         for opcode, arg, place in pickletools.genops(data):
             at = place or 0
             if opcode.name == "STOP":
@@ -120,9 +120,12 @@ def loads(data: bytes) -> Any:
 
 
 class Machine:
-    def __init__(self) -> None:
+    def __init__(self, room: int) -> None:
+        """room: bytes that arrays may have in all. A file has those of each, as bytes or as text of which bytes are
+        made; one that names the same ones again and again would not stop growing."""
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
+        self.room = room
 
     def step(self, name: str, arg: Any) -> None:
         stack = self.stack
@@ -161,13 +164,19 @@ class Machine:
             stack.append(named(*self.pop(2)))
         elif name == "REDUCE":
             function, arguments = self.pop(2)
-            stack.append(called(kind(function, Name).words, *kind(arguments, tuple)))
+            stack.append(self.made(called(kind(function, Name).words, *kind(arguments, tuple))))
         elif name == "BUILD":
             what, state = self.pop(2)
-            stack.append(built(what, kind(state, tuple)))
+            stack.append(self.made(built(what, kind(state, tuple))))
             self.memo.update(dict.fromkeys(what.places, stack[-1]))
         else:
             raise Refused(f"a pickle with the instruction {name}, which plain data has no need of")
+
+    def made(self, value: Any) -> Any:
+        self.room -= value.nbytes if isinstance(value, np.ndarray) else len(value) if isinstance(value, bytes) else 0
+        if self.room < 0:
+            raise Refused("a pickle whose arrays are larger than the file: they hold the same bytes again and again")
+        return value
 
     def pop(self, count: int | None = None) -> list[Any]:
         """So many from the top of the stack, or all above the mark."""
