@@ -338,6 +338,16 @@ def test_what_does_not_match_is_refused(tmp_path: Path, clip_model: Path) -> Non
         caption_check.process(CaptionCheck(), None, work(tmp_path / "c", "000000", [], embed=other))
 
 
+def test_two_layers_of_captions_are_refused(tmp_path: Path) -> None:
+    rows = rows_of([(told(1), "success")], "a")
+    again = write(tmp_path / "again", "000000", rows)
+    with pytest.raises(ValueError, match="names 2 stages that make captions: caption, again; keep one"):
+        run(tmp_path / "check", [rows], CaptionQa(), again=[again])
+    shards = {name: [("000000", again)] for name in ("caption", "again")}
+    with pytest.raises(ValueError, match="names 2 stages that make captions: caption, again; keep one"):
+        next(caption_qa.freeze(CaptionFind(), shards, set()))
+
+
 def test_memory_does_not_grow_with_the_data_set(tmp_path: Path) -> None:
     """Hashes are spilled: of ten times the windows the peak is about the same."""
     peaks = []

@@ -133,6 +133,23 @@ def test_which_caption(t5: Path, tmp_path: Path, field: Any, status: str | None,
     assert words is None or np.allclose(found[0], reference(t5, words), rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.parametrize(
+    ("caption", "enhanced", "field", "words"),
+    [("a rabbit", " \n", "best", "a rabbit"), (" a rabbit\n", None, "best", "a rabbit"), ("a", " ", "enhanced", ""),
+     (" ", "a butterfly ", "best", "a butterfly"), (" ", " ", "best", "")],
+)  # fmt: skip
+def test_blank_captions_are_none(caption: str, enhanced: str | None, field: str, words: str) -> None:
+    [row] = rows((caption, "success"), enhanced=(enhanced, "success"))
+    assert text_embed.chosen(row, field) == words
+
+
+def test_two_layers_of_captions_are_refused(tmp_path: Path) -> None:
+    two = work(tmp_path, rows(("a rabbit", "success")))
+    two.upstream["again"] = two.upstream["caption"]
+    with pytest.raises(ValueError, match="names 2 stages that make captions: caption, again; keep one"):
+        text_embed.captions(two.upstream)
+
+
 def test_clips_that_another_stage_drops_are_left_out(t5: Path, tmp_path: Path) -> None:
     captions = rows(*((text, "success") for text in TEXTS))
     made = text_embed.start(TextEmbed(model=str(t5)))(work(tmp_path, captions, gone=("clip-0", "clip-2")))

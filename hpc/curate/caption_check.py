@@ -10,7 +10,7 @@ import functools
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,7 @@ SCHEMA = pa.schema(
     ]
 )
 CAPTIONS = ("uuid", "window", "caption", "status")
+EMBEDDINGS = ("uuid", "embedding")
 NOTHING = {"", "none", "null", "n a", "no caption", "caption", "description", "video"}
 """Captions that say nothing, as `normal` has them."""
 UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\u0e00-\u0e7f]")  # kana, Han, Thai
@@ -63,8 +64,9 @@ def start(settings: CaptionCheck) -> Callable[[Work], Made]:
 
 
 def process(settings: CaptionCheck, tower: Callable[[Sequence[str]], Vectors] | None, work: Work) -> Made:
-    """Raises ValueError where `needs` names no captions, or no embeddings of the model that `match` names."""
-    captions = find(work.upstream, CAPTIONS, "captions")
+    """Raises ValueError where `needs` names no captions, no embeddings of the model that `match` names, or two of
+    those."""
+    captions = work.upstream[upstream.stage_with(work.upstream, CAPTIONS, "captions")][".parquet"]
     columns = [*CAPTIONS, "detail", *([] if settings.field == "caption" else ["enhanced", "enhanced_status"])]
     rows = upstream.table(captions, columns).to_pylist()
     out = []
@@ -85,15 +87,6 @@ def process(settings: CaptionCheck, tower: Callable[[Sequence[str]], Vectors] | 
     layers.write_table(path, out, meta, SCHEMA)
     flags = Counter(flag for row in out for flag in row["flags"])
     return Made([path], {"windows": len(out), **{f"{flag}_captions": n for flag, n in flags.items()}})
-
-
-def find(objects: Mapping[str, Mapping[str, str]], columns: Sequence[str], what: str) -> str:
-    """The table among the needed stages' that has these columns. Raises ValueError."""
-    for uri in (one[".parquet"] for one in upstream.tables_of(objects)):
-        with storage.open(uri) as file:
-            if set(columns) <= set(layers.columns(file)):
-                return uri
-    raise ValueError(f"this stage looks at {what}: add the stage that makes them to `needs` (it has {list(objects)})")
 
 
 def checked(text: str, status: str, detail: str, expected: str | None) -> dict[str, Any]:
@@ -167,7 +160,7 @@ def matched(
     work: Work,
 ) -> int:  # fmt: skip
     """Fills in how well captions fit their clips, and flags those that do not; by how many places all are shifted."""
-    uri = find(work.upstream, ("uuid", "embedding"), "embeddings")
+    uri = work.upstream[upstream.stage_with(work.upstream, EMBEDDINGS, "embeddings")][".parquet"]
     with storage.open(uri) as file:
         made_by = layers.read_meta(file)["model"]
         table = layers.read_table(file, ["uuid", "embedding"])

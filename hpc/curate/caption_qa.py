@@ -30,7 +30,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hpc.curate import upstream as needed
-from hpc.curate.caption_check import CAPTIONS, find
+from hpc.curate.caption_check import CAPTIONS
 from hpc.curate.settings.caption_qa import CaptionFind, Flag
 from hpc.curate.upstream import KEEP
 from hpc.data import layers
@@ -83,8 +83,7 @@ def freeze(
     first = {name: shards[0][1] for name, shards in upstream.items() if shards}
     tables = []
     for columns, what in ((CAPTIONS, "captions"), (("uuid", "hash", "flags"), "what was checked of captions")):
-        uri = find(first, columns, what)
-        tables.append(dict(upstream[next(name for name, made in first.items() if made.get(".parquet") == uri)]))
+        tables.append(dict(upstream[needed.stage_with(first, columns, what)]))
     captions, checks = tables
     clips = next((dict(upstream[name]) for name, made in first.items() if {".tar", ".parquet"} <= made.keys()), {})
     sources = [

@@ -19,7 +19,7 @@ import pyarrow as pa
 from hpc.curate import upstream
 from hpc.curate.caption import TEXT
 from hpc.curate.settings.text_embed import TextEmbed
-from hpc.data import layers, storage
+from hpc.data import layers
 from hpc.data.work import Made, Work
 from hpc.models.t5 import Encoder, load_encoder
 
@@ -71,19 +71,15 @@ def process(settings: TextEmbed, encoder: Encoder, work: Work) -> Made:
 
 def captions(stages: Mapping[str, Mapping[str, str]]) -> list[dict[str, Any]]:
     """The rows of the needed stage that makes captions, without those of clips that another one drops. Raises
-    ValueError where `needs` names no such stage."""
-    tables = upstream.tables_of(stages)
-    for objects in tables:
-        with storage.open(objects[".parquet"]) as file:
-            if set(COLUMNS) <= set(layers.columns(file)):
-                gone = {uuid for other in tables for uuid in upstream.dropped(other[".parquet"])}
-                rows = upstream.table(objects[".parquet"], COLUMNS).to_pylist()
-                return [row for row in rows if row["uuid"] not in gone]
-    raise ValueError(f"this stage works on captions: add the stage that makes them to `needs` (it has {list(stages)})")
+    ValueError where `needs` names no such stage, or two."""
+    told = stages[upstream.stage_with(stages, COLUMNS, "captions")][".parquet"]
+    gone = {uuid for other in upstream.tables_of(stages) for uuid in upstream.dropped(other[".parquet"])}
+    return [row for row in upstream.table(told, COLUMNS).to_pylist() if row["uuid"] not in gone]
 
 
 def chosen(row: Mapping[str, Any], field: str) -> str:
-    """The words of a window that are embedded; "" for none."""
-    enhanced = row["enhanced"] if row["enhanced_status"] in TEXT else ""
-    caption = row["caption"] if row["status"] in TEXT else ""
-    return {"best": enhanced or caption, "caption": caption, "enhanced": enhanced}[field] or ""
+    """The words of a window that are embedded, as Window.choose of hpc.curate.layouts; "" for none. Blank ones are
+    none: before the better caption is chosen."""
+    enhanced = (row["enhanced"] or "").strip() if row["enhanced_status"] in TEXT else ""
+    caption = (row["caption"] or "").strip() if row["status"] in TEXT else ""
+    return {"best": enhanced or caption, "caption": caption, "enhanced": enhanced}[field]

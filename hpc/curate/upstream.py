@@ -78,6 +78,22 @@ def tables_of(upstream: Mapping[str, Mapping[str, str]]) -> list[Mapping[str, st
     return [objects for objects in upstream.values() if ".parquet" in objects and ".tar" not in objects]
 
 
+def stage_with(upstream: Mapping[str, Mapping[str, str]], columns: Collection[str], what: str) -> str:
+    """The name of the needed stage whose table has these columns. Raises ValueError where there is none, or several."""
+    found = []
+    for name, objects in upstream.items():
+        if ".parquet" in objects and ".tar" not in objects:
+            with storage.open(objects[".parquet"]) as file:
+                if set(columns) <= set(layers.columns(file)):
+                    found.append(name)
+    if len(found) > 1:
+        raise ValueError(f"`needs` names {len(found)} stages that make {what}: {', '.join(found)}; keep one of them")
+    if not found:
+        words = f"this stage looks at {what}: add the stage that makes them to `needs`"
+        raise ValueError(f"{words} (it has {list(upstream)})")
+    return found[0]
+
+
 def table(uri: str, columns: list[str] | None = None) -> pa.Table:
     with storage.open(uri) as file:
         return layers.read_table(file, columns)
