@@ -476,14 +476,20 @@ def test_trees_on_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with s3.moto() as server:
         for name, value in server.env.items():
             monkeypatch.setenv(name, value)
-        base = "s3://bucket/a run"
+        keys = f"aws_access_key_id = {s3.KEY}\naws_secret_access_key = {s3.SECRET}\nregion = us-east-1\n"
+        (tmp_path / "credentials").write_text(f"[mine]\n{keys}")
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+        base = "s3://mine@bucket/a run"
         made = datasets.publish(tmp_path, [[Clip(), Clip(frames=400)]], base=base)
         folder = datasets.shard(tmp_path, made, layout="predict2.5-webdataset", base=base)
         info = json.loads(storage.read(f"{folder}/{BIN}/duration_5_10/wdinfo.json"))
         assert info["root"] == f"a run/shard@v1/{BIN}/duration_5_10", "the loader has the bucket from elsewhere"
         assert good(folder, "predict2.5-webdataset").entries == 2
         stages: Any = {k: v for k, v in made.items() if k != "made"}
-        good(datasets.shard(tmp_path, stages, layout="cosmos-curate", base="s3://bucket/b"), "cosmos-curate")
+        good(datasets.shard(tmp_path, stages, layout="cosmos-curate", base="s3://mine@bucket/b"), "cosmos-curate")
+        for place in (folder, "s3://mine@bucket/b/shard@v1"):
+            told = b"".join(data for name, data in files(place).items() if not name.endswith(".mp4"))
+            assert b"s3://bucket/" in told and b"mine@" not in told, "profiles are nobody else's"
 
 
 def test_by_the_command(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +68,13 @@ def test_a_whole_curation_between_two_stores(tmp_path: Path, monkeypatch: pytest
         out = "s3://made@bucket/processed/v0"
         rows, gone = rows_of(f"{out}/clips@v1"), rows_of(f"{out}/dedup@v1")
         assert [row["verdict"] for row in rows] == ["keep"] * 8
+        videos = [f"s3://bucket/raw/{name}.mp4" for name in ("a b+%20", "zz")]
+        spans = [f"{film}_{at}.0_{at + 5}.0" for film in videos for at in (0, 5, 10, 15)]
+        assert sorted(row["uuid"] for row in rows) == sorted(str(uuid.uuid5(uuid.NAMESPACE_URL, one)) for one in spans)
         assert [row["verdict"] for row in gone] == ["duplicate"] * 4, "one of each pair"
         report = validate(f"{out}/shard@v1", "cosmos")
         assert not report.errors and report.entries == 4, report.problems
+        assert storage.read(f"{out}/shard@v1/v0/wdinfo_list.csv").startswith(b"s3://bucket/processed/v0/shard@v1/v0/")
         samples = listed(f"{out}/shard@v1/v0").to_pylist()
         assert len(samples) == 4 and all(row["frames"] == 120 and row["embedding"]["size"] for row in samples)
         assert sum(made.faults.values()) > 5

@@ -574,3 +574,9 @@ def test_clients_are_shared_by_threads_and_remade_for_another_environment(
     assert len(clients) == 1
     monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
     assert backend.client("s3://bucket/x") not in clients
+
+
+def test_what_others_call_it() -> None:
+    for uri in ("/data/a@b/c.mp4", "a@b", "s3://bucket/a@b/c", "s3://bucket"):
+        assert storage.public(uri) == uri
+    assert storage.public("s3://mine@bucket/a@b/c") == "s3://bucket/a@b/c"

@@ -19,7 +19,7 @@ from hpc.curate.look import Look
 from hpc.curate.settings import Clips, Encode
 from hpc.curate.settings.encode import ENCODERS
 from hpc.curate.settings.filters import SCORES
-from hpc.data import video
+from hpc.data import storage, video
 
 # What a clip keeps while it is not known to be long enough; then it is encoded, at the risk of waste.
 HELD = 64  # frames
@@ -292,7 +292,7 @@ class Clip:
         made.append(Made(row, members))
 
     def _origin(self) -> str:
-        return self.content.hexdigest() if self.content else self.source.uri
+        return self.content.hexdigest() if self.content else storage.public(self.source.uri)
 
     def _span(self, seconds: list[float]) -> str:
         """The part of a clip's name that says which clip of the video it is: frames of a shot, seconds of a stride."""

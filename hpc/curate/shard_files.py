@@ -206,7 +206,7 @@ def curator(
     for item in entries:
         about = json.loads(item.beside[".json"])
         name = f"clips/{item.key}.mp4"
-        about["clip_location"] = storage.join(files.work.folder, name)
+        about["clip_location"] = storage.public(storage.join(files.work.folder, name))
         files.add(name, item.members[".mp4"])
         files.add(f"metas/v0/{item.key}.json", as_json(about))
         previews = previews_of(item.members)
@@ -218,7 +218,7 @@ def curator(
         check()
         location = f"filtered_clips/{row['uuid']}.mp4"
         about = cosmos.metadata(Sample(row | {"verdict": word}, clips_tar), [], "")
-        about["clip_location"] = storage.join(files.work.folder, location)
+        about["clip_location"] = storage.public(storage.join(files.work.folder, location))
         if row["mp4_offset"] is not None:  # judged by a layer, after it was encoded
             files.add(location, storage.read(clips_tar, row["mp4_offset"], row["mp4_offset"] + row["mp4_size"]))
         files.add(f"metas/v0/{row['uuid']}.json", as_json(about))

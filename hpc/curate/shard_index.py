@@ -87,7 +87,7 @@ def bins(settings: ShardIndex, files: Files, tars: list[dict[str, Any]]) -> dict
             "total_key_count": sum(one["entries"] for one in of_bin),
         }
         files.add(f"{settings.version}/{name}/wdinfo.json", json.dumps(told, indent=4).encode())
-        places.append([storage.join(folder, "wdinfo.json")])
+        places.append([storage.public(storage.join(folder, "wdinfo.json"))])
     text = io.StringIO()
     csv.writer(text).writerows(places)
     files.add(f"{settings.version}/wdinfo_list.csv", text.getvalue().encode())

@@ -70,6 +70,11 @@ def is_s3(uri: str) -> bool:
     return uri.startswith("s3://")
 
 
+def public(uri: str) -> str:
+    """As others have it: public("s3://profile@bucket/key") -> "s3://bucket/key", since profiles are this machine's."""
+    return re.sub(r"^s3://[^/@]*@", "s3://", uri)
+
+
 def join(base: str, *parts: str) -> str:
     """join("s3://bucket/run/", "clips", "000001.tar") -> "s3://bucket/run/clips/000001.tar"; paths alike."""
     return "/".join([base.rstrip("/"), *(part.strip("/") for part in parts)])

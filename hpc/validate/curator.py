@@ -89,8 +89,9 @@ def _clip(files: Files, report: Report, uuid: str) -> None:
                    "Caption the clips (curate.caption), or the data set is empty", error=False)  # fmt: skip
         return
     mp4 = f"clips/{uuid}.mp4"
-    if about["clip_location"] != files.uri(mp4) and storage.stat(about["clip_location"]) is None:
-        report.add(name, "clip-location", f"the shard pipeline opens {about['clip_location']}, which is not there",
+    where = about["clip_location"]
+    if storage.public(where) != storage.public(files.uri(mp4)) and storage.stat(where) is None:
+        report.add(name, "clip-location", f"the shard pipeline opens {where}, which is not there",
                    "It is an absolute path: make the data set where it is to be used")  # fmt: skip
     if mp4 in files.sizes:
         if files.sizes[mp4] != about["num_bytes"]:

@@ -62,8 +62,8 @@ def _tree(files: Files, report: Report, kind: str, check: Check) -> None:
 def _list(files: Files, report: Report, places: list[str]) -> None:
     """wdinfo_list.csv names the wdinfo.json of each bin."""
     for name in files.named(after="wdinfo_list.csv"):
-        rows = [row[0] for row in csv.reader(io.StringIO(files.read(name).decode())) if row]
-        expected = {files.uri(f"{place}/wdinfo.json") for place in places}
+        rows = [storage.public(row[0]) for row in csv.reader(io.StringIO(files.read(name).decode())) if row]
+        expected = {storage.public(files.uri(f"{place}/wdinfo.json")) for place in places}
         for missing in sorted(expected - set(rows)):
             report.add(
                 name, "wdinfo-list", f"it does not name {missing}", "Write the list again, or the bin is not used"

@@ -11,7 +11,7 @@ from typing import Any
 
 from hpc.curate.layouts import USABLE, Entry, Sample, Window, as_json, bins
 from hpc.curate.settings import ShardMembers
-from hpc.data import pickles
+from hpc.data import pickles, storage
 
 REJECTED_BY = {"motion": "motion", "aesthetic": "aesthetic", "text": "artificial_text",
                "classify": "qwen_classifier", "semantic": "qwen_semantic"}  # fmt: skip
@@ -52,7 +52,8 @@ def _members(sample: Sample, windows: Sequence[Window], settings: ShardMembers) 
 
 def source_of(clip: dict[str, Any]) -> str:
     """The video's name; of one in a tar with the tar in front."""
-    return f"{clip['source']}#{clip['member']}" if clip["member"] else clip["source"]
+    source = storage.public(clip["source"])
+    return f"{source}#{clip['member']}" if clip["member"] else source
 
 
 def metadata(sample: Sample, windows: Sequence[Window], name: str) -> dict[str, Any]:
@@ -65,7 +66,7 @@ def metadata(sample: Sample, windows: Sequence[Window], name: str) -> dict[str, 
         "width_source": clip["source_width"],
         "height_source": clip["source_height"],
         "framerate_source": clip["source_fps"],
-        "clip_location": f"{sample.tar}#{clip['uuid']}.mp4",
+        "clip_location": f"{storage.public(sample.tar)}#{clip['uuid']}.mp4",
     }
     if clip["verdict"] == "keep":
         data |= {

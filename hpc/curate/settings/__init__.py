@@ -52,7 +52,7 @@ class Clips(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     PHASES: ClassVar[tuple[str, ...]] = ("map",)
     OBJECTS: ClassVar[tuple[str, ...]] = (".tar", ".parquet")
     INPUT_SUFFIXES: ClassVar[tuple[str, ...]] = (*VIDEO, ".tar")
-    VERSION: ClassVar[int] = 3
+    VERSION: ClassVar[int] = 4
     NEUTRAL: ClassVar[tuple[str, ...]] = ("lanes",)
     SECONDS_PER_GIB: ClassVar[float] = 3000.0
 
@@ -63,7 +63,7 @@ class Clips(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     preview: Preview | None = None
     """None: no previews."""
     ids: Literal["path", "content"] = "path"
-    """What a clip's uuid is made of. path: the video's uri and the span, as in Cosmos-Curate. content: the coded
+    """What a clip's uuid is made of. path: the video's uri (without a profile) and the span, as in Cosmos-Curate. content: the coded
     pictures and the span, so that a moved bucket or a renamed file gives the same ids, and a copy is found out."""
     camera: str | None = None
     """Of inputs with `sessions`: the camera whose pictures say where to cut and what to keep; null for the first by
