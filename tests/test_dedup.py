@@ -17,7 +17,7 @@ import torch
 from dedups import Upstream, decided, embedded, run
 
 from hpc.curate import clips, embed, shard
-from hpc.curate.dedup import assign, merge, prune, sphere
+from hpc.curate.dedup import assign, merge, pairs, prune, sphere, tables
 from hpc.curate.settings import Clips, Dedup, Embed, Encode, Shard, Split
 from hpc.data import layers, storage
 from hpc.data.units import Seconds
@@ -175,6 +175,18 @@ def test_copies_by_digest(tmp_path: Path) -> None:
     [row] = csv.DictReader((out / "extraction" / "dedup_summary_0.01.csv").open())
     assert (row["removed"], row["kept"], row["total"]) == ("2", "5", "7")
     assert [ids.to_pylist() for _, ids in merge.chosen(str(out), 0.001)] == [["c", "e"]]
+
+
+def test_pictures_are_looked_for_until_all_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = []
+    for number in range(60):
+        files = clip_rows([{"uuid": f"{number}a"}, {"uuid": f"{number}b"}], tmp_path / f"{number:06}")
+        sources.append(tables.Source(f"{number:06}", "", files[".parquet"], files[".tar"], []))
+    read: list[str] = []
+    monkeypatch.setattr(pairs, "table", lambda uri, columns: read.append(uri) or tables.table(uri, columns))
+    found = pairs._clips([pairs.Pair("0b", "0a", 1.0), pairs.Pair("2b", "2a", 1.0)], sources, lambda: None)
+    assert sorted(found) == ["0a", "0b", "2a", "2b"] and found["2a"]["tar"] == sources[2].tar
+    assert len(read) < 40
 
 
 def test_copies_and_near_ones_together(tmp_path: Path) -> None:

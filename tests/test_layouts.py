@@ -20,8 +20,9 @@ import webdataset
 from datasets import Clip
 
 from hpc import validate
+from hpc.curate import shard, shard_members
 from hpc.curate.layouts import bins
-from hpc.curate.settings import Shard
+from hpc.curate.settings import Shard, ShardMembers
 from hpc.data import layers, pickles, storage, video
 
 TREE = ["cosmos", "cosmos-frames", "predict2.5-webdataset"]
@@ -280,13 +281,11 @@ def test_the_clip_tree_of_cosmos_curate(tmp_path: Path) -> None:
     further = [Clip(frames=300), Clip(verdict="short")]  # of the first video again: it is planned as spans
     made = datasets.publish(tmp_path, [clips, further])
     vectors = [{"uuid": one.uuid, "embedding": [float(i), 1.0]} for i, one in enumerate(clips)]
-    for shard, rows in (("000000", vectors), ("000001", [])):
+    for name, rows in (("000000", vectors), ("000001", [])):
         path = tmp_path / "v.parquet"
         schema = pa.schema([("uuid", pa.string()), ("embedding", pa.list_(pa.float32(), 2))])
         layers.write_table(path, rows, {"stage": "curate.embed"}, schema)
-        made.setdefault("embed", []).append(
-            (shard, datasets.put_all(str(tmp_path), "embed", shard, {".parquet": path}))
-        )
+        made.setdefault("embed", []).append((name, datasets.put_all(str(tmp_path), "embed", name, {".parquet": path})))
     folder = datasets.shard(tmp_path, made, layout="cosmos-curate", embeddings="ce1_embd_224p")
     found = files(folder)
     kept = [clips[0].uuid, clips[2].uuid, further[0].uuid]
@@ -414,11 +413,13 @@ def test_decisions_drop_clips(tmp_path: Path) -> None:
     ):
         for number, rows in enumerate(shards):
             path = tmp_path / "d.parquet"
-            schema = pa.schema([("uuid", pa.string()), ("verdict", pa.string()), ("reasons", pa.list_(pa.string())),
-                                ("max_id", pa.string())])  # fmt: skip
+            more = ("max_id", pa.string()) if stage == "dedup" else ("reasons", pa.list_(pa.string()))
+            schema = pa.schema([("uuid", pa.string()), ("verdict", pa.string()), more])
             layers.write_table(path, rows, {"stage": f"curate.{stage}"}, schema)
             uris = datasets.put_all(str(tmp_path), stage, f"{number:06}", {".parquet": path})
             made.setdefault(stage, []).append((f"{number:06}", uris))
+    for (plan,) in shard_members.freeze(ShardMembers(), made, set()):
+        assert set(plan) == {"clips", "caption", "text", "judge"}, "those of dedup are not over the same clips"
     left = {one.uuid for one in clips[1:4]}
     for layout in ("cosmos", "webdataset", "predict2.5", "cosmos-curate"):
         base = str(tmp_path / layout)
@@ -430,6 +431,14 @@ def test_decisions_drop_clips(tmp_path: Path) -> None:
             text = str(tar(storage.read(f"{folder}/000000.tar")))
         kept = text.replace(f"metas/v0/{clips[0].uuid}", "").replace(f"filtered_clips/{clips[0].uuid}", "")
         assert {one.uuid for one in clips if one.uuid in kept} == left, layout
+
+
+def test_layers_without_verdicts_are_not_read_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = datasets.publish(tmp_path, [[Clip()] for _ in range(9)])
+    opened = []
+    monkeypatch.setattr(shard, "columns_of", lambda uri: opened.append(uri) or shard_members.columns_of(uri))
+    assert list(shard.drops({name: made[name] for name in ("caption", "text")})) == []
+    assert opened == [made[name][0][1][".parquet"] for name in ("caption", "text")]
 
 
 @pytest.mark.parametrize("layout", ["cosmos", "cosmos-curate", "predict2.5"])

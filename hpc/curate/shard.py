@@ -44,10 +44,8 @@ def freeze(settings: Shard, upstream: Shards, superseded: set[tuple[str, str]]) 
         raise ValueError(f"`needs` has {', '.join(told)}, which layout webdataset joins with `join: true` only")
     tables = [files for _, files in upstream[members or clips]]
     with Plan() as plan:
-        for name, shards in upstream.items():
-            if name not in (clips, members):
-                for found in layers.map_ahead(dropped, [files for _, files in shards]):
-                    plan.drop(found)
+        for found in drops({name: shards for name, shards in upstream.items() if name not in (clips, members)}):
+            plan.drop(found)
         read = functools.partial(_joined if members else _kept_clips, superseded)
         for records in layers.map_ahead(read, enumerate(files[".parquet"] for files in tables)):
             plan.add(records)
@@ -76,10 +74,14 @@ def layers_of(files: dict[str, str]) -> tuple[str, str]:
     return next(objects[".tar"] for objects in made_of.values() if ".tar" in objects), files[".tar"]
 
 
-def dropped(files: dict[str, str]) -> np.ndarray[Any, Any]:
-    """Hashes of the uuids that a table's verdicts drop."""
-    if not {"uuid", "verdict"} <= columns_of(files.get(".parquet")):
-        return np.empty(0, "S16")
+def drops(upstream: Shards) -> Iterator[np.ndarray[Any, Any]]:
+    """Hashes of the uuids that verdicts drop, table by table. A stage's first table says whether it has verdicts."""
+    for shards in upstream.values():
+        if shards and {"uuid", "verdict"} <= columns_of(shards[0][1].get(".parquet")):
+            yield from layers.map_ahead(_dropped, [files for _, files in shards])
+
+
+def _dropped(files: dict[str, str]) -> np.ndarray[Any, Any]:
     with storage.open(files[".parquet"]) as file:
         table = layers.read_table(file, ["uuid", "verdict"])
     return hashes(table.filter(pc.not_equal(table["verdict"], KEEP))["uuid"].to_pylist())

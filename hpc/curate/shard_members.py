@@ -55,10 +55,15 @@ CAPTIONS = ["uuid", "window", "start_frame", "end_frame", "caption", "status", "
 def freeze(settings: ShardMembers, upstream: Shards, superseded: set[tuple[str, str]]) -> Iterator[list[Any]]:
     """A shard for each shard of clips; its row is what each needed stage made for it: {stage: {suffix: uri}}.
 
-    Stages with shards of their own (dedup) are left for the tars. Raises ValueError where no stage makes clips.
+    Stages with shards of their own (dedup, whose tables have `max_id`) are left for the tars, though their shards have
+    the same names. Raises ValueError where no stage makes clips.
     """
     clips = clips_stage(upstream)
-    others = {name: dict(shards) for name, shards in upstream.items() if name != clips}
+    others = {
+        name: dict(shards)
+        for name, shards in upstream.items()
+        if name != clips and shards and not {"verdict", "max_id"} <= columns_of(shards[0][1].get(".parquet"))
+    }
     for shard, files in upstream[clips]:
         yield [{clips: files} | {name: shards[shard] for name, shards in others.items() if shard in shards}]
 

@@ -52,10 +52,8 @@ def freeze(settings: ShardTree, upstream: Shards, superseded: set[tuple[str, str
     tables = [files for _, files in upstream[members]] if members else []
     folders = settings.layout in FOLDERS
     with Plan() as plan:
-        for name, shards in upstream.items():
-            if name not in (clips, members):
-                for found in layers.map_ahead(shard.dropped, [files for _, files in shards]):
-                    plan.drop(found)
+        for found in shard.drops({name: some for name, some in upstream.items() if name not in (clips, members)}):
+            plan.drop(found)
         for numbered in layers.map_ahead(functools.partial(_table, superseded), enumerate(tables)):
             _add(plan, *numbered)
         plan.sort(settings.shuffle and not folders)

@@ -168,11 +168,17 @@ def _clips(pairs: list[Pair], sources: list[Source], check: Callable[[], None]) 
     """uuid -> the columns of its row, and its thumbnail as "webp"."""
     wanted = pa.array(sorted({uuid for pair in pairs for uuid in (pair.goes, pair.stays)}), pa.string())
     found: dict[str, dict[str, Any]] = {}
-    for source in sources if len(wanted) else ():
-        check()
+
+    def look(source: Source) -> list[dict[str, Any]]:
         rows = table(source.clips, COLUMNS)
-        for row in rows.filter(pc.is_in(rows["uuid"], wanted)).to_pylist():
-            found.setdefault(row["uuid"], row | {"tar": source.tar})
+        return [row | {"tar": source.tar} for row in rows.filter(pc.is_in(rows["uuid"], wanted)).to_pylist()]
+
+    for rows in layers.map_ahead(look, sources if len(wanted) else ()):
+        check()
+        for row in rows:
+            found.setdefault(row["uuid"], row)
+        if len(found) == len(wanted):
+            break
     have = [row for row in found.values() if row["webp_offset"] is not None]
     read = lambda row: (row, storage.read(row["tar"], row["webp_offset"], row["webp_offset"] + row["webp_size"]))
     for row, data in layers.map_ahead(read, have):
