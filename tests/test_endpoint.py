@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ import tiny_models
 from hpc.batch import check, failure
 from hpc.curate.settings.vlm import Vlm
 from hpc.models import endpoint, vlm
-from hpc.models.serve import Server
+from hpc.models.serve import Server, claimed
 from hpc.models.vlm import Answer, Request
 
 TRANSFORMERS = str(Path(sys.executable).parent / "transformers")
@@ -162,17 +163,49 @@ def test_a_question_for_the_server_to_refuse_leaves_the_others_alone(served: Any
     assert second == served([Request(None, 0.0, "Hello")])[0] and second.status != "error"
 
 
-def test_a_server_ends_with_its_log_when_it_is_stopped(folder: Path) -> None:
+def test_a_server_ends_when_it_is_stopped(folder: Path) -> None:
     command = [sys.executable, "-m", "http.server", "{port}", "--bind", "127.0.0.1", "--directory", "{model}"]
     (folder / "health").write_text("ok")
     one = Server(command, str(folder), 30)
     one.check()
-    assert one.process.poll() is None and one.log.exists() and "{" not in " ".join(one.command)
+    assert one.process.poll() is None and "{" not in " ".join(one.command)
+    assert claimed(one.port) is None, "no other stage takes its port"
     one.stop()
     one.stop()
-    assert one.process.poll() is not None and not one.log.exists()
+    assert one.process.poll() is not None
+    claim = claimed(one.port)
+    assert claim is not None
+    claim.close()
     with pytest.raises(RuntimeError, match="ended with status"):
         one.check()
+
+
+def test_what_a_server_says_fills_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    says = "import sys; print('word ' * 2_000_000); print('the end'); sys.exit(1)"  # 10 MB, more than a pipe holds
+    with pytest.raises(RuntimeError, match=r"(?s)word the end\nthe server .* ended with status 1") as caught:
+        Server([sys.executable, "-c", says.replace("print('the", "print('word the")], "", 30)
+    assert len(str(caught.value)) < 100_000 and list(tmp_path.iterdir()) == []
+
+
+def test_a_server_whose_port_is_taken_gets_another(tmp_path: Path) -> None:
+    (tmp_path / "health").write_text("ok")
+    code = (
+        "import http.server, os, pathlib, socket, sys\n"
+        "ports = pathlib.Path('ports.txt'); ports.open('a').write(sys.argv[1] + '\\n')\n"
+        "if len(ports.read_text().split()) < TIMES:\n"
+        "  taken = socket.create_server(('127.0.0.1', int(sys.argv[1])))\n"
+        "http.server.HTTPServer(('127.0.0.1', int(sys.argv[1])), http.server.SimpleHTTPRequestHandler).serve_forever()"
+    )
+    starts = [sys.executable, "-c", f"import os; os.chdir({str(tmp_path)!r})\n" + code, "{port}"]
+    one = Server([word.replace("TIMES", "3") for word in starts], "", 60)
+    ports = (tmp_path / "ports.txt").read_text().split()
+    assert len(set(ports)) == 3 and ports[-1] == str(one.port) and f":{one.port}/" in one.url
+    one.check()
+    one.stop()
+    with pytest.raises(RuntimeError, match=r"(?s)Address already in use.* ended with status 1"):
+        Server([word.replace("TIMES", "99") for word in starts], "", 60)
+    assert len((tmp_path / "ports.txt").read_text().split()) == 6, "three times, and no more"
 
 
 def test_a_server_that_does_not_start_is_told_with_its_last_words(folder: Path) -> None:

@@ -5,55 +5,91 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections import deque
 from collections.abc import Sequence
-from pathlib import Path
+from typing import IO
 
 PATIENCE = 20.0  # seconds from SIGTERM to SIGKILL
 READY = ("/health", "/v1/models")
-TAIL = 30  # lines of its log that are told
+KEPT = 1 << 16  # bytes of what it says
+TAIL = 30  # lines of that which are told
+TAKEN = re.compile(rb"address already in use|errno 98\b", re.IGNORECASE)
 DIES_WITH_ITS_PARENT = (
     "import ctypes, os, signal, sys; ctypes.CDLL(None).prctl(1, signal.SIGTERM); os.execvp(sys.argv[1], sys.argv[1:])"
 )
+
+
+def claimed(port: int) -> socket.socket | None:
+    """Keeps a port from other stages on this node until it is closed: a server may take minutes to listen, and so long
+    the port is free. None for one that has been claimed. It is a name that ends with the process, no file."""
+    claim = socket.socket(socket.AF_UNIX)
+    try:
+        claim.bind(f"\0hpc-port-{port}")
+    except OSError:
+        claim.close()
+        return None
+    return claim
+
+
+def port_of_its_own() -> tuple[int, socket.socket]:
+    while True:
+        with contextlib.closing(socket.socket()) as free:
+            free.bind(("127.0.0.1", 0))
+            if claim := claimed(port := free.getsockname()[1]):
+                return port, claim
 
 
 class Server:
     """Starts it, and returns when it answers: /health or /v1/models, with 200.
 
     command: its words, with {model} and {port}. It ends with this process, however that ends. Raises RuntimeError, with
-    the end of its log, for one that cannot start, ends before it answers, or does not answer for `patience` seconds.
+    the last of what it said, for one that cannot start, ends before it answers, or does not answer for `patience`
+    seconds. One that finds its port taken is started again, with another.
     """
 
     def __init__(self, command: Sequence[str], model: str, patience: float) -> None:
-        with contextlib.closing(socket.socket()) as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        deadline = time.monotonic() + patience
+        for last in (False, False, True):
+            self._start(command, model)
+            try:
+                return self._wait(deadline, patience)
+            except RuntimeError:
+                taken = self.process.poll() is not None and TAKEN.search(self.said)
+                self.stop()
+                if last or not taken:
+                    raise
+            except BaseException:
+                self.stop()
+                raise
+
+    def _start(self, command: Sequence[str], model: str) -> None:
+        self.port, self.claim = port_of_its_own()
         self.command = [word.replace("{model}", model).replace("{port}", str(self.port)) for word in command]
         self.url = f"http://127.0.0.1:{self.port}/v1"
-        handle, name = tempfile.mkstemp(prefix="hpc-server-", suffix=".log")
-        self.log = Path(name)
-        with os.fdopen(handle, "wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", DIES_WITH_ITS_PARENT, *self.command], stdin=subprocess.DEVNULL, stdout=log,
-                stderr=log, start_new_session=True,
-            )  # fmt: skip
+        self.said = b""
+        """The last of what it wrote: all of it would fill a disk."""
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", DIES_WITH_ITS_PARENT, *self.command], stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        self.listener = threading.Thread(target=self._listen, args=(self.process.stdout,), daemon=True)
+        self.listener.start()
         atexit.register(self.stop)
-        try:
-            self._wait(patience)
-        except BaseException:
-            self.stop()
-            raise
 
-    def _wait(self, patience: float) -> None:
-        deadline = time.monotonic() + patience
+    def _listen(self, pipe: IO[bytes]) -> None:
+        with pipe:
+            while words := os.read(pipe.fileno(), 1 << 16):
+                self.said = (self.said + words)[-KEPT:]
+
+    def _wait(self, deadline: float, patience: float) -> None:
         ask = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
         while True:
             self.check()
@@ -71,13 +107,13 @@ class Server:
             raise RuntimeError(f"{self._told()} ended with status {status}")
 
     def _told(self) -> str:
-        with contextlib.suppress(OSError), self.log.open(errors="replace") as file:
-            lines = "".join(deque(file, TAIL)).rstrip()
-            return f"{lines}\nthe server {' '.join(self.command)}"
-        return f"the server {' '.join(self.command)}"
+        if self.process.poll() is not None:
+            self.listener.join(5)  # not for ever: a process that it left behind may have the pipe
+        lines = self.said.decode(errors="replace").rstrip().splitlines()[-TAIL:]
+        return "\n".join([*lines, f"the server {' '.join(self.command)}"])
 
     def stop(self) -> None:
-        """End it and what it started, and forget its log. May be called again."""
+        """End it and what it started. May be called again."""
         atexit.unregister(self.stop)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGTERM)
@@ -88,4 +124,4 @@ class Server:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        self.log.unlink(missing_ok=True)
+        self.claim.close()
