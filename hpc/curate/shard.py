@@ -27,14 +27,15 @@ JOINED = {"caption", "embedding"}
 PLACES = ["offset", "size", "video_size", "video_bytes", "rest_offset", "meta_offset", "json_size", "more_size"]
 
 
-def freeze(settings: Shard, upstream: Shards, superseded: set[tuple[str, str]]) -> Iterator[list[list[Any]]]:
+def freeze(settings: Shard, upstream: Shards, superseded: set[tuple[str, str]]) -> Iterator[list[Any]]:
     """Plan the tars: for each, its rows [uri of a tar, offset, size], in bytes; neighbours are merged. A row with a
-    fourth value goes on with the clip of the row before.
+    fourth value goes on with the clip of the row before. The first tar's begin with {word: count} for the report, where
+    there is something to tell.
 
     upstream: the clips stage's name -> [(shard id, {".tar": uri, ".parquet": uri}), ...], the frozen good shards, in
     order, and those of stages that judge clips. superseded: (source, etag) of inputs that were replaced since; their
     clips are left out, as are those that a verdict drops. Of clips with the same uuid the first in the order of the
-    shards stays; the log counts the others.
+    shards stays; the log and the report count the others.
     """
     clips = clips_stage(upstream)
     members = members_stage(upstream)
@@ -51,7 +52,7 @@ def freeze(settings: Shard, upstream: Shards, superseded: set[tuple[str, str]]) 
             plan.add(records)
         plan.bin("")
         plan.sort(settings.shuffle)
-        if copies := len(plan.copies.read(0)):
+        if copies := plan.copies.counts.get(0, 0):
             logging.getLogger(__name__).warning("left out %d clips whose uuid is there already", copies)
         sources = [(files[".tar"], "") for files in tables]
         if members:
@@ -59,7 +60,9 @@ def freeze(settings: Shard, upstream: Shards, superseded: set[tuple[str, str]]) 
         room = settings.tar - len(layers.END_OF_ARCHIVE)
         for name in plan.bins():
             for some in groups(plan.entries(name), room, settings.max_clips, "size"):
-                yield _rows(some, sources)
+                told = [{"dropped": copies, "dropped_duplicate": copies}] if copies else []
+                yield told + _rows(some, sources)
+                copies = 0  # they are counted with the first tar
 
 
 def members_stage(upstream: Shards) -> str | None:
@@ -91,7 +94,7 @@ def _kept_clips(superseded: set[tuple[str, str]], numbered: tuple[int, str]) -> 
     """The clips of a table of curate.clips."""
     number, uri = numbered
     with storage.open(uri) as file:
-        table = layers.read_table(file, ["uuid", *CURRENT, "verdict", "offset", "size"])
+        table = layers.read_table(file, ["uuid", *(CURRENT if superseded else ()), "verdict", "offset", "size"])
     table = table.append_column("row", pa.array(range(len(table)), pa.int64()))
     table = current(table.filter(pc.equal(table["verdict"], KEEP)), superseded)
     for name in ("uuid", "offset", "size"):
@@ -104,7 +107,7 @@ def _joined(superseded: set[tuple[str, str]], numbered: tuple[int, str]) -> Reco
     """The entries of a table of shard_members."""
     number, uri = numbered
     with storage.open(uri) as file:
-        table = layers.read_table(file, ["uuid", *CURRENT, "why", *PLACES])
+        table = layers.read_table(file, ["uuid", *(CURRENT if superseded else ()), "why", *PLACES])
     table = table.append_column("row", pa.array(range(len(table)), pa.int64()))
     found = records(current(table.filter(pc.is_null(table["why"])), superseded), number, PLACES)
     joined = found["json_size"] > 0  # which takes the place of the clip's own .json
@@ -154,14 +157,16 @@ def process(work: Work) -> Made:
     meanwhile.
     """
     path = work.scratch / f"{work.shard}.tar"
-    total = sum(row[2] for row in work.rows)
+    counts = work.rows[0] if isinstance(work.rows[0], dict) else {}
+    rows = work.rows[1:] if counts else work.rows
+    total = sum(row[2] for row in rows)
 
     def tick(written: int) -> None:
         work.check()
         work.progress(written / total, f"{written >> 20} of {total >> 20} MiB")
 
-    clips = layers.copy_ranges(path, work.rows, reader(), tick)
-    return Made([path], {"clips": clips, "bytes_out": path.stat().st_size})
+    clips = layers.copy_ranges(path, rows, reader(), tick)
+    return Made([path], {"clips": clips, "bytes_out": path.stat().st_size, **counts})
 
 
 def reader() -> Callable[[str, int, int], bytes]:

@@ -113,7 +113,7 @@ def by_table(pieces: Iterator[Records]) -> Iterator[Records]:
 def _table(superseded: set[tuple[str, str]], numbered: tuple[int, dict[str, str]]) -> tuple[int, pa.Table]:
     number, files = numbered
     with storage.open(files[".parquet"]) as file:
-        wanted = ["uuid", *CURRENT, "why", "bin", "start_frame", *shard.PLACES]
+        wanted = ["uuid", *(CURRENT if superseded else ()), "why", "bin", "start_frame", *shard.PLACES]
         table = layers.read_table(file, wanted)
     table = table.append_column("row", pa.array(range(len(table)), pa.int64()))
     return number, current(table, superseded)
