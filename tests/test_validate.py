@@ -485,6 +485,93 @@ def test_embeddings_of_the_clip_tree(broken: Callable[[str], Path], table: pa.Ta
     assert found(place, "cosmos-curate") == {("embeddings", "iv2_embd_parquet/x.parquet")}
 
 
+def without_start(told: dict[str, Any]) -> list[dict[str, Any]]:
+    return [{key: one[key] for key in one if key != "start_frame"} for one in told]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"num_frames": "x"}, {"width": None}, {"windows": 5}, {"windows": ["x"]}, {"framerate": "24"},
+     {"windows": lambda told: without_start(told["windows"])}],
+)  # fmt: skip
+def test_values_that_no_reader_expects(broken: Callable[[str], Path], more: dict[str, Any]) -> None:
+    """They are a problem of their clip, and the next one is looked at."""
+    place = broken("cosmos")
+
+    def edit(key: str, members: dict[str, bytes]) -> dict[str, bytes]:
+        told = json.loads(members[".json"])
+        if key == uuid(0, 0):
+            told |= {name: value(told) if callable(value) else value for name, value in more.items()}
+        return members | {".json": json.dumps(told | ({} if key == uuid(0, 0) else {"num_bytes": 7})).encode()}
+
+    retar(a_tar(place, "metas"), edit)
+    told = found(place, "cosmos")
+    where = f"{TREE}/{{}}/{TAR}#{{}}"
+    assert ("metadata", where.format("metas", uuid(0, 0)) + ".json") in told
+    assert ("num-bytes", where.format("video", uuid(1, 0)) + ".mp4") in told
+
+
+@pytest.mark.parametrize("windows", [5, [5], [{"qwen2p5_7b_caption": "x"}], [{"start_frame": "0", "end_frame": 9}]])
+def test_windows_that_predict25_does_not_expect(broken: Callable[[str], Path], windows: Any) -> None:
+    place = broken("predict2.5-webdataset")
+    about(a_tar(place, "metas"), t2w_windows=windows)
+    told = found(place, "predict2.5-webdataset")
+    assert told >= {("metadata", f"{TREE}/metas/{TAR}#{key}.json") for key in (uuid(0, 0), uuid(1, 0))}
+
+
+def test_a_folder_without_bounds(broken: Callable[[str], Path]) -> None:
+    place = broken("cosmos")
+    there = TREE.replace("duration_10_30", "duration_abc")
+    (place / TREE).rename(place / there)
+    change(place / there / "wdinfo.json", root=str(place / there))
+    assert {one for one in found(place, "cosmos") if one[0] != "wdinfo-list"} == {("bin", there)}
+    (place / "v0/wdinfo_list.csv").write_bytes(b"\xff\xfe\n")
+    assert ("wdinfo-list", "v0/wdinfo_list.csv") in found(place, "cosmos")
+
+
+@pytest.mark.parametrize("more", [{"data_list": [5]}, {"data_list": [["x"]]}, {"data_keys": 5}, {"data_keys": [[]]}])
+def test_lists_of_no_names(broken: Callable[[str], Path], more: dict[str, Any]) -> None:
+    place = broken("cosmos")
+    change(place / TREE / "wdinfo.json", **more)
+    assert found(place, "cosmos") == {("wdinfo", f"{TREE}/wdinfo.json")}
+
+
+@pytest.mark.parametrize(
+    ("file", "more"),
+    [("meta", {"windows": [{"qwen_caption": "x"}]}), ("meta", {"windows": [5]}), ("meta", {"framerate": "24"}),
+     ("meta", {"clip_location": 5}), ("record", {"num_clip_chunks": "1"}), ("chunk", {"clips": 5}),
+     ("chunk", {"clips": [5, "x"]}), ("summary", {"one.mp4": {"clips": 5}}), ("summary", {"one.mp4": {"clips": [5]}})],
+)  # fmt: skip
+def test_values_that_the_curator_does_not_expect(
+    broken: Callable[[str], Path], file: str, more: dict[str, Any]
+) -> None:
+    place = broken("cosmos-curate")
+    path = {"meta": f"metas/v0/{uuid(0, 0)}.json", "record": "processed_videos/one.mp4.json",
+            "chunk": "processed_clip_chunks/one.mp4_0.json", "summary": "summary.json"}[file]  # fmt: skip
+    change(place / path, **more)
+    rule = "metadata" if file == "meta" else "keys"
+    told = found(place, "cosmos-curate")
+    assert (rule, "processed_videos/one.mp4.json" if file == "chunk" else path) in told
+    assert file == "summary" or {one for one in told if uuid(1, 0) in one[1]} == set()
+
+
+def test_a_table_of_embeddings_that_is_none(broken: Callable[[str], Path]) -> None:
+    place = broken("cosmos-curate")
+    (place / "iv2_embd_parquet").mkdir()
+    (place / "iv2_embd_parquet/x.parquet").write_bytes(b"no table")
+    assert found(place, "cosmos-curate") == {("embeddings", "iv2_embd_parquet/x.parquet")}
+
+
+def test_times_that_are_none(broken: Callable[[str], Path]) -> None:
+    place, key = broken("sessions"), uuid(0, 0, RIG)
+    with (place / f"{key}.tar").open("rb") as file:
+        ((_, members),) = layers.read_tar(file)
+    times = [one | {"timestamp": str(one["timestamp"])} for one in json.loads(members[".left.json"])]
+    for wrong in (times, [*json.loads(members[".left.json"])[:-1], times[-1]], 5):
+        retar(place / f"{key}.tar", lambda key, m, wrong=wrong: m | {".left.json": json.dumps(wrong).encode()})  # type: ignore[misc]
+        assert found(place, "sessions") == {("timestamps", f"{key}.tar#{key}.left.json")}
+
+
 def test_the_command(broken: Callable[[str], Path], tmp_path: Path) -> None:
     place = broken("predict2.5")
     told = runs.hpc("validate", place, "--as", "predict2.5", cwd=tmp_path).stdout

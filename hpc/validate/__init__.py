@@ -10,6 +10,7 @@ rules against the readers' own code.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import json
@@ -100,6 +101,17 @@ def as_json(name: str, data: bytes, report: Report) -> Any:
     except ValueError as error:
         report.add(name, "json", f"it is not JSON: {error}", "Write it again")
         return None
+
+
+@contextlib.contextmanager
+def expected(name: str, rule: str, report: Report) -> Iterator[None]:
+    """Around what takes the values of a file as its reader does: one of another shape, such as a window without its
+    frames, is that file's problem, and the others are looked at."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        what = f"its values are not what the reader expects: {type(error).__name__}: {error}"
+        report.add(name, rule, what, "Make the data set again")
 
 
 class Slice(io.RawIOBase):

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hpc.data import storage
-from hpc.validate import Files, Report, frames
+from hpc.validate import Files, Report, expected, frames
 
 AGAIN = "Make the data set again"
 READ = ("span_uuid", "width", "height", "num_frames", "framerate", "num_bytes", "clip_location", "valid", "windows")
@@ -39,10 +39,17 @@ def curator(files: Files, report: Report) -> None:
         if one.get("processed") is False:
             report.add("summary.json", "unprocessed", f"{name}: nothing is known of it", "Split it", error=False)
             continue
-        clips.update(one.get("clips", ()))
-        _video(files, report, name, one)
+        mine = one.get("clips", [])
+        if not isinstance(mine, list) or not all(isinstance(uuid, str) for uuid in mine):
+            report.add("summary.json", "keys", f"{name}: its clips should be a list of ids", AGAIN)
+            continue
+        clips.update(mine)
+        with expected(f"processed_videos/{name}.json", "keys", report):
+            _video(files, report, name, one)
+    folders = {name.split("/")[1] for name in files.named("clips/") if name.count("/") > 1}
     for uuid in sorted(clips):
-        _clip(files, report, uuid)
+        with expected(f"metas/v0/{uuid}.json", "metadata", report):
+            _clip(files, report, uuid, folders)
     report.entries = len(clips)
     _embeddings(files, report, clips)
     captions = "v0/all_window_captions.json"
@@ -77,7 +84,8 @@ def _video(files: Files, report: Report, name: str, told: dict[str, Any]) -> Non
         report.add(f"processed_videos/{name}.json", "chunks", what, AGAIN)
 
 
-def _clip(files: Files, report: Report, uuid: str) -> None:
+def _clip(files: Files, report: Report, uuid: str, folders: set[str]) -> None:
+    """folders: those in clips/, in which a session has the videos of its cameras."""
     name = f"metas/v0/{uuid}.json"
     about = files.json(name, report)
     if not isinstance(about, dict) or not _keys(name, about, READ, report):
@@ -102,7 +110,7 @@ def _clip(files: Files, report: Report, uuid: str) -> None:
             count = frames(mp4, file, report)
         if count is not None and count != about["num_frames"]:
             report.add(mp4, "frame-count", f"it has {count} frames, its metadata says {about['num_frames']}", AGAIN)
-    elif not files.named(f"clips/{uuid}/"):
+    elif uuid not in folders:
         report.add(mp4, "missing", "summary.json names the clip; its video is not there", AGAIN)
     if not about["framerate"] > 0:
         report.add(name, "metadata", f"a frame rate of {about['framerate']}: no bin takes it", "Leave it out")
@@ -129,8 +137,11 @@ def _embeddings(files: Files, report: Report, clips: set[str]) -> None:
     wanted = {"id": pa.types.is_string, "embedding": lambda kind: pa.types.is_list(kind)}
     sizes: set[int] = set()
     for name in [n for n in files.named(after=".parquet") if "_embd_parquet/" in n]:
-        with files.open(name) as file:
+        table: pa.Table | None = None
+        with expected(name, "embeddings", report), files.open(name) as file:
             table = pq.read_table(file)
+        if table is None:
+            continue
         for column, right in wanted.items():
             if column not in table.column_names or not right(table.schema.field(column).type):
                 report.add(

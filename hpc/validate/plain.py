@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from hpc.data import layers
-from hpc.validate import Files, Report, Slice, as_json, frames
+from hpc.validate import Files, Report, Slice, as_json, expected, frames
 from hpc.validate.folders import shown, unpickled
 
 LATE = 1.5
@@ -77,9 +77,11 @@ def _arrays(name: str, data: bytes, about: Any, report: Report) -> None:
         return
     if not isinstance(value, list) or not all(isinstance(one, np.ndarray) and one.ndim == 2 for one in value):
         report.add(name, "pickle", f"a list of arrays should be there; it is {shown(value)}", "Write it again")
-    elif isinstance(about, dict) and len(value) > len(about.get("windows", value)):
-        what = f"{len(value)} arrays for {len(about['windows'])} windows"
-        report.add(name, "embeddings", what, "Make the data set again")
+    elif isinstance(about, dict):
+        with expected(name, "embeddings", report):
+            if len(value) > len(about.get("windows", value)):
+                what = f"{len(value)} arrays for {len(about['windows'])} windows"
+                report.add(name, "embeddings", what, "Make the data set again")
 
 
 def sessions(files: Files, report: Report) -> None:
@@ -95,8 +97,9 @@ def sessions(files: Files, report: Report) -> None:
         found[tar] = cameras
         spans = {}
         for camera in cameras:
-            if span := _camera(f"{tar}#{key}.{camera}", file, entry, camera, report):
-                spans[camera] = span
+            with expected(f"{tar}#{key}.{camera}.json", "timestamps", report):
+                if span := _camera(f"{tar}#{key}.{camera}", file, entry, camera, report):
+                    spans[camera] = span
         _shared(f"{tar}#{key}", spans, report)
     if len(rigs) > 1:
         usual = rigs.most_common(1)[0][0]
@@ -123,7 +126,8 @@ def _camera(
     try:
         times = [one["timestamp"] for one in told]
         numbers = [one["frame_num"] for one in told]
-    except (TypeError, KeyError):
+        times[-1] + 0.0  # numbers
+    except (TypeError, LookupError):
         report.add(
             f"{name}.json", "timestamps", 'a list of {"frame_num", "timestamp"} should be there', "Write it again"
         )

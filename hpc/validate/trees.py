@@ -19,7 +19,7 @@ import numpy as np
 from hpc.curate.layouts import METAS, T5, VIDEO, bins
 from hpc.curate.layouts.predict import CAPTION, I2W, I2W_EMBEDDING, T2W, T2W_EMBEDDING
 from hpc.data import layers, storage
-from hpc.validate import Files, Report, Slice, as_json, frames
+from hpc.validate import Files, Report, Slice, as_json, expected, frames
 from hpc.validate.folders import shown, unpickled
 
 BIN = re.compile(r"(?P<bin>(?:.*/)?resolution_(\w+)/aspect_ratio_(\d+_\d+)/(duration|frames)_(\w+))/(?P<rest>.+)")
@@ -62,13 +62,15 @@ def _tree(files: Files, report: Report, kind: str, check: Check) -> None:
 def _list(files: Files, report: Report, places: list[str]) -> None:
     """wdinfo_list.csv names the wdinfo.json of each bin."""
     for name in files.named(after="wdinfo_list.csv"):
-        rows = [storage.public(row[0]) for row in csv.reader(io.StringIO(files.read(name).decode())) if row]
-        expected = {storage.public(files.uri(f"{place}/wdinfo.json")) for place in places}
-        for missing in sorted(expected - set(rows)):
+        rows: list[str] = []
+        with expected(name, "wdinfo-list", report):
+            rows = [storage.public(row[0]) for row in csv.reader(io.StringIO(files.read(name).decode())) if row]
+        wanted = {storage.public(files.uri(f"{place}/wdinfo.json")) for place in places}
+        for missing in sorted(wanted - set(rows)):
             report.add(
                 name, "wdinfo-list", f"it does not name {missing}", "Write the list again, or the bin is not used"
             )
-        for strange in sorted(set(rows) - expected):
+        for strange in sorted(set(rows) - wanted):
             report.add(name, "wdinfo-list", f"it names {strange}, which is not there", "Write the list again")
 
 
@@ -82,11 +84,17 @@ def _bin(files: Files, report: Report, place: str, names: list[str], check: Chec
             report.add(where, "wdinfo", f"the loader reads {key!r}, {kind.__name__}; it is not there", "Write it again")
             return
     root = files.uri(place)
-    expected = root.removeprefix("s3://").partition("/")[2] if storage.is_s3(root) else root
-    if info["root"].rstrip("/") != expected:
-        report.add(where, "root", f"the loader opens {info['root']}/<key>/<tar>; the tars are in {expected}",
-                   f'Set "root" to {expected!r}: it moves with the data')  # fmt: skip
+    right = root.removeprefix("s3://").partition("/")[2] if storage.is_s3(root) else root
+    if info["root"].rstrip("/") != right:
+        report.add(where, "root", f"the loader opens {info['root']}/<key>/<tar>; the tars are in {right}",
+                   f'Set "root" to {right!r}: it moves with the data')  # fmt: skip
     keys = info.get("data_keys") or [VIDEO, METAS]
+    for key, value in (("data_list", info["data_list"]), ("data_keys", keys)):
+        if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+            report.add(where, "wdinfo", f"{key} should be a list of names; it is {shown(value)}", "Write it again")
+            return
+    if _bounds(place) is None:
+        report.add(place, "bin", "its name says no bounds: duration_5_10 or frames_0_255, say, would", "Rename it")
     if lacking := {VIDEO, METAS} - set(keys):
         report.add(where, "wdinfo", f"data_keys lacks {', '.join(sorted(lacking))}", "Write it again")
     there = {
@@ -136,7 +144,8 @@ def _tars(files: Files, report: Report, place: str, keys: list[str], tar: str, c
             seen.add(key)
             members = dict(zip(keys, (one[1] for one in row), strict=True))
             if all(MEMBER.get(kind, "") in members[kind].members for kind in keys):
-                _entry(report, place, names, opened, members, key, check, root)
+                with expected(f"{names[METAS]}#{key}.json", "metadata", report):
+                    _entry(report, place, names, opened, members, key, check, root)
         return len(entries[VIDEO])
     finally:
         for file in opened.values():
@@ -185,27 +194,40 @@ def _entry(report: Report, place: str, names: dict[str, str], opened: dict[str, 
     check(name, place, data, arrays, report, root)
 
 
+def _bounds(place: str) -> tuple[float, float] | None:
+    """The least and the most that a bin's name says, in seconds or frames; None where it says none."""
+    kind, _, words = place.rpartition("/")[2].partition("_")
+    try:
+        if kind == "duration":
+            return bins.duration_bin(words)
+        first, last = map(int, words.split("_"))
+    except ValueError:
+        return None
+    return first, last
+
+
 def _in_bin(name: str, place: str, data: dict[str, Any], report: Report) -> None:
     """Does the clip belong in this bin?"""
     try:
         width, height = data["width"], data["height"]
-        fps, count = data["framerate"], data.get("num_frames", data.get("nb_frames"))
+        fps, count = data["framerate"], data["num_frames"] if "num_frames" in data else data["nb_frames"]
         shape = f"resolution_{bins.resolution(width, height)}/aspect_ratio_{bins.aspect(width, height)}"
         length, seconds = place.rpartition("/")[2], count / fps
-    except (KeyError, TypeError, ZeroDivisionError):
+    except KeyError:
         return  # the metadata's own rules tell of it
     except bins.Unfit as unfit:
         report.add(name, "bin", unfit.detail, "Leave it out")
         return
     if not place.rpartition("/")[0].endswith(shape):
         report.add(name, "bin", f"{width}x{height} belongs in {shape}", AGAIN)
+    if (bounds := _bounds(place)) is None:
+        return
+    least, most = bounds
     if length.startswith("duration_"):
-        least, most = bins.duration_bin(length.removeprefix("duration_"))
         if not least <= seconds <= most:
             report.add(name, "bin", f"{seconds:.3f} s do not belong in {length}", AGAIN)
     elif windows := data.get("windows"):
-        first, last = map(int, length.removeprefix("frames_").split("_"))
-        if not all(first <= one["start_frame"] <= last for one in windows):
+        if not all(least <= one["start_frame"] <= most for one in windows):
             report.add(
                 name, "bin", f"a window that begins at {windows[0]['start_frame']} does not belong in {length}", AGAIN
             )
