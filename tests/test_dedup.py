@@ -17,7 +17,7 @@ import torch
 from dedups import Upstream, decided, embedded, run
 
 from hpc.curate import clips, embed, shard
-from hpc.curate.dedup import assign, merge, pairs, prune, sphere, tables
+from hpc.curate.dedup import assign, pairs, prune, sphere, tables
 from hpc.curate.settings import Clips, Dedup, Embed, Encode, Shard, Split
 from hpc.data import layers, storage
 from hpc.data.units import Seconds
@@ -130,12 +130,7 @@ def test_tables_of_the_reference_and_a_sweep(tmp_path: Path) -> None:
         [row] = csv.DictReader((out / "extraction" / f"dedup_summary_{eps}.csv").open())
         gone = {uuid for uuid, score in total.items() if score >= 1 - eps}
         assert row == {"eps": str(eps), "kept": str(400 - len(gone)), "removed": str(len(gone)), "total": "400"}
-        assert {uuid for _, ids in merge.chosen(str(out), eps) for uuid in ids.to_pylist()} == gone
     assert set(decided(out)) == {uuid for uuid, score in total.items() if score >= 0.99}
-    with pytest.raises(ValueError, match=r"made for eps up to 0\.05, asked for 0.1: add that"):
-        list(merge.chosen(str(out), 0.1))
-    with pytest.raises(FileNotFoundError, match="no tables of a dedup"):
-        list(merge.chosen(str(tmp_path / "in"), 0.01))
 
 
 def clip_rows(rows: list[dict[str, Any]], path: Path) -> dict[str, str]:
@@ -174,7 +169,8 @@ def test_copies_by_digest(tmp_path: Path) -> None:
     assert decided(out) == {"c": ("a", 1.0, "exact"), "e": ("d", 1.0, "exact")}
     [row] = csv.DictReader((out / "extraction" / "dedup_summary_0.01.csv").open())
     assert (row["removed"], row["kept"], row["total"]) == ("2", "5", "7")
-    assert [ids.to_pylist() for _, ids in merge.chosen(str(out), 0.001)] == [["c", "e"]]
+    exact = pq.read_table(out / "extraction/semdedup_pruning_tables/exact.parquet")
+    assert exact["id"].to_pylist() == ["c", "e"]
 
 
 def test_pictures_are_looked_for_until_all_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

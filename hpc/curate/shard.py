@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hpc.curate.settings import Shard
-from hpc.curate.shard_members import Shards, clips_stage, columns_of, is_members
+from hpc.curate.shard_members import Shards, clips_stage, is_members
 from hpc.curate.shard_plan import RECORD, Plan, Records, groups, hashes
-from hpc.curate.upstream import CURRENT, KEEP, current
+from hpc.curate.upstream import CURRENT, KEEP, columns_of, current, meta_of
 from hpc.data import layers, storage
 from hpc.data.work import Made, Work
 
@@ -72,8 +72,7 @@ def members_stage(upstream: Shards) -> str | None:
 
 def layers_of(files: dict[str, str]) -> tuple[str, str]:
     """(uri of the clips' tar, uri of the members' tar) of a shard of shard_members."""
-    with storage.open(files[".parquet"]) as file:
-        made_of = layers.read_meta(file)["made_of"]
+    made_of = meta_of(files[".parquet"])["made_of"]
     return next(objects[".tar"] for objects in made_of.values() if ".tar" in objects), files[".tar"]
 
 

@@ -20,7 +20,6 @@ from hpc.curate import shard, shard_tree, upstream
 from hpc.curate.layouts import Sample, as_json, cosmos
 from hpc.curate.settings import Encode, ShardTree
 from hpc.curate.settings.filters import FILTERS
-from hpc.curate.shard_members import columns_of
 from hpc.curate.shard_plan import Records
 from hpc.data import layers, storage
 from hpc.data.work import Made, Work
@@ -165,8 +164,7 @@ def videos(
     found = []
 
     def sources(uri: str) -> tuple[list[str], list[tuple[str, str]]]:
-        with storage.open(uri) as file:
-            made_of = layers.read_meta(file)["made_of"]
+        made_of = upstream.meta_of(uri)["made_of"]
         clips = upstream.table(upstream.clips_of(made_of)[".parquet"], ["member", *upstream.CURRENT])
         names = dict.fromkeys(cosmos.source_of(row) for row in upstream.current(clips, superseded).to_pylist())
         inputs = {(one["source"], one["etag"]) for row in clips.to_pylist() for one in (row, *(row["cameras"] or ()))}
@@ -196,8 +194,7 @@ def curator(
     Paths and keys: cosmos_curate 29f1358: metadata_writer_stage.py.
     """
     (uri, clips_tar, _) = head["sources"][0]
-    with storage.open(uri) as file:
-        made_of = layers.read_meta(file)["made_of"]
+    made_of = upstream.meta_of(uri)["made_of"]
     table = upstream.table(upstream.clips_of(made_of)[".parquet"])
     clips = upstream.current(table, {tuple(one) for one in head["superseded"]}).to_pylist()
     videos = {cosmos.source_of(row): Chunk(row) for row in reversed(clips)}
@@ -328,8 +325,7 @@ def filtered(clips: list[dict[str, Any]], made_of: dict[str, dict[str, str]]) ->
     """Clips that a filter or a layer dropped, and its word; not those that were never to be clips."""
     judged: dict[str, str] = {}
     for objects in upstream.tables_of(made_of):
-        with storage.open(objects[".parquet"]) as file:
-            word = layers.read_meta(file).get("stage", "").rpartition(".")[2]
+        word = upstream.meta_of(objects[".parquet"]).get("stage", "").rpartition(".")[2]
         if word in cosmos.REJECTED_BY:
             judged |= dict.fromkeys(upstream.dropped(objects[".parquet"]), word)
     for row in clips:
@@ -341,7 +337,7 @@ def filtered(clips: list[dict[str, Any]], made_of: dict[str, dict[str, str]]) ->
 def embeddings(made_of: dict[str, dict[str, str]]) -> dict[str, list[float]]:
     """uuid -> the clip's vector, of the layer that has them."""
     for objects in upstream.tables_of(made_of):
-        have = columns_of(objects[".parquet"])
+        have = upstream.columns_of(objects[".parquet"])
         if {"uuid", "embedding"} <= have and "window" not in have:
             table = upstream.table(objects[".parquet"], ["uuid", "embedding"])
             return dict(zip(*(table[name].to_pylist() for name in ("uuid", "embedding")), strict=True))

@@ -24,6 +24,7 @@ from hpc.curate.settings import ShardIndex
 from hpc.curate.shard_files import STATS, Files
 from hpc.curate.shard_members import Shards
 from hpc.curate.shard_tree import PER_PART, SCHEMA, dropped
+from hpc.curate.upstream import meta_of
 from hpc.data import layers, storage
 from hpc.data.work import Made, Work
 
@@ -38,12 +39,7 @@ def tables_only(shards: list[tuple[str, dict[str, str]]]) -> bool:
     """Are these of hpc.curate.shard_tree?"""
     if not shards or set(shards[0][1]) != {".parquet"}:
         return False
-    return str(about(shards[0][1][".parquet"]).get("stage", "")).startswith("curate.shard-tree")
-
-
-def about(uri: str) -> dict[str, Any]:
-    with storage.open(uri) as file:
-        return layers.read_meta(file)
+    return str(meta_of(shards[0][1][".parquet"]).get("stage", "")).startswith("curate.shard-tree")
 
 
 def start(settings: ShardIndex) -> Callable[[Work], Made]:
@@ -51,7 +47,7 @@ def start(settings: ShardIndex) -> Callable[[Work], Made]:
         tree = work.rows[0].rpartition("/")[0] if work.rows else work.folder
         work.folder = tree  # files go beside those of the tars
         files = Files(work)
-        found = list(zip(work.rows, layers.map_ahead(about, work.rows), strict=True))
+        found = list(zip(work.rows, layers.map_ahead(meta_of, work.rows), strict=True))
         counts = {"entries": sum(one["entries"] for _, one in found if "left_out" not in one)}
         if settings.layout in TREES:
             counts |= bins(settings, files, [one for _, one in found if "bin" in one])

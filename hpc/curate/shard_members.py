@@ -20,6 +20,7 @@ import pyarrow as pa
 from hpc.curate import layouts, upstream
 from hpc.curate.layouts import Entry, Sample, Window
 from hpc.curate.settings import ShardMembers
+from hpc.curate.upstream import columns_of, meta_of
 from hpc.data import layers, storage
 from hpc.data.work import Made, Work
 
@@ -160,19 +161,6 @@ def samples(settings: ShardMembers, work: Work) -> Iterator[Sample]:
                 window.embedding = array()
         words = [word for one in labelled for word in one.get(clip.uuid) or ()]
         yield Sample(clip.row, clip.tar, windows, bool(told), bool(texts), words if labelled else None)
-
-
-def columns_of(uri: str | None) -> set[str]:
-    """Of a table; none of no table."""
-    if uri is None:
-        return set()
-    with storage.open(uri) as file:
-        return set(layers.columns(file))
-
-
-def meta_of(uri: str) -> dict[str, Any]:
-    with storage.open(uri) as file:
-        return layers.read_meta(file)
 
 
 def captions(uri: str) -> dict[str, list[Window]]:

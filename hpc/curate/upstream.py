@@ -82,10 +82,8 @@ def stage_with(upstream: Mapping[str, Mapping[str, str]], columns: Collection[st
     """The name of the needed stage whose table has these columns. Raises ValueError where there is none, or several."""
     found = []
     for name, objects in upstream.items():
-        if ".parquet" in objects and ".tar" not in objects:
-            with storage.open(objects[".parquet"]) as file:
-                if set(columns) <= set(layers.columns(file)):
-                    found.append(name)
+        if ".tar" not in objects and set(columns) <= columns_of(objects.get(".parquet")):
+            found.append(name)
     if len(found) > 1:
         raise ValueError(f"`needs` names {len(found)} stages that make {what}: {', '.join(found)}; keep one of them")
     if not found:
@@ -99,12 +97,24 @@ def table(uri: str, columns: list[str] | None = None) -> pa.Table:
         return layers.read_table(file, columns)
 
 
+def columns_of(uri: str | None) -> set[str]:
+    """The names of a table's columns; none of no table."""
+    if uri is None:
+        return set()
+    with storage.open(uri) as file:
+        return set(layers.columns(file))
+
+
+def meta_of(uri: str) -> dict[str, Any]:
+    """What a table says of itself."""
+    with storage.open(uri) as file:
+        return layers.read_meta(file)
+
+
 def dropped(uri: str) -> set[str]:
     """Uuids that a layer's verdict drops; none if it has no verdicts."""
-    with storage.open(uri) as file:
-        names = layers.columns(file)
-        if not {"uuid", "verdict"} <= set(names):
-            return set()
-        judged = layers.read_table(file, ["uuid", "verdict"])
+    if not {"uuid", "verdict"} <= columns_of(uri):
+        return set()
+    judged = table(uri, ["uuid", "verdict"])
     return {uuid for uuid, verdict in zip(*(judged[name].to_pylist() for name in ("uuid", "verdict")), strict=True)
             if verdict != KEEP}  # fmt: skip

@@ -12,7 +12,6 @@ pipelines/video/dedup/dedup_actor.py), in which the score counts what is over th
 from __future__ import annotations
 
 import functools
-import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -190,23 +189,3 @@ def _decided(settings: DedupMerge, drops: pa.Table, work: Work) -> Path:
 def _write(settings: DedupMerge, path: Path, **columns: Any) -> Path:
     tables.write(path, pa.table(columns), {"horizon": max(settings.eps, *settings.sweep, 0.0)})
     return path
-
-
-def chosen(folder: str, eps: float) -> Iterator[tuple[str, pa.Array]]:
-    """(uri of a table, ids that go for this eps) of each table in the folder of a dedup: of this suite, or of
-    Cosmos-Curate. Raises ValueError for an eps larger than what was looked for, FileNotFoundError without tables.
-    """
-    here = storage.join(folder, PRUNED)
-    found = [one.uri for one in storage.listing(here) if one.uri.endswith(".parquet")]
-    if not found:
-        raise FileNotFoundError(f"{here}: no tables of a dedup; give the folder that has extraction/ in it")
-    for uri in found:
-        with storage.open(uri) as file:
-            scored = pq.read_table(file, columns=["id", "cosine_sim_score"])
-        horizon = json.loads((scored.schema.metadata or {}).get(b"hpc", b"{}")).get("horizon", 1.0)
-        if eps > horizon:
-            raise ValueError(
-                f"{uri}: made for eps up to {horizon:g}, asked for {eps:g}: add that to the dedup's `sweep`"
-            )
-        gone = pc.greater_equal(scored["cosine_sim_score"].cast(pa.float64()), 1 - eps)
-        yield uri, scored["id"].filter(gone)

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hpc.curate.dedup.sphere import Floats, unit
-from hpc.curate.upstream import CURRENT, KEEP, current, dropped, table
+from hpc.curate.upstream import CURRENT, KEEP, columns_of, current, dropped, table
 from hpc.data import layers, storage
 
 Upstream = Mapping[str, list[tuple[str, dict[str, str]]]]
@@ -94,11 +94,8 @@ def sources(upstream: Upstream, superseded: Superseded) -> list[Source]:
 def _kind(files: dict[str, str]) -> str:
     if {".tar", ".parquet"} <= files.keys():
         return "clips"
-    if ".parquet" not in files:
-        return ""  # a part of this stage
-    with storage.open(files[".parquet"]) as file:
-        names = layers.columns(file)
-    return "embeddings" if "embedding" in names else "verdicts" if {"uuid", "verdict"} <= set(names) else ""
+    names = columns_of(files.get(".parquet"))  # none of a part of this stage
+    return "embeddings" if "embedding" in names else "verdicts" if {"uuid", "verdict"} <= names else ""
 
 
 def shapes(sources: list[Source]) -> Iterator[tuple[int, int]]:

@@ -81,7 +81,6 @@ class ShardIndex(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     layout: Layout = "cosmos"
     version: str = "v0"
-    caption_name: str = "qwen"
     embeddings: str = "iv2_embd"
 
 
@@ -140,7 +139,7 @@ class Shard(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
             return {"members": Part(members, ("",), False), "": Part(self, ("", "members"), False)}
         tree = ShardTree(layout=self.layout, tar=self.tar, max_clips=self.max_clips, shuffle=self.shuffle,
                          embeddings=self.embeddings)  # fmt: skip
-        index = ShardIndex(layout=self.layout, caption_name=self.caption_name, embeddings=self.embeddings)
+        index = ShardIndex(layout=self.layout, embeddings=self.embeddings)
         return {
             "members": Part(members, ("",), False),
             "": Part(tree, ("", "members"), False),
