@@ -7,6 +7,8 @@ import json
 import os
 import pickle
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from datasets import Clip
 
 from hpc import validate
 from hpc.curate.settings.shard import LAYOUTS
-from hpc.data import layers, pickles
+from hpc.data import layers, pickles, video
 
 CLIPS = [[Clip(frames=400), Clip()], [Clip(frames=300)]]
 RIG = [[Clip(cameras=("front", "left")) for _ in range(3)]]
@@ -570,6 +572,25 @@ def test_times_that_are_none(broken: Callable[[str], Path]) -> None:
     for wrong in (times, [*json.loads(members[".left.json"])[:-1], times[-1]], 5):
         retar(place / f"{key}.tar", lambda key, m, wrong=wrong: m | {".left.json": json.dumps(wrong).encode()})  # type: ignore[misc]
         assert found(place, "sessions") == {("timestamps", f"{key}.tar#{key}.left.json")}
+
+
+@pytest.mark.parametrize("layout", ["predict2", "cosmos-curate", "cosmos", "webdataset"])
+def test_videos_are_looked_at_side_by_side(
+    broken: Callable[[str], Path], layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, lock, now, most = video.index, threading.Lock(), [0], [0]
+
+    def slow(source: Any) -> Any:
+        with lock:
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        time.sleep(0.1)
+        with lock:
+            now[0] -= 1
+        return index(source)
+
+    monkeypatch.setattr(video, "index", slow)
+    assert found(broken(layout), layout) == set() and most[0] > 1
 
 
 def test_the_command(broken: Callable[[str], Path], tmp_path: Path) -> None:

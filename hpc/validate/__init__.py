@@ -15,13 +15,13 @@ import io
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import msgspec
 
-from hpc.data import storage, video
+from hpc.data import layers, storage, video
 
 KEPT = 1000
 """Problems of one rule that are kept; the others are counted."""
@@ -141,17 +141,48 @@ class Slice(io.RawIOBase):
         return len(data)
 
 
-def frames(name: str, file: Any, report: Report) -> int | None:
-    """How many frames a video has, by its index; None, with a problem, for what is no video."""
+def count(file: Any) -> int | str:
+    """How many frames a video has, by its index; words where it cannot be told."""
     try:
         found = video.index(file)
     except Exception as error:  # libav has many words for it
-        report.add(name, "video", f"it cannot be opened: {error}", "Encode this clip again")
+        return f"it cannot be opened: {error}"
+    return found.frames if found is not None and found.frames else "it has no frame that decoding could begin with"
+
+
+def frames(name: str, found: int | str, report: Report) -> int | None:
+    """What `count` found of a video; None, with a problem, for words."""
+    if isinstance(found, str):
+        report.add(name, "video", found, "Encode this clip again")
         return None
-    if found is None or not found.frames:
-        report.add(name, "video", "it has no frame that decoding could begin with", "Encode this clip again")
-        return None
-    return found.frames
+    return found
+
+
+def counts(files: Files, names: Iterable[str]) -> Iterator[tuple[str, int | str]]:
+    """(name, what `count` finds) of each video, several at a time."""
+
+    def one(name: str) -> tuple[str, int | str]:
+        with files.open(name) as file:
+            return name, count(file)
+
+    return layers.map_ahead(one, names)
+
+
+def counts_in(
+    files: Files, tar: str, entries: Iterable[tuple[str, layers.Entry]]
+) -> Iterator[tuple[str, layers.Entry, dict[str, int | str]]]:
+    """(key, entry, {suffix: what `count` finds}) of the keys of a tar, with their .mp4, several at a time."""
+
+    def one(found: tuple[str, layers.Entry]) -> tuple[str, layers.Entry, dict[str, int | str]]:
+        key, entry = found
+        with files.open(tar) as file:  # of its own: the others read elsewhere
+            return key, entry, {
+                suffix: count(io.BufferedReader(Slice(file, *place)))
+                for suffix, place in entry.members.items()
+                if suffix.endswith(".mp4")
+            }  # fmt: skip
+
+    return layers.map_ahead(one, entries)
 
 
 def validate(folder: str, consumer: str, num_frames: int = 93) -> Report:

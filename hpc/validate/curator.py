@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hpc.data import storage
-from hpc.validate import Files, Report, expected, frames
+from hpc.validate import Files, Report, counts, expected, frames
 
 AGAIN = "Make the data set again"
 READ = ("span_uuid", "width", "height", "num_frames", "framerate", "num_bytes", "clip_location", "valid", "windows")
@@ -47,9 +47,11 @@ def curator(files: Files, report: Report) -> None:
         with expected(f"processed_videos/{name}.json", "keys", report):
             _video(files, report, name, one)
     folders = {name.split("/")[1] for name in files.named("clips/") if name.count("/") > 1}
+    looked = counts(files, (mp4 for uuid in sorted(clips) if (mp4 := f"clips/{uuid}.mp4") in files.sizes))
     for uuid in sorted(clips):
+        found = next(looked)[1] if f"clips/{uuid}.mp4" in files.sizes else None
         with expected(f"metas/v0/{uuid}.json", "metadata", report):
-            _clip(files, report, uuid, folders)
+            _clip(files, report, uuid, folders, found)
     report.entries = len(clips)
     _embeddings(files, report, clips)
     captions = "v0/all_window_captions.json"
@@ -84,8 +86,9 @@ def _video(files: Files, report: Report, name: str, told: dict[str, Any]) -> Non
         report.add(f"processed_videos/{name}.json", "chunks", what, AGAIN)
 
 
-def _clip(files: Files, report: Report, uuid: str, folders: set[str]) -> None:
-    """folders: those in clips/, in which a session has the videos of its cameras."""
+def _clip(files: Files, report: Report, uuid: str, folders: set[str], found: int | str | None) -> None:
+    """folders: those in clips/, in which a session has the videos of its cameras. found: what `count` finds of its
+    video, None where there is none."""
     name = f"metas/v0/{uuid}.json"
     about = files.json(name, report)
     if not isinstance(about, dict) or not _keys(name, about, READ, report):
@@ -101,13 +104,12 @@ def _clip(files: Files, report: Report, uuid: str, folders: set[str]) -> None:
     if storage.public(where) != storage.public(files.uri(mp4)) and storage.stat(where) is None:
         report.add(name, "clip-location", f"the shard pipeline opens {where}, which is not there",
                    "It is an absolute path: make the data set where it is to be used")  # fmt: skip
-    if mp4 in files.sizes:
+    if found is not None:
         if files.sizes[mp4] != about["num_bytes"]:
             report.add(
                 mp4, "num-bytes", f"it has {files.sizes[mp4]} bytes, its metadata says {about['num_bytes']}", AGAIN
             )
-        with files.open(mp4) as file:
-            count = frames(mp4, file, report)
+        count = frames(mp4, found, report)
         if count is not None and count != about["num_frames"]:
             report.add(mp4, "frame-count", f"it has {count} frames, its metadata says {about['num_frames']}", AGAIN)
     elif uuid not in folders:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hpc.data import pickles
-from hpc.validate import Files, Report, frames
+from hpc.validate import Files, Report, counts, frames
 
 TOKENS, WIDTH = 512, 1024
 """Of a text embedding: CosmosTextEncoderConfig."""
@@ -61,8 +61,8 @@ def _videos(files: Files, report: Report) -> set[str]:
             report.add(name, "name", "the loader replaces every .mp4 in a name by the suffix of its caption",
                        "Name it otherwise: .mp4 may come once")  # fmt: skip
         stems.add(stem)
-        with files.open(name) as file:
-            count = frames(name, file, report)
+    for name, found in counts(files, [f"videos/{stem}.mp4" for stem in sorted(stems)]):
+        count = frames(name, found, report)
         if count is not None and count < least:
             report.add(name, "too-few-frames", f"{count} frames: there is no random start among {count} - {least - 1}",
                        f"Leave out videos with fewer than {least} frames (min_frames: {least}), or train on fewer "

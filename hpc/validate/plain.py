@@ -6,7 +6,6 @@ pipelines/av/writers/dataset_writer_stage.py.
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -14,32 +13,34 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from hpc.data import layers
-from hpc.validate import Files, Report, Slice, as_json, expected, frames
+from hpc.validate import Files, Report, as_json, counts_in, expected, frames
 from hpc.validate.folders import shown, unpickled
 
 LATE = 1.5
 """Frames by which cameras may begin or end apart."""
 
 
-def _keys(files: Files, report: Report) -> Iterator[tuple[str, BinaryIO, str, layers.Entry]]:
-    """(tar, file, key, entry) of each key of each tar."""
+def _keys(files: Files, report: Report) -> Iterator[tuple[str, BinaryIO, str, layers.Entry, dict[str, int | str]]]:
+    """(tar, file, key, entry, {suffix: what `count` finds of a video}) of each key of each tar."""
     names = files.named(after=".tar")
     if not names:
         report.add("", "no-tars", "there are no tars", "Give the folder of the data set")
     for name in names:
         with files.open(name) as file:
+            entries: list[tuple[str, layers.Entry]] = []
             try:
-                for key, entry in layers.index(file):
-                    report.entries += 1
-                    yield name, file, key, entry
+                entries.extend(layers.index(file))
             except layers.TornTar as error:
                 report.add(name, "tar", str(error), "Write the tar again")
+            report.entries += len(entries)
+            for key, entry, found in counts_in(files, name, entries):
+                yield name, file, key, entry, found
 
 
 def webdataset(files: Files, report: Report) -> None:
     kinds: Counter[tuple[str, ...]] = Counter()
     seen: set[int] = set()
-    for tar, file, key, entry in _keys(files, report):
+    for tar, file, key, entry, looked in _keys(files, report):
         name = f"{tar}#{key}"
         kinds[tuple(sorted(suffix for suffix in entry.members if ".preview_" not in suffix))] += 1
         if hash(key) in seen:
@@ -54,7 +55,7 @@ def webdataset(files: Files, report: Report) -> None:
         for suffix, (offset, size) in entry.members.items():
             file.seek(offset)
             if suffix.endswith(".mp4"):
-                count = frames(f"{name}{suffix}", io.BufferedReader(Slice(file, offset, size)), report)
+                count = frames(f"{name}{suffix}", looked[suffix], report)
             elif suffix.endswith(".json"):
                 data = as_json(f"{name}{suffix}", file.read(size), report)
                 about = data if suffix == ".json" else about
@@ -88,7 +89,7 @@ def sessions(files: Files, report: Report) -> None:
     """One tar a session: <session>.<camera>.mp4 and <session>.<camera>.json with the times of its frames."""
     rigs: Counter[tuple[str, ...]] = Counter()
     found: dict[str, tuple[str, ...]] = {}
-    for tar, file, key, entry in _keys(files, report):
+    for tar, file, key, entry, looked in _keys(files, report):
         stem = tar.rpartition("/")[2].removesuffix(".tar")
         if key != stem:
             report.add(f"{tar}#{key}", "session", f"the tar of session {stem} has one of {key}", "One tar a session")
@@ -98,7 +99,7 @@ def sessions(files: Files, report: Report) -> None:
         spans = {}
         for camera in cameras:
             with expected(f"{tar}#{key}.{camera}.json", "timestamps", report):
-                if span := _camera(f"{tar}#{key}.{camera}", file, entry, camera, report):
+                if span := _camera(f"{tar}#{key}.{camera}", file, entry, camera, looked[f".{camera}.mp4"], report):
                     spans[camera] = span
         _shared(f"{tar}#{key}", spans, report)
     if len(rigs) > 1:
@@ -110,11 +111,10 @@ def sessions(files: Files, report: Report) -> None:
 
 
 def _camera(
-    name: str, file: BinaryIO, entry: layers.Entry, camera: str, report: Report
+    name: str, file: BinaryIO, entry: layers.Entry, camera: str, found: int | str, report: Report
 ) -> tuple[int, int, float] | None:
     """Time of its first and last frame, and between two, in milliseconds."""
-    offset, size = entry.members[f".{camera}.mp4"]
-    count = frames(f"{name}.mp4", io.BufferedReader(Slice(file, offset, size)), report)
+    count = frames(f"{name}.mp4", found, report)
     if f".{camera}.json" not in entry.members:
         report.add(f"{name}.mp4", "timestamps", f"there is no {name}.json", "Make the data set again")
         return None

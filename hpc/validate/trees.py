@@ -19,7 +19,7 @@ import numpy as np
 from hpc.curate.layouts import METAS, T5, VIDEO, bins
 from hpc.curate.layouts.predict import CAPTION, I2W, I2W_EMBEDDING, T2W, T2W_EMBEDDING
 from hpc.data import layers, storage
-from hpc.validate import Files, Report, Slice, as_json, expected, frames
+from hpc.validate import Files, Report, as_json, counts_in, expected, frames
 from hpc.validate.folders import shown, unpickled
 
 BIN = re.compile(r"(?P<bin>(?:.*/)?resolution_(\w+)/aspect_ratio_(\d+_\d+)/(duration|frames)_(\w+))/(?P<rest>.+)")
@@ -128,6 +128,7 @@ def _tars(files: Files, report: Report, place: str, keys: list[str], tar: str, c
     opened = {kind: files.open(name) for kind, name in names.items()}
     try:
         entries = {kind: list(_entries(names[kind], opened[kind], report, MEMBER.get(kind))) for kind in keys}
+        looked = counts_in(files, names[VIDEO], entries[VIDEO])
         for number, row in enumerate(itertools.zip_longest(*entries.values())):
             if len({one and one[0] for one in row}) > 1:
                 found = ", ".join(
@@ -142,10 +143,11 @@ def _tars(files: Files, report: Report, place: str, keys: list[str], tar: str, c
             if key in seen:
                 report.add(f"{names[VIDEO]}#{key}", "duplicate", "this key is in the bin before", AGAIN, error=False)
             seen.add(key)
+            *_, found = next(looked)
             members = dict(zip(keys, (one[1] for one in row), strict=True))
             if all(MEMBER.get(kind, "") in members[kind].members for kind in keys):
                 with expected(f"{names[METAS]}#{key}.json", "metadata", report):
-                    _entry(report, place, names, opened, members, key, check, root)
+                    _entry(report, place, names, opened, members, key, found[".mp4"], check, root)
         return len(entries[VIDEO])
     finally:
         for file in opened.values():
@@ -165,7 +167,7 @@ def _entries(name: str, file: Any, report: Report, suffix: str | None) -> Iterat
 
 
 def _entry(report: Report, place: str, names: dict[str, str], opened: dict[str, Any], entries: dict[str, layers.Entry],
-           key: str, check: Check, root: str) -> None:  # fmt: skip
+           key: str, found: int | str, check: Check, root: str) -> None:  # fmt: skip
     def payload(kind: str) -> bytes:
         offset, size = entries[kind].members[MEMBER[kind]]
         opened[kind].seek(offset)
@@ -183,8 +185,8 @@ def _entry(report: Report, place: str, names: dict[str, str], opened: dict[str, 
         if arrays is None:
             return
     mp4 = f"{names[VIDEO]}#{key}.mp4"
-    offset, size = entries[VIDEO].members[".mp4"]
-    count = frames(mp4, io.BufferedReader(Slice(opened[VIDEO], offset, size)), report)
+    _, size = entries[VIDEO].members[".mp4"]
+    count = frames(mp4, found, report)
     told = data.get("num_frames", data.get("nb_frames"))
     if count is not None and told is not None and told != count:
         report.add(mp4, "frame-count", f"the video has {count} frames, its metadata says {told}", AGAIN)
