@@ -21,7 +21,7 @@ from datasets import Clip
 
 from hpc import validate
 from hpc.curate import shard, shard_members
-from hpc.curate.layouts import bins
+from hpc.curate.layouts import Window, bins
 from hpc.curate.settings import Shard, ShardMembers
 from hpc.data import layers, pickles, storage, video
 
@@ -521,3 +521,13 @@ def test_by_the_command(tmp_path: Path) -> None:
     assert list(left_out(str(folder)).values()) == ["too-short"]
     assert "nothing to do" in runs.hpc("run", spec).stdout
     assert runs.hpc("validate", folder, "--as", "cosmos", cwd=tmp_path, code=1).stdout.startswith("error: metadata")
+
+
+@pytest.mark.parametrize(
+    ("status", "caption", "enhanced", "best"),
+    [("success", " a ", "b ", "b"), ("success", "a", " ", "a"), ("refused", "sorry", " ", ""), ("error", "", None, "")],
+)
+def test_the_words_of_a_window(status: str, caption: str, enhanced: str | None, best: str) -> None:
+    window = Window(0, 9, caption, status, enhanced=enhanced)
+    window.choose("best")
+    assert window.words == best and window.usable == bool(best)

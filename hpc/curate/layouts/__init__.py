@@ -52,8 +52,9 @@ class Window(msgspec.Struct):
 
     def choose(self, field: str) -> None:
         """Which caption are the words; as `chosen` of hpc.curate.text_embed."""
-        caption, enhanced = self.caption if self.status in USABLE else "", self.enhanced or ""
-        self.words = {"best": enhanced or caption, "caption": caption, "enhanced": enhanced}[field].strip()
+        caption = self.caption.strip() if self.status in USABLE else ""
+        enhanced = (self.enhanced or "").strip()
+        self.words = {"best": enhanced or caption, "caption": caption, "enhanced": enhanced}[field]
 
 
 class Sample(msgspec.Struct):
