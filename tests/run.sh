@@ -75,14 +75,16 @@ environment() { # everything is installed once for each pyproject.toml; later ru
 
 # shellcheck disable=SC2317,SC2329  # it is the trap that runs it
 finish() { # however the script ends; silent if all is well, so that pytest has the last word
-  local status=$? pid
+  local status=$? pid one
   trap - EXIT INT TERM
   if ((status)) && [[ -s $log ]]; then
     cat "$log"
     echo "tests/run.sh: $what: failed"
   fi
   [[ -z $policy ]] || rm -f "$policy"
-  if [[ -n $tests ]] && kill -INT "$tests" 2>/dev/null; then wait "$tests" || true; fi
+  for one in "${tests[@]}"; do
+    if kill -INT "$one" 2>/dev/null; then wait "$one" || true; fi
+  done
   CLUSTER_STATE=$work/slurm tests/cluster/cluster.sh wipe >"$log" 2>&1 || { cat "$log" && status=1; }
   while IFS=/ read -r _ _ pid _; do
     echo "tests/run.sh: left running by the tests, ended now: $pid $(tr '\0' ' ' <"/proc/$pid/cmdline")"
@@ -96,7 +98,7 @@ finish() { # however the script ends; silent if all is well, so that pytest has 
 python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || die "python3 is $(python3 -V), needed is 3.11 or later"
 work=$(mktemp -d "${TMPDIR:-/tmp}/hpc-test.XXXXXX")
 chmod 755 "$work" # jobs of other users read Slurm's configuration
-log=$work/log policy="" tests=""
+log=$work/log policy="" tests=()
 trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
@@ -136,9 +138,21 @@ mypy --no-error-summary || { status=1 && what="mypy: failed"; }
 end
 # In the background, or a signal to this script would wait for the end of the tests; background jobs ignore SIGINT, but
 # at the deadline pytest shall get one and say where it was. -v takes back the -q of pyproject.toml.
-env --default-signal=INT "${marks[@]}" timeout --foreground --signal=INT --kill-after=60 $((deadline - SECONDS)) \
-  pytest -v -rfEs --durations=15 --color=no "$@" </dev/null 9>&- &
-tests=$!
-wait "$tests" || status=$?
-tests=""
+run_tests() {
+  env --default-signal=INT "${marks[@]}" timeout --foreground --signal=INT --kill-after=60 $((deadline - SECONDS)) \
+    pytest -v -rfEs --durations=15 --color=no "$@" </dev/null 9>&- &
+  tests+=("$!")
+}
+if (($# || ${#marks[@]} == 1)); then
+  run_tests "$@"
+else # those on Slurm mostly wait: meanwhile the others run, and then what those on Slurm said is shown
+  on_slurm=(tests/cluster tests/test_quickstart.py)
+  run_tests "${on_slurm[@]}" >"$work/on_slurm" 2>&1
+  run_tests "${on_slurm[@]/#/--ignore=}"
+fi
+for one in "${tests[@]}"; do
+  wait "$one" || { code=$? && status=$code; }
+done
+[[ ! -e $work/on_slurm ]] || cat "$work/on_slurm"
+tests=()
 exit "$status"

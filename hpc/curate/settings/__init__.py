@@ -63,8 +63,9 @@ class Clips(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     preview: Preview | None = None
     """None: no previews."""
     ids: Literal["path", "content"] = "path"
-    """What a clip's uuid is made of. path: the video's uri (without a profile) and the span, as in Cosmos-Curate. content: the coded
-    pictures and the span, so that a moved bucket or a renamed file gives the same ids, and a copy is found out."""
+    """What a clip's uuid is made of. path: the video's uri (without a profile) and the span, as in Cosmos-Curate.
+    content: the coded pictures and the span, so that a moved bucket or a renamed file gives the same ids, and a copy is
+    found out."""
     camera: str | None = None
     """Of inputs with `sessions`: the camera whose pictures say where to cut and what to keep; null for the first by
     name. The others get the same spans, as further videos of the same clip."""

@@ -45,6 +45,7 @@ __all__ = [
     "refused",
     "sample",
     "still",
+    "times",
     "try_encoder",
     "webp",
 ]
