@@ -221,3 +221,12 @@ def cluster(session_cluster: Cluster, clean_environment: None, monkeypatch: pyte
         if node in session_cluster.killed or state.startswith(("down", "drain", "unknown")):
             session_cluster.node_up(node)
     assert not left, f"the test ended with jobs in Slurm (cancelled now): {left}"
+
+
+@pytest.fixture(scope="session")
+def code_of_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Where transformers copies the code of models to, and imports it from: one folder for all tests, since Python
+    remembers where a package is."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+        yield

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,9 @@ from safetensors.torch import load_file, save_file
 from hpc.curate.settings.embed import Embed
 from hpc.models import embed_models
 from hpc.models.embed import open_embedder
+
+pytestmark = pytest.mark.usefixtures("code_of_models")
+
 
 SIDE = 32
 VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -198,14 +200,6 @@ def own_code(folder: Path, modeling: str = MODELING, processor: bool = True) -> 
     state = {"proj.weight": linear.weight.detach(), "proj.bias": linear.bias.detach()}
     save_file(state, folder / "model.safetensors", {"format": "pt"})
     return folder
-
-
-@pytest.fixture(autouse=True, scope="module")
-def modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Where transformers copies code to, and imports it from: one folder, since Python remembers where a package is."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
-        yield
 
 
 def test_code_of_its_own_is_not_run_unless_it_is_trusted(tmp_path: Path) -> None:

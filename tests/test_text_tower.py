@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,10 @@ import transformers
 
 from hpc.models.text_tower import open_text_tower
 
+pytestmark = pytest.mark.usefixtures("code_of_models")
 TEXTS = ["a cat on a sofa", "Rain.", "", "a street with many cars and people " * 9]
 SIZES = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
          "max_position_embeddings": 24}  # fmt: skip
-
-
-@pytest.fixture(autouse=True, scope="module")
-def modules(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
-        yield
 
 
 def saved(kind: str, folder: Path) -> tuple[Any, Any]:
