@@ -230,3 +230,12 @@ def code_of_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def environment_stays() -> Iterator[None]:
+    """The command takes over the environment that a spec declares; here it lives on when the command is done."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
