@@ -128,9 +128,7 @@ def main() -> None:
         send(reply)
 
 
-def _one(
-    order: Order, setup: Setup, process: Any, scratch: Path, check: Any, send: Any, publishes: bool = True
-) -> Reply:
+def _one(order: Order, setup: Setup, process: Any, scratch: Path, check: Any, send: Any, publishes: bool) -> Reply:
     """Make one shard and publish it."""
     stage = setup.stage
     own = stage.domain == "inputs"

@@ -159,7 +159,7 @@ def work(run: Run, attempt: Attempt, plan: AttemptPlan, stage: StagePlan, row: i
     finished = earlier.done.keys() | earlier.failed.keys() | set(stage.done)
     left = [s for s in shards if s.id not in finished]
     state = State(left, warning(stage.resources.time), is_gang(stage))
-    if not state.gang:  # a training goes on from its checkpoint as often as it must, and sees itself whether it does
+    if not state.gang:  # a training goes on from its checkpoint as often as it must: nothing here sees whether it does
         give_up(log, state, earlier, here)
     # A signal only sets a flag; the loop wakes up through this pipe.
     wake_read, wake_write = os.pipe()
