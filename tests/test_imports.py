@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "cli": {"cli", "batch", *STAGES, "data", "models", "kernels", "dashboards", "validate"},
     "batch": {"batch", *STAGES, "data", "models", "kernels", "dashboards"},
     **{stage: {stage, "data", "models", "kernels"} for stage in STAGES},
-    "validate": {"validate", "curate", "data"},
+    "validate": {"validate", "curate", "prepare", "data"},
     "data": {"data", "kernels"},
     "models": {"models", "kernels"},
     "kernels": {"kernels"},

@@ -1,0 +1,1 @@
+"""The settings of the stages that make training data of clips; hpc.curate.settings says what the class variables mean."""

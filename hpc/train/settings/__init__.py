@@ -1,0 +1,1 @@
+"""The settings of the trainers; hpc.curate.settings says what the class variables mean."""
