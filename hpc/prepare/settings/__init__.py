@@ -1,1 +1,1 @@
-"""The settings of the stages that make training data of clips; hpc.curate.settings says what the class variables mean."""
+"""The settings of the stages that make training data of clips; hpc.curate.settings says what class variables mean."""
