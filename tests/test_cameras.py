@@ -132,7 +132,7 @@ def test_a_camera_whose_file_is_no_video(rig: Path, tmp_path: Path) -> None:
 def test_by_the_command(rig: Path, tmp_path: Path) -> None:
     spec = tmp_path / "rig.yaml"
     spec.write_text(
-        f"name: rig\ninputs: {{uri: {rig}, sessions: '{{session}}/{{camera}}'}}\noutput: {tmp_path}/out\n"
+        f"name: rig\ninputs: {{uri: {rig}, group_by: '{{session}}/{{camera}}.mp4'}}\noutput: {tmp_path}/out\n"
         "shards: {size: 1B, split_above: 1B}\n"
         "stages:\n  clips: {kind: curate.clips, split: {detector: stride, stride: 2s, min_clip: 1s}, "
         "encode: {preset: ultrafast}}\n  shard: {kind: curate.shard, needs: clips}\n"

@@ -240,6 +240,7 @@ def cameras(base: str, *names: str, **more) -> list[str]:
 @pytest.mark.parametrize(
     ("pattern", "names"),
     [
+        ("{session}/{camera}.mp4", ["day 1/s1/front.mp4", "day 1/s1/rear left.MP4", "day 1/s2/front.mp4"]),
         ("{session}/{camera}", ["day 1/s1/front.mp4", "day 1/s1/rear left.mp4", "day 1/s2/front.mp4"]),
         ("{camera}/{session}", ["front/day 1/s1.mp4", "front/day 1/s2.mp4", "rear left/day 1/s1.mp4"]),
         ("{session}.{camera}", ["day 1/s1.front.mp4", "day 1/s1.rear left.MP4", "day 1/s2.front.mp4"]),
@@ -249,15 +250,17 @@ def cameras(base: str, *names: str, **more) -> list[str]:
 def test_sessions(base: str, pattern: str, names: list[str]) -> None:
     base += pattern.translate(dict.fromkeys(map(ord, "{}/")))
     expected = ["day 1/s1 front", "day 1/s1 rear left", "day 1/s2 front"]
-    assert sorted(cameras(base, *names, sessions=pattern)) == expected
-    assert sorted(cameras(base, sessions=pattern, limit=1)) == expected[:2]
+    assert sorted(cameras(base, *names, group_by=pattern)) == expected
+    assert sorted(cameras(base, group_by=pattern, limit=1)) == expected[:2]
 
 
 def test_files_that_are_in_no_session_or_twice(base: str) -> None:
-    with pytest.raises(inputs.InputError, match=r"1 files do not fit sessions: '{session}/{camera}', e.g. stray.mp4"):
-        cameras(base, "s1/front.mp4", "stray.mp4", sessions="{session}/{camera}")
+    with pytest.raises(inputs.InputError, match=r"1 files do not fit group_by: '{session}/{camera}', e.g. stray.mp4"):
+        cameras(base, "s1/front.mp4", "stray.mp4", group_by="{session}/{camera}")
     with pytest.raises(inputs.InputError, match="are the same camera of the same session"):
-        cameras(base, "s1/front.tar", sessions="{session}/{camera}", match="s1/*")
+        cameras(base, "s1/front.tar", group_by="{session}/{camera}", match="s1/*")
+    with pytest.raises(inputs.InputError, match=r"1 files do not fit .*/{camera}.mp4', e.g. s1/front.tar"):
+        cameras(base, group_by="{session}/{camera}.mp4", match="s1/*")
     for wrong in ("{session}", "{camera}/{camera}", "{session}/{camera}/{lens}", ""):
         with pytest.raises(ValueError, match="once each"):
-            one(base, sessions=wrong)
+            one(base, group_by=wrong)

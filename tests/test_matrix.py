@@ -18,7 +18,7 @@ def test_overrides(tmp_path: Path) -> None:
         "override 1: name.x: there is nothing to set here: name is 't', not a mapping",
         "override 2: stages.clips.throttle: not YAML: expected the node content, but found '<stream end>', at '['",
         "override 3: inputs.lim: no such key: did you mean limit?",
-        "    valid keys: uri, limit, match, sessions",
+        "    valid keys: uri, limit, match, group_by",
         "override 4: '.=1' is not KEY=VALUE, such as stages.clips.split.min_clip=3s",
         "override 5: '=1' is not KEY=VALUE, such as stages.clips.split.min_clip=3s",
     ]

@@ -70,7 +70,7 @@ retries: 2
 ALL_AT_ONCE = """\
 DIR/x.yaml:1: name: 'my spec' is not a name: at most 64 letters, digits, . _ and -
 DIR/x.yaml:2: inputs.1.limt: no such key: did you mean limit?
-    valid keys: uri, limit, match, sessions
+    valid keys: uri, limit, match, group_by
 DIR/x.yaml:2: inputs.0: DIR/missing.mp4 does not exist (but DIR does)
 DIR/x.yaml:3: output: '$SCRATCH/out': ~ and variables are not expanded, a spec means the same for everyone; \
 write the path out, or give it on the command line, where the shell expands it: "output=$SCRATCH/out"

@@ -54,7 +54,7 @@ def inputs(args: Args) -> Any:
         block["limit"] = args.limit
         block.say("limit", "Cosmos-Curate counts videos that are new; this is the first ones by name.")
     if args.multi_cam:
-        block["sessions"] = "{session}/{camera}"
+        block["group_by"] = "{session}/{camera}"
     if str(block["uri"]).startswith("/config/"):
         block.say("uri", "/config is a path inside Cosmos-Curate's container; here it is one of the nodes.")
     return block if len(block) > 1 or block.words else block["uri"]

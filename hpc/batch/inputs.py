@@ -32,7 +32,7 @@ class Listing(msgspec.Struct):
     ignored: dict[str, int]
     """Suffix -> how many files were left out because the stage doesn't read such files."""
     sessions: dict[str, tuple[str, str]]
-    """uri -> (session, camera), of inputs that have `sessions`."""
+    """uri -> (session, camera), of inputs that have `group_by`."""
 
 
 class Listed(msgspec.Struct):
@@ -68,9 +68,9 @@ def resolve(inputs: Iterable[Inputs], suffixes: tuple[str, ...]) -> Listing:
                     ignored[suffix] = ignored.get(suffix, 0) + 1
         else:
             kept = entries
-        if one.sessions is not None:
-            kept = _in_sessions(one, kept, sessions)
-        for e in kept[: one.limit] if one.sessions is None else kept:
+        if one.group_by is not None:
+            kept = _in_sessions(one, one.group_by, kept, sessions)
+        for e in kept[: one.limit] if one.group_by is None else kept:
             out.setdefault(e.uri, e)
     if not out:
         where = ", ".join(i.uri for i in inputs)
@@ -80,19 +80,21 @@ def resolve(inputs: Iterable[Inputs], suffixes: tuple[str, ...]) -> Listing:
 
 
 def _in_sessions(
-    one: Inputs, entries: list[storage.Entry], sessions: dict[str, tuple[str, str]]
+    one: Inputs, group_by: str, entries: list[storage.Entry], sessions: dict[str, tuple[str, str]]
 ) -> list[storage.Entry]:
     """The entries of the first `limit` sessions, which are noted. Raises InputError for a file that is in none, and for
     two files of the same camera."""
-    words = re.split(r"({session}|{camera})", one.sessions or "")
-    pattern = re.compile("".join({"{session}": "(?P<session>.+)", "{camera}": "(?P<camera>[^/]+?)"}.get(word) or
-                                 re.escape(word) for word in words))  # fmt: skip
+    *words, last = re.split(r"({session}|{camera})", group_by)
+    regex = "".join({"{session}": "(?P<session>.+)", "{camera}": "(?P<camera>[^/]+?)"}.get(word) or re.escape(word)
+                    for word in words)  # fmt: skip
+    suffixed = "." in last  # of those that the stage reads, in either case, as without group_by
+    pattern = re.compile(f"{regex}(?i:{re.escape(last)})" if suffixed else regex + re.escape(last))
     base = _base(one.uri)
     found: dict[str, dict[str, storage.Entry]] = {}
     strangers = []
     for e in entries:
         path = e.uri.removeprefix(base + "/")
-        match = pattern.fullmatch(path.removesuffix(PurePosixPath(path).suffix))
+        match = pattern.fullmatch(path if suffixed else path.removesuffix(PurePosixPath(path).suffix))
         if match is None:
             strangers.append(path)
             continue
@@ -102,7 +104,7 @@ def _in_sessions(
         cameras[match["camera"]] = e
     if strangers:
         raise InputError(
-            f"{base}: {len(strangers)} files do not fit sessions: {one.sessions!r}, e.g. {strangers[0]}; "
+            f"{base}: {len(strangers)} files do not fit group_by: {group_by!r}, e.g. {strangers[0]}; "
             "leave them out by `match`, or give them an entry of `inputs` of their own"
         )
     kept = []

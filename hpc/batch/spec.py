@@ -113,15 +113,16 @@ class Inputs(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Take this many only, the first by name: for trying things out."""
     match: str | None = None
     """Take only files whose path relative to `uri` matches this glob, e.g. "*.mp4"."""
-    sessions: str | None = None
-    """Several cameras that recorded at the same time: how the path relative to `uri`, without its suffix, names session
-    and camera, e.g. "{session}/{camera}", "{camera}/{session}", "{session}_{camera}". A session is cut as one."""
+    group_by: str | None = None
+    """Several cameras that recorded at the same time: how the path relative to `uri` names session and camera, e.g.
+    "{session}/{camera}.mp4", "{camera}/{session}.mp4", "{session}_{camera}" (without a suffix: whatever that is). A
+    session is cut as one."""
 
     def __post_init__(self) -> None:
-        if self.sessions is not None and sorted(re.findall(r"{(.*?)}", self.sessions)) != ["camera", "session"]:
+        if self.group_by is not None and sorted(re.findall(r"{(.*?)}", self.group_by)) != ["camera", "session"]:
             raise ValueError(
-                f"sessions: {self.sessions!r} must name {{session}} and {{camera}} once each, "
-                "e.g. '{session}/{camera}' for session_1/front.mp4"
+                f"group_by: {self.group_by!r} must name {{session}} and {{camera}} once each, "
+                "e.g. '{session}/{camera}.mp4' for session_1/front.mp4"
             )
 
 

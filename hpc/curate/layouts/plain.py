@@ -53,5 +53,5 @@ def sessions(sample: Sample, settings: ShardMembers) -> Iterator[Entry]:
     pipelines/av/writers/dataset_writer_stage.py. A session there is a span of a drive; here it is the clip.
     """
     if not sample.clip.get("cameras"):
-        raise Unfit("one-camera", "a clip of a single video: `inputs` has no `sessions`, or they have one camera")
+        raise Unfit("one-camera", "a clip of a single video: `inputs` has no `group_by`, or they have one camera")
     yield Entry(sample.clip["uuid"], {".json": as_json(described(sample))})

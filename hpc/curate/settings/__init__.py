@@ -67,7 +67,7 @@ class Clips(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     content: the coded pictures and the span, so that a moved bucket or a renamed file gives the same ids, and a copy is
     found out."""
     camera: str | None = None
-    """Of inputs with `sessions`: the camera whose pictures say where to cut and what to keep; null for the first by
+    """Of inputs with `group_by`: the camera whose pictures say where to cut and what to keep; null for the first by
     name. The others get the same spans, as further videos of the same clip."""
     missing_camera: Literal["drop", "keep"] = "drop"
     """What becomes of a clip that one of the others did not record whole. keep: it has the cameras that did."""
