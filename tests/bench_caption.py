@@ -158,8 +158,9 @@ def shard(folder: Path, copies: int) -> dict[str, str]:
 
 
 def stage(copies: int, batch: int, tokens: int) -> None:
-    from hpc.curate import caption, show, upstream
+    from hpc.curate import caption, show
     from hpc.curate.settings import Caption
+    from hpc.data import upstream
     from hpc.data.work import Work
 
     with tempfile.TemporaryDirectory() as name:

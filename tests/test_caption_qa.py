@@ -17,12 +17,12 @@ import told as told_server
 import torch
 import yaml
 
-from hpc.curate import caption_check, caption_qa, upstream
+from hpc.curate import caption_check, caption_qa
 from hpc.curate.caption import SCHEMA as CAPTIONS
 from hpc.curate.caption_check import checked, loop
 from hpc.curate.language import language
 from hpc.curate.settings.caption_qa import CaptionCheck, CaptionFind, CaptionQa
-from hpc.data import layers
+from hpc.data import layers, upstream
 from hpc.data.work import Made, Work
 from hpc.models.text_tower import open_text_tower
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hpc.curate import shard_plan
-from hpc.curate.shard_plan import RECORD, Plan, groups, hashes, local, packed, unpacked
+from hpc.data import shard_plan
+from hpc.data.shard_plan import RECORD, Plan, groups, hashes, local, packed, unpacked
 
 
 def records(uuids: list[str], table: int, **columns: list[int]) -> np.ndarray:

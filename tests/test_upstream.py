@@ -9,8 +9,7 @@ import av
 import numpy as np
 import pytest
 
-from hpc.curate import upstream
-from hpc.data import layers, video
+from hpc.data import layers, upstream, video
 from hpc.data.work import Work
 
 

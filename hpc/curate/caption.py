@@ -13,11 +13,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from hpc.curate import prompts, upstream
+from hpc.curate import prompts
 from hpc.curate.settings import Caption
 from hpc.curate.show import Window, plan, shown
 from hpc.curate.windows import windows
-from hpc.data import layers
+from hpc.data import layers, upstream
 from hpc.data.work import Made, Work
 from hpc.models import vlm
 from hpc.models.vlm import Answer, Engine, Request

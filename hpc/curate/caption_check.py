@@ -17,11 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from hpc.curate import upstream
 from hpc.curate.language import language
 from hpc.curate.settings.caption_qa import CaptionCheck
 from hpc.curate.settings.embed import NAMES
-from hpc.data import layers, storage
+from hpc.data import layers, storage, upstream
 from hpc.data.work import Made, Work
 from hpc.models.vlm import REFUSAL
 

@@ -14,11 +14,10 @@ import posixpath
 from collections.abc import Callable
 from typing import Any
 
-from hpc.curate import upstream
 from hpc.curate.caption import SCHEMA
 from hpc.curate.settings.caption_import import CaptionImport
-from hpc.curate.upstream import Clip
-from hpc.data import layers, storage
+from hpc.data import layers, storage, upstream
+from hpc.data.upstream import Clip
 from hpc.data.work import Made, Work
 
 ENHANCED = "_enhanced_caption"

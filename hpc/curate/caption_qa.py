@@ -29,11 +29,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from hpc.curate import upstream as needed
 from hpc.curate.caption_check import CAPTIONS
 from hpc.curate.settings.caption_qa import CaptionFind, Flag
-from hpc.curate.upstream import KEEP
 from hpc.data import layers
+from hpc.data import upstream as needed
+from hpc.data.upstream import KEEP
 from hpc.data.work import Made, Work
 
 Place = tuple[int, int]

@@ -14,9 +14,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from hpc.curate import upstream
 from hpc.curate.settings.embed import Embed
-from hpc.data import layers, video
+from hpc.data import layers, upstream, video
 from hpc.data.work import Bad, BadInput, Made, Work
 from hpc.models import embed as models
 

@@ -18,9 +18,9 @@ import pyarrow.compute as pc
 
 from hpc.curate.settings import Shard
 from hpc.curate.shard_members import Shards, clips_stage, is_members
-from hpc.curate.shard_plan import RECORD, Plan, Records, groups, hashes
-from hpc.curate.upstream import CURRENT, KEEP, columns_of, current, meta_of
 from hpc.data import layers, storage
+from hpc.data.shard_plan import RECORD, Plan, Records, groups, hashes
+from hpc.data.upstream import CURRENT, KEEP, columns_of, current, meta_of
 from hpc.data.work import Made, Work
 
 JOINED = {"caption", "embedding"}

@@ -16,12 +16,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from hpc.curate import shard, shard_tree, upstream
+from hpc.curate import shard, shard_tree
 from hpc.curate.layouts import Sample, as_json, cosmos
 from hpc.curate.settings import Encode, ShardTree
 from hpc.curate.settings.filters import FILTERS
-from hpc.curate.shard_plan import Records
-from hpc.data import layers, storage
+from hpc.data import layers, storage, upstream
+from hpc.data.shard_plan import Records
 from hpc.data.work import Made, Work
 
 PREDICT = {".mp4": "videos", ".txt": "metas", ".pickle": "t5_xxl"}

@@ -24,8 +24,8 @@ from hpc.curate.settings import ShardIndex
 from hpc.curate.shard_files import STATS, Files
 from hpc.curate.shard_members import Shards
 from hpc.curate.shard_tree import PER_PART, SCHEMA, dropped
-from hpc.curate.upstream import meta_of
 from hpc.data import layers, storage
+from hpc.data.upstream import meta_of
 from hpc.data.work import Made, Work
 
 

@@ -17,11 +17,11 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from hpc.curate import layouts, upstream
+from hpc.curate import layouts
 from hpc.curate.layouts import Entry, Sample, Window
 from hpc.curate.settings import ShardMembers
-from hpc.curate.upstream import columns_of, meta_of
-from hpc.data import layers, storage
+from hpc.data import layers, storage, upstream
+from hpc.data.upstream import columns_of, meta_of
 from hpc.data.work import Made, Work
 
 Shards = dict[str, list[tuple[str, dict[str, str]]]]

@@ -1,6 +1,6 @@
 """Entries of a layout -> a tree of tars, or of files, with the names that its reader expects.
 
-The barrier puts all entries in order and cuts them into tars (hpc.curate.shard_plan); the array copies byte ranges of
+The barrier puts all entries in order and cuts them into tars (hpc.data.shard_plan); the array copies byte ranges of
 videos from the clips' tars, and of what stands beside them from the tars of hpc.curate.shard_members. Three tars with
 the same keys in the same order make a shard of a tree; files are made by hpc.curate.shard_files. Each shard's .parquet
 lists its entries; what is left out is listed by shards of its own, so that every clip is accounted for.
@@ -18,13 +18,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hpc.curate import shard, shard_files, shard_plan
+from hpc.curate import shard, shard_files
 from hpc.curate.layouts import FOLDERS, METAS, T5, TREES, VIDEO
 from hpc.curate.settings import ShardTree
 from hpc.curate.shard_members import Shards, clips_stage
-from hpc.curate.shard_plan import Plan, Records
-from hpc.curate.upstream import CURRENT, current
-from hpc.data import layers, storage
+from hpc.data import layers, shard_plan, storage
+from hpc.data.shard_plan import Plan, Records
+from hpc.data.upstream import CURRENT, current
 from hpc.data.work import Made, Work
 
 PER_PART = 100

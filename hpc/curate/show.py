@@ -12,10 +12,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hpc.curate import upstream
-from hpc.curate.upstream import Clip
 from hpc.curate.windows import samples, windows
-from hpc.data import layers, video
+from hpc.data import layers, upstream, video
+from hpc.data.upstream import Clip
 from hpc.data.work import BadInput, Work
 from hpc.models import vlm
 from hpc.models.vlm import Answer, Engine

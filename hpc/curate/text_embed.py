@@ -16,10 +16,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from hpc.curate import upstream
 from hpc.curate.caption import TEXT
 from hpc.curate.settings.text_embed import TextEmbed
-from hpc.data import layers
+from hpc.data import layers, upstream
 from hpc.data.work import Made, Work
 from hpc.models.t5 import Encoder, load_encoder
 

@@ -27,8 +27,8 @@ from hpc.curate.dedup import pairs, prune, tables
 from hpc.curate.dedup.sphere import SAME
 from hpc.curate.dedup.tables import COPIES, GUESTS
 from hpc.curate.settings import DedupMerge
-from hpc.curate.upstream import table
 from hpc.data import layers, storage
+from hpc.data.upstream import table
 from hpc.data.work import Made, Work
 
 SCHEMA = pa.schema(

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hpc.curate.dedup.tables import Source, hash_of
-from hpc.curate.upstream import table
 from hpc.data import layers, storage
+from hpc.data.upstream import table
 
 BINS = 60  # of the histogram
 COPIES = 6  # pairs that are shown of them: there is not much to see

@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hpc.curate.dedup.sphere import Floats, unit
-from hpc.curate.upstream import CURRENT, KEEP, columns_of, current, dropped, table
 from hpc.data import layers, storage
+from hpc.data.upstream import CURRENT, KEEP, columns_of, current, dropped, table
 
 Upstream = Mapping[str, list[tuple[str, dict[str, str]]]]
 Hashes = npt.NDArray[np.uint64]
