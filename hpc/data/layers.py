@@ -252,6 +252,11 @@ def write_table(
         table = pa.table({name: [row.get(name) for row in rows] for name in names})
     else:
         table = pa.Table.from_pylist(rows, schema=schema)
+    write_arrow(path, table, meta)
+
+
+def write_arrow(path: str | Path, table: pa.Table, meta: dict[str, Any]) -> None:
+    """Write a table as `write_table` does rows."""
     text = json.dumps(meta, sort_keys=True, ensure_ascii=False)
     pq.write_table(table.replace_schema_metadata({"hpc": text}), path, compression="zstd")
 

@@ -1,1 +1,5 @@
 """The settings of the stages that make training data of clips; hpc.curate.settings says what class variables mean."""
+
+from hpc.prepare.settings.tokens import Megatron as Megatron
+from hpc.prepare.settings.tokens import Tokens as Tokens
+from hpc.prepare.settings.tokens import TokensIds as TokensIds
