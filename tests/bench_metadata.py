@@ -85,6 +85,20 @@ def tree(upstream: Upstream, folder: Path) -> str:
     return f"{sum(1 for _ in shard_tree.freeze(ShardTree(), needed, set()))} shards"
 
 
+def named(upstream: Upstream, folder: Path) -> str:
+    """The planning, and then all lists of what is left out."""
+    from hpc.curate import shard_tree
+    from hpc.curate.settings import ShardTree
+    from hpc.data.work import Work
+
+    needed, process = {k: upstream[k] for k in ("clips", "members", "dedup")}, shard_tree.start(ShardTree())
+    rows = 0
+    for plan in shard_tree.freeze(ShardTree(), needed, set()):
+        if "left_out" in plan[0]:
+            rows += process(Work("0", [], plan, {}, folder, "f", lambda: None, lambda *_: None)).counts["dropped"]
+    return f"{rows:,} clips"
+
+
 def captions(upstream: Upstream, folder: Path) -> str:
     from hpc.curate import caption_qa
     from hpc.curate.settings.caption_qa import CaptionFind
@@ -109,6 +123,7 @@ def report(upstream: Upstream, folder: Path) -> str:
 PARTS: dict[str, Callable[[Upstream, Path], str]] = {
     "plan of plain tars": plain,
     "plan of a tree": tree,
+    "a tree's plan, and the names of what it leaves out": named,
     "captions looked over": captions,
     "report's histograms": report,
 }

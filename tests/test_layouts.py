@@ -20,7 +20,7 @@ import webdataset
 from datasets import Clip
 
 from hpc import validate
-from hpc.curate import shard, shard_members
+from hpc.curate import left_out, shard_members
 from hpc.curate.layouts import Window, bins
 from hpc.curate.settings import Shard, ShardMembers
 from hpc.data import layers, pickles, storage, video
@@ -51,8 +51,9 @@ def tar(data: bytes) -> dict[str, dict[str, bytes]]:
     return ours
 
 
-def left_out(folder: str) -> dict[str, str]:
-    with storage.open(f"{folder}/left-out.parquet") as file:
+def lost(folder: str, name: str = "left-out.parquet") -> dict[str, str]:
+    """What is not in a data set, and why."""
+    with storage.open(f"{folder}/{name}") as file:
         table = layers.read_table(file)
     assert all(table["detail"].to_pylist()) and not table["path"].drop_null()
     return dict(zip(*(table[name].to_pylist() for name in ("key", "why")), strict=True))
@@ -126,7 +127,7 @@ def test_the_tree_of_cosmos_curate(tmp_path: Path) -> None:
         ],
         "valid": True, "has_caption": True, "total_prompt_tokens": 20, "total_output_tokens": 10,
     }  # fmt: skip
-    assert good(folder, "cosmos").entries == 3 and not left_out(folder)
+    assert good(folder, "cosmos").entries == 3 and not lost(folder)
 
 
 def test_what_fits_no_bin_is_named(tmp_path: Path) -> None:
@@ -135,7 +136,7 @@ def test_what_fits_no_bin_is_named(tmp_path: Path) -> None:
     again = Clip(uuid="7ca6ee8d-95d5-5a2c-b2a5-7b1c9d8b5b0a")
     made = datasets.publish(tmp_path, [clips, [again], [Clip(uuid=again.uuid)]])
     folder = datasets.shard(tmp_path, made, layout="cosmos")
-    assert left_out(folder) == {
+    assert lost(folder) == {
         clips[0].uuid: "too-short", clips[1].uuid: "too-wide", clips[2].uuid: "no-caption", clips[4].uuid: "too-short",
         again.uuid: "duplicate",
     }  # fmt: skip
@@ -143,7 +144,7 @@ def test_what_fits_no_bin_is_named(tmp_path: Path) -> None:
     (tmp_path / "more").mkdir()
     folder = datasets.shard(tmp_path / "more", {k: made[k] for k in ("clips", "caption", "text")}, layout="cosmos",
                             further_durations=("2_5",))  # fmt: skip
-    assert set(left_out(folder).values()) == {"too-wide", "no-caption", "too-short", "duplicate"}
+    assert set(lost(folder).values()) == {"too-wide", "no-caption", "too-short", "duplicate"}
     assert any("duration_2_5" in name for name in files(folder))
 
 
@@ -177,7 +178,7 @@ def test_short_windows_share_an_entry_in_the_layout_of_frames(tmp_path: Path) ->
             windows = json.loads(metas[one.uuid][".json"])["windows"]
             assert [window["start_frame"] for window in windows] == numbers
             assert len(pickles.loads(t5[one.uuid][".pickle"])) == len(numbers)
-    assert left_out(folder) == {f"{clips[1].uuid}_0_63": "no-caption"}
+    assert lost(folder) == {f"{clips[1].uuid}_0_63": "no-caption"}
     assert good(folder, "cosmos-frames").entries == 3
 
 
@@ -212,7 +213,7 @@ def test_the_dialect_of_predict25(tmp_path: Path) -> None:
     (arrays,) = (pickles.loads(one[".pickle"]) for one in tar(made[name % "t5_xxl"]).values())
     assert [sorted(one) for one in arrays] == 2 * [["i2w_qwen2p5_7b_later_frames", "t2w_qwen2p5_7b"]]
     assert arrays[0]["t2w_qwen2p5_7b"].dtype == np.float16
-    assert left_out(folder) == {clips[2].uuid: "frame-rate"}
+    assert lost(folder) == {clips[2].uuid: "frame-rate"}
     assert not good(folder, "predict2.5-webdataset").warnings
     wrong = validate.validate(folder, "cosmos")
     assert wrong.rules["metadata"] == 2, "the two dialects differ"
@@ -237,7 +238,7 @@ def test_folders_for_post_training(tmp_path: Path, layout: str) -> None:
     if layout == "predict2":
         (array,) = pickles.loads(made_[f"t5_xxl/{stems[2]}.pickle"])
         assert array.shape == (4, 1024) and array.dtype == np.float16
-    assert left_out(folder) == {f"{clips[2].uuid}_0_92": "too-few-frames", f"{clips[3].uuid}_256_499": "no-caption"}
+    assert lost(folder) == {f"{clips[2].uuid}_0_92": "too-few-frames", f"{clips[3].uuid}_256_499": "no-caption"}
     assert good(folder, layout).entries == 4
 
 
@@ -332,7 +333,7 @@ def test_a_tar_a_session(tmp_path: Path) -> None:
     assert len(times) == 200 and times[0] == {"frame_num": 0, "timestamp": 0}
     assert times[24]["timestamp"] == 1000 and times[199]["frame_num"] == 199
     assert json.loads(members[".json"])["windows"][0]["caption"] == "clip 0 window 0"
-    assert left_out(folder) == {clips[1].uuid: "one-camera"}
+    assert lost(folder) == {clips[1].uuid: "one-camera"}
     assert good(folder, "sessions").entries == 1
 
 
@@ -409,12 +410,14 @@ def test_decisions_drop_clips(tmp_path: Path) -> None:
     made = datasets.publish(tmp_path, [clips[:3], clips[3:]])
     for stage, shards in (
         ("judge", [[{"uuid": clips[0].uuid, "verdict": "semantic", "reasons": ["logo"]}], []]),
-        ("dedup", [[{"uuid": clips[4].uuid, "verdict": "duplicate", "max_id": clips[1].uuid}], [], []]),
+        ("dedup", [[{"uuid": clips[4].uuid, "verdict": "duplicate", "max_id": clips[1].uuid, "score": 0.99}], [], []]),
     ):
         for number, rows in enumerate(shards):
             path = tmp_path / "d.parquet"
-            more = ("max_id", pa.string()) if stage == "dedup" else ("reasons", pa.list_(pa.string()))
-            schema = pa.schema([("uuid", pa.string()), ("verdict", pa.string()), more])
+            more = [("reasons", pa.list_(pa.string()))]
+            if stage == "dedup":
+                more = [("max_id", pa.string()), ("score", pa.float32())]
+            schema = pa.schema([("uuid", pa.string()), ("verdict", pa.string()), *more])
             layers.write_table(path, rows, {"stage": f"curate.{stage}"}, schema)
             uris = datasets.put_all(str(tmp_path), stage, f"{number:06}", {".parquet": path})
             made.setdefault(stage, []).append((f"{number:06}", uris))
@@ -431,13 +434,18 @@ def test_decisions_drop_clips(tmp_path: Path) -> None:
             text = str(tar(storage.read(f"{folder}/000000.tar")))
         kept = text.replace(f"metas/v0/{clips[0].uuid}", "").replace(f"filtered_clips/{clips[0].uuid}", "")
         assert {one.uuid for one in clips if one.uuid in kept} == left, layout
+        name = "left-out/000000.parquet" if layout == "webdataset" else "left-out.parquet"
+        assert lost(folder, name) == {clips[0].uuid: "semantic", clips[4].uuid: "duplicate"}
+        with storage.open(f"{folder}/{name}") as file:
+            words = set(layers.read_table(file, ["detail"])["detail"].to_pylist())
+        assert words == {"judge: logo", f"dedup: duplicate, like {clips[1].uuid} (cosine 0.9900)"}
 
 
 def test_layers_without_verdicts_are_not_read_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = datasets.publish(tmp_path, [[Clip()] for _ in range(9)])
     opened = []
-    monkeypatch.setattr(shard, "columns_of", lambda uri: opened.append(uri) or shard_members.columns_of(uri))
-    assert list(shard.drops({name: made[name] for name in ("caption", "text")})) == []
+    monkeypatch.setattr(left_out, "columns_of", lambda uri: opened.append(uri) or shard_members.columns_of(uri))
+    assert left_out.judges({name: made[name] for name in ("caption", "text")}) == []
     assert opened == [made[name][0][1][".parquet"] for name in ("caption", "text")]
 
 
@@ -446,7 +454,7 @@ def test_nothing_is_left(tmp_path: Path, layout: str) -> None:
     made = datasets.publish(tmp_path, [[Clip(status=("error",)), Clip(verdict="motion")], []], texts=False)
     folder = datasets.shard(tmp_path, made, layout=layout)
     tars = [name for name in files(folder) if name.endswith((".tar", ".txt"))]
-    assert not tars and set(left_out(folder).values()) == ({"no-caption"} if layout != "cosmos-curate" else set())
+    assert not tars and set(lost(folder).values()) == ({"no-caption"} if layout != "cosmos-curate" else set())
 
 
 def test_replaced_inputs_are_left_out(tmp_path: Path) -> None:
@@ -518,7 +526,7 @@ def test_by_the_command(tmp_path: Path) -> None:
     folder = tmp_path / "out/set@v1"
     assert len(list((folder / "v0/resolution_lt_720/aspect_ratio_16_9/duration_5_10/video").rglob("*.tar"))) == 1
     assert good(str(folder), "predict2.5-webdataset").entries == 2
-    assert list(left_out(str(folder)).values()) == ["too-short"]
+    assert list(lost(str(folder)).values()) == ["too-short"]
     assert "nothing to do" in runs.hpc("run", spec).stdout
     assert runs.hpc("validate", folder, "--as", "cosmos", cwd=tmp_path, code=1).stdout.startswith("error: metadata")
 

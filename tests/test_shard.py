@@ -150,11 +150,16 @@ def test_what_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
     for shuffle in (True, False):
         plan = list(shard.freeze(Shard(shuffle=shuffle), upstream, gone))
         assert sorted(keys(plan)) == sorted(row["uuid"] for row in first[3:] + second[2:])
-        told, *ranges = plan[0]
+        (told, *ranges), *more = plan
         assert not any(uri.endswith("000001.tar") and offset == 0 for uri, offset, _ in ranges), "the first one stays"
         (made,) = make(tmp_path / f"{shuffle}", plan)[1]
-        assert made.counts["clips"] == len(keys(plan)) and made.counts.items() >= told.items()
-        assert told == {"dropped": 1, "dropped_duplicate": 1}
+        assert not more and list(told) == ["left_out"]
+        expected = {"clips": len(keys(plan)), "dropped": 1, "dropped_duplicate": 1}
+        assert made.counts.items() >= expected.items()
+        [(uri, path)] = made.tree.items()
+        assert uri.endswith("left-out/000000.parquet")
+        [row] = layers.read_table(path).to_pylist()
+        assert (row["uuid"], row["why"], row["path"]) == (second[0]["uuid"], "duplicate", None)
     assert "left out 1 clips whose uuid is there already" in caplog.text
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from hpc.data import shard_plan
-from hpc.data.shard_plan import RECORD, Plan, groups, hashes, local, packed, unpacked
+from hpc.data.shard_plan import JUDGED, RECORD, Plan, groups, hashes, local, packed, unpacked
 
 
 def records(uuids: list[str], table: int, **columns: list[int]) -> np.ndarray:
@@ -21,6 +21,12 @@ def records(uuids: list[str], table: int, **columns: list[int]) -> np.ndarray:
     found["hash"], found["table"], found["row"] = hashes(uuids), table, range(len(uuids))
     for name, values in columns.items():
         found[name] = values
+    return found
+
+
+def judged(uuids: list[str], table: int) -> np.ndarray:
+    found = np.zeros(len(uuids), JUDGED)
+    found["hash"], found["table"], found["row"] = hashes(uuids), table, range(len(uuids))
     return found
 
 
@@ -34,7 +40,7 @@ def test_the_order_is_that_of_sorting_in_memory(shuffle: bool, at_once: int, mon
     gone = {f"{i}" for i in range(0, 400, 7)}
     with Plan() as plan:
         for name in sorted(gone):
-            plan.drop(hashes([name]))
+            plan.drop(judged([name, "not there"], int(name)))
         for table in range(20):
             uuids = [uuid for uuid, at, _ in entries if at == table]
             plan.add(records(uuids, table, bin=[plan.bin(place(uuid)) for uuid in uuids]))
@@ -43,6 +49,7 @@ def test_the_order_is_that_of_sorting_in_memory(shuffle: bool, at_once: int, mon
         made = {name: [(int(one["table"]), int(one["row"])) for some in plan.entries(name) for one in some]
                 for name in plan.bins()}  # fmt: skip
         copies = sorted((int(one["table"]), int(one["row"])) for one in plan.copies.read(0))
+        dropped = [(int(one["table"]), int(one["row"])) for one in plan.dropped.read(0)]
     first: dict[str, tuple[int, int]] = {}
     again = []
     for uuid, table, row in entries:
@@ -53,6 +60,17 @@ def test_the_order_is_that_of_sorting_in_memory(shuffle: bool, at_once: int, mon
     order = sorted(first, key=lambda uuid: hashes([uuid])[0] if shuffle else first[uuid])
     assert made == {f"bin {i}": [first[uuid] for uuid in order if int(uuid) % 3 == i] for i in range(3)}
     assert copies == again
+    assert dropped == sorted((int(uuid), 0) for uuid in gone & {uuid for uuid, _, _ in entries})
+
+
+def test_the_first_decision_about_a_clip_is_told() -> None:
+    with Plan() as plan:
+        for table, names in enumerate(["cd", "db", ""]):
+            plan.drop(judged([*names, "nobody"], table))
+        plan.add(records(["a", "b", "c", "d", "d"], 0, bin=[plan.bin("")] * 5))
+        plan.sort(True)
+        assert [(int(one["table"]), int(one["row"])) for one in plan.dropped.read(0)] == [(0, 0), (0, 1), (1, 1)]
+        assert [int(one["row"]) for some in plan.entries("") for one in some] == [0]
 
 
 def test_windows_of_a_clip_are_entries_of_their_own() -> None:
@@ -122,5 +140,5 @@ def test_planning_a_tree_needs_little_memory(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(tmp_path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     tars, kib, seconds = done.stdout.split()
-    assert int(tars) == 3 * 112 + 1, "of 524 clips each, and one list of what is left out"
+    assert int(tars) == 3 * 112 + 2, "of 524 clips each, and lists of what fits nowhere and of duplicates"
     assert int(kib) < 100 * 1024 and float(seconds) < 10, done.stdout

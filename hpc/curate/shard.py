@@ -8,6 +8,7 @@ With `join`, each clip's .json comes from hpc.curate.shard_members, which wrote 
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from hpc.curate import left_out
 from hpc.curate.settings import Shard
 from hpc.curate.shard_members import Shards, clips_stage, is_members
 from hpc.data import layers, storage
@@ -29,8 +31,8 @@ PLACES = ["offset", "size", "video_size", "video_bytes", "rest_offset", "meta_of
 
 def freeze(settings: Shard, upstream: Shards, superseded: set[tuple[str, str]]) -> Iterator[list[Any]]:
     """Plan the tars: for each, its rows [uri of a tar, offset, size], in bytes; neighbours are merged. A row with a
-    fourth value goes on with the clip of the row before. The first tar's begin with {word: count} for the report, where
-    there is something to tell.
+    fourth value goes on with the clip of the row before. Where clips are left out, a tar's begin with
+    {"left_out": left_out.pieces...}: one of these for each tar, and for the last one all others.
 
     upstream: the clips stage's name -> [(shard id, {".tar": uri, ".parquet": uri}), ...], the frozen good shards, in
     order, and those of stages that judge clips. superseded: (source, etag) of inputs that were replaced since; their
@@ -45,11 +47,13 @@ def freeze(settings: Shard, upstream: Shards, superseded: set[tuple[str, str]]) 
         raise ValueError(f"`needs` has {', '.join(told)}, which layout webdataset joins with `join: true` only")
     tables = [files for _, files in upstream[members or clips]]
     with Plan() as plan:
-        for found in drops({name: shards for name, shards in upstream.items() if name not in (clips, members)}):
+        judges = left_out.judges({name: some for name, some in upstream.items() if name not in (clips, members)})
+        for found in left_out.drops(judges):
             plan.drop(found)
         read = functools.partial(_joined if members else _kept_clips, superseded)
-        for records in layers.map_ahead(read, enumerate(files[".parquet"] for files in tables)):
-            plan.add(records)
+        for found, unfit in layers.map_ahead(read, enumerate(files[".parquet"] for files in tables)):
+            plan.add(found)
+            plan.leave_out(unfit)
         plan.bin("")
         plan.sort(settings.shuffle)
         if copies := plan.copies.counts.get(0, 0):
@@ -58,11 +62,15 @@ def freeze(settings: Shard, upstream: Shards, superseded: set[tuple[str, str]]) 
         if members:
             sources = list(layers.map_ahead(layers_of, tables))
         room = settings.tar - len(layers.END_OF_ARCHIVE)
-        for name in plan.bins():
-            for some in groups(plan.entries(name), room, settings.max_clips, "size"):
-                told = [{"dropped": copies, "dropped_duplicate": copies}] if copies else []
-                yield told + _rows(some, sources)
-                copies = 0  # they are counted with the first tar
+        tars = (_rows(some, sources) for name in plan.bins()
+                for some in groups(plan.entries(name), room, settings.max_clips, "size"))  # fmt: skip
+        lost = left_out.pieces(plan, [files[".parquet"] for files in tables], judges)
+        now = next(tars, None)
+        while now is not None:
+            then = next(tars, None)
+            told = list(lost) if then is None else list(itertools.islice(lost, 1))
+            yield ([{"left_out": told}] if told else []) + now
+            now = then
 
 
 def members_stage(upstream: Shards) -> str | None:
@@ -76,21 +84,8 @@ def layers_of(files: dict[str, str]) -> tuple[str, str]:
     return next(objects[".tar"] for objects in made_of.values() if ".tar" in objects), files[".tar"]
 
 
-def drops(upstream: Shards) -> Iterator[np.ndarray[Any, Any]]:
-    """Hashes of the uuids that verdicts drop, table by table. A stage's first table says whether it has verdicts."""
-    for shards in upstream.values():
-        if shards and {"uuid", "verdict"} <= columns_of(shards[0][1].get(".parquet")):
-            yield from layers.map_ahead(_dropped, [files for _, files in shards])
-
-
-def _dropped(files: dict[str, str]) -> np.ndarray[Any, Any]:
-    with storage.open(files[".parquet"]) as file:
-        table = layers.read_table(file, ["uuid", "verdict"])
-    return hashes(table.filter(pc.not_equal(table["verdict"], KEEP))["uuid"].to_pylist())
-
-
-def _kept_clips(superseded: set[tuple[str, str]], numbered: tuple[int, str]) -> Records:
-    """The clips of a table of curate.clips."""
+def _kept_clips(superseded: set[tuple[str, str]], numbered: tuple[int, str]) -> tuple[Records, Records]:
+    """The kept clips of a table of curate.clips; the others were told of there."""
     number, uri = numbered
     with storage.open(uri) as file:
         table = layers.read_table(file, ["uuid", *(CURRENT if superseded else ()), "verdict", "offset", "size"])
@@ -99,20 +94,23 @@ def _kept_clips(superseded: set[tuple[str, str]], numbered: tuple[int, str]) -> 
     for name in ("uuid", "offset", "size"):
         if table[name].null_count:
             raise ValueError(f"{uri}: {table[name].null_count} kept clips have no {name}; make this shard again")
-    return records(table, number, ("offset", "size"))
+    return records(table, number, ("offset", "size")), np.empty(0, RECORD)
 
 
-def _joined(superseded: set[tuple[str, str]], numbered: tuple[int, str]) -> Records:
-    """The entries of a table of shard_members."""
+def _joined(superseded: set[tuple[str, str]], numbered: tuple[int, str]) -> tuple[Records, Records]:
+    """The entries of a table of shard_members, and what is none."""
     number, uri = numbered
     with storage.open(uri) as file:
         table = layers.read_table(file, ["uuid", *(CURRENT if superseded else ()), "why", *PLACES])
     table = table.append_column("row", pa.array(range(len(table)), pa.int64()))
-    found = records(current(table.filter(pc.is_null(table["why"])), superseded), number, PLACES)
+    table = current(table, superseded)
+    here = pc.is_null(table["why"])
+    unfit = records(table.filter(pc.invert(here)), number, ())
+    found = records(table.filter(here), number, PLACES)
     joined = found["json_size"] > 0  # which takes the place of the clip's own .json
     video, rest = found["video_size"], found["offset"] + found["size"] - found["rest_offset"]
     found["size"] = np.where(joined, video + found["json_size"] + found["more_size"] + rest, found["size"])
-    return found
+    return found, unfit
 
 
 def records(table: pa.Table, number: int, places: Any) -> Records:
@@ -150,22 +148,29 @@ def start(settings: Shard) -> Callable[[Work], Made]:
 
 
 def process(work: Work) -> Made:
-    """Copy the rows that `freeze` planned for this shard into <shard>.tar.
+    """Copy the rows that `freeze` planned for this shard into <shard>.tar; what is left out is told in
+    left-out/<shard>.parquet.
 
     Raises layers.TornTar when a range of a source is not whole keys, storage.Changed when a source is replaced
     meanwhile.
     """
     path = work.scratch / f"{work.shard}.tar"
-    counts = work.rows[0] if isinstance(work.rows[0], dict) else {}
-    rows = work.rows[1:] if counts else work.rows
+    head = work.rows[0] if isinstance(work.rows[0], dict) else {}
+    rows = work.rows[1:] if head else work.rows
     total = sum(row[2] for row in rows)
 
     def tick(written: int) -> None:
         work.check()
         work.progress(written / total, f"{written >> 20} of {total >> 20} MiB")
 
-    clips = layers.copy_ranges(path, rows, reader(), tick)
-    return Made([path], {"clips": clips, "bytes_out": path.stat().st_size, **counts})
+    counts = {"clips": layers.copy_ranges(path, rows, reader(), tick), "bytes_out": path.stat().st_size}
+    tree = {}
+    if head:
+        lost = tree[storage.join(work.folder, "left-out", f"{work.shard}.parquet")] = work.scratch / "left-out.parquet"
+        told = [row for piece in head["left_out"] for row in left_out.rows(*piece)]
+        reasons = left_out.write(lost, told, {"stage": Shard.KIND, "fingerprint": work.fingerprint})
+        counts |= left_out.counted(reasons)
+    return Made([path], counts, tree=tree)
 
 
 def reader() -> Callable[[str, int, int], bytes]:

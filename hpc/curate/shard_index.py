@@ -2,7 +2,8 @@
 
 Trees: wdinfo.json in each bin and wdinfo_list.csv, as cosmos_curate 29f1358: summary_writers.py, write_shard_summary.
 Cosmos-Curate's clip tree: processed_videos/, summary.json and v0/all_window_captions.json. All: left-out.parquet with a
-row for each clip, or window of one, that is not in the data set, and why.
+row for each clip, or window of one, that is not in the data set, and why: it has no place there, a verdict or the dedup
+drops it, or it is there already.
 
 It reads the footers of the tars' tables, and of them the rows that were left out; a tar's entries are not looked at.
 Cosmos-Curate's summary names every clip, so that one takes memory for that.
@@ -19,11 +20,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from hpc.curate import left_out
 from hpc.curate.layouts import TREES, as_json
 from hpc.curate.settings import ShardIndex
 from hpc.curate.shard_files import STATS, Files
 from hpc.curate.shard_members import Shards
-from hpc.curate.shard_tree import PER_PART, SCHEMA, dropped
+from hpc.curate.shard_tree import PER_PART
 from hpc.data import layers, storage
 from hpc.data.upstream import meta_of
 from hpc.data.work import Made, Work
@@ -55,14 +57,15 @@ def start(settings: ShardIndex) -> Callable[[Work], Made]:
             counts |= summary(settings, files, [one for _, one in found if "videos" in one])
         path = work.scratch / f"{work.shard}.parquet"
         told: Counter[str] = Counter()
-        with pq.ParquetWriter(path, SCHEMA.with_metadata({"hpc": json.dumps({"stage": settings.KIND})})) as writer:
+        schema = left_out.SCHEMA.with_metadata({"hpc": json.dumps({"stage": settings.KIND})})
+        with pq.ParquetWriter(path, schema) as writer:
             for uri, one in found:
                 if "left_out" in one:
                     told.update(one["left_out"])
                     with storage.open(uri) as file:
                         writer.write_table(layers.read_table(file).replace_schema_metadata(writer.schema.metadata))
         files.tree[storage.join(work.folder, "left-out.parquet")] = path
-        return Made([path], counts | dropped(told) | {"files": len(files.tree)}, tree=files.tree)
+        return Made([path], counts | left_out.counted(told) | {"files": len(files.tree)}, tree=files.tree)
 
     return process
 

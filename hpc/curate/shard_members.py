@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from hpc.curate import layouts
+from hpc.curate import layouts, left_out
 from hpc.curate.layouts import Entry, Sample, Window
 from hpc.curate.settings import ShardMembers
 from hpc.data import layers, storage, upstream
@@ -107,6 +107,9 @@ def make(settings: ShardMembers, work: Work) -> Made:
                     for block in packed(entry, rows[-1]):
                         tar.write(block)
         tar.write(layers.END_OF_ARCHIVE)
+    for one in judged(objects):
+        rows.append(one)
+        counts.update(["dropped", f"dropped_{one['why']}"])
     meta = {"stage": settings.KIND, "fingerprint": work.fingerprint, "layout": settings.layout, "made_of": objects}
     layers.write_table(table_path, rows, meta, SCHEMA)
     return Made([tar_path, table_path], {**counts, "bytes_out": tar_path.stat().st_size})
@@ -127,6 +130,15 @@ def row(sample: Sample, entry: Entry, at: int) -> dict[str, Any]:
         "rest_offset": clip["webp_offset"] - layers.BLOCK,  # its header: a name of 41 letters needs no more
         "meta_offset": at,
     }
+
+
+def judged(objects: Mapping[str, Mapping[str, str]]) -> Iterator[dict[str, Any]]:
+    """Rows of the clips that a layer over them drops: they are named among what is left out."""
+    if found := left_out.judged(objects):
+        table = upstream.table(upstream.clips_of(objects)[".parquet"], ["uuid", *upstream.CURRENT, "verdict"])
+        for clip in table.to_pylist():
+            if clip.pop("verdict") == upstream.KEEP and clip["uuid"] in found:
+                yield clip | found[clip["uuid"]]
 
 
 def packed(entry: Entry, row: dict[str, Any]) -> list[bytes]:

@@ -9,7 +9,6 @@ lists its entries; what is left out is listed by shards of its own, so that ever
 from __future__ import annotations
 
 import functools
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hpc.curate import shard, shard_files
+from hpc.curate import left_out, shard, shard_files
 from hpc.curate.layouts import FOLDERS, METAS, T5, TREES, VIDEO
 from hpc.curate.settings import ShardTree
 from hpc.curate.shard_members import Shards, clips_stage
@@ -29,22 +28,8 @@ from hpc.data.work import Made, Work
 
 PER_PART = 100
 """Tars in a folder part_%06d. cosmos_curate 29f1358: --max-tars-per-part."""
-LEFT_OUT = 1
-"""Among a plan's copies: what its layout left out."""
 SESSIONS = 64
 """Clips that one task of layout sessions makes tars of, at most."""
-
-SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("uuid", pa.string()),
-        ("path", pa.string()),  # of the tar with its video, or of the video, in the stage's folder; null: left out
-        ("place", pa.int32()),  # in its tar
-        ("why", pa.string()),  # it is left out
-        ("detail", pa.string()),
-    ]
-)
-
 
 def freeze(settings: ShardTree, upstream: Shards, superseded: set[tuple[str, str]]) -> Iterator[list[Any]]:
     """Plan the tars: each has a row that says where it goes and where its entries are, and a row of these, packed."""
@@ -52,7 +37,8 @@ def freeze(settings: ShardTree, upstream: Shards, superseded: set[tuple[str, str
     tables = [files for _, files in upstream[members]] if members else []
     folders = settings.layout in FOLDERS
     with Plan() as plan:
-        for found in shard.drops({name: some for name, some in upstream.items() if name not in (clips, members)}):
+        judges = left_out.judges({name: some for name, some in upstream.items() if name not in (clips, members)})
+        for found in left_out.drops(judges):
             plan.drop(found)
         for numbered in layers.map_ahead(functools.partial(_table, superseded), enumerate(tables)):
             _add(plan, *numbered)
@@ -71,11 +57,10 @@ def freeze(settings: ShardTree, upstream: Shards, superseded: set[tuple[str, str
                 cut = shard_plan.groups(entries, settings.tar, settings.max_clips)
             for number, some in enumerate(cut):
                 yield _rows({"bin": name, "number": number}, some, sources)
-        for number in (0, LEFT_OUT):
-            for some in plan.copies.pieces(number):
-                yield _rows({"left_out": number}, some, sources)
+        for kind, near, places in left_out.pieces(plan, [uri for uri, *_ in sources], judges):
+            yield [{"left_out": kind, "sources": near}, places]
         if not plan.bins():  # a stage that makes nothing would look like one that failed
-            yield _rows({"left_out": LEFT_OUT}, np.empty(0, shard_plan.RECORD), sources)
+            yield [{"left_out": left_out.UNFIT, "sources": []}, shard_plan.packed(np.empty(0, shard_plan.RECORD))]
 
 
 def curator(plan: Plan, sources: list[Any], superseded: set[tuple[str, str]]) -> Iterator[list[Any]]:
@@ -126,15 +111,15 @@ def _add(plan: Plan, number: int, table: pa.Table) -> None:
     records["bin"] = [plan.bin(name) for name in kept["bin"].to_pylist()]
     records["start"] = kept["start_frame"].fill_null(-1)
     plan.add(records)
-    plan.copies.append(LEFT_OUT, shard.records(table.filter(pc.invert(missing)), number, ()))
+    plan.leave_out(shard.records(table.filter(pc.invert(missing)), number, ()))
 
 
 def start(settings: ShardTree) -> Callable[[Work], Made]:
     def process(work: Work) -> Made:
         head, packed = work.rows
-        records = shard_plan.unpacked(packed)
         if "left_out" in head:
-            return left_out(settings, work, head, records)
+            return listed_out(settings, work, left_out.rows(head["left_out"], head["sources"], packed))
+        records = shard_plan.unpacked(packed)
         if settings.layout in TREES:
             return tars(settings, work, head, records)
         return shard_files.make(settings, work, head, records)
@@ -181,28 +166,19 @@ def tars(settings: ShardTree, work: Work, head: dict[str, Any], records: Records
     return listed(settings, work, rows, told, counts, tree)
 
 
-def left_out(settings: ShardTree, work: Work, head: dict[str, Any], records: Records) -> Made:
+def listed_out(settings: ShardTree, work: Work, rows: list[dict[str, Any]]) -> Made:
     """Name what is not in the data set, and why."""
-    rows = []
-    for number, (uri, *_) in enumerate(head["sources"]):
-        with storage.open(uri) as file:
-            table = layers.read_table(file, ["key", "uuid", "why", "detail"])
-        rows += table.take(pa.array(records["row"][records["table"] == number].astype("i8"))).to_pylist()
-    if head["left_out"] != LEFT_OUT:
-        told = {"why": "duplicate", "detail": "a clip of this uuid, from an earlier shard, is in the data set"}
-        rows = [row | told for row in rows]
-    reasons = Counter(row["why"] for row in rows)
-    return listed(settings, work, rows, {"left_out": reasons}, dropped(reasons), {})
+    path = work.scratch / f"{work.shard}.parquet"
+    reasons = left_out.write(path, rows, about(settings, work, len(rows)))
+    return Made([path], {"entries": 0, **left_out.counted(reasons)})
 
 
-def dropped(reasons: Counter[str]) -> dict[str, int]:
-    """For the report: how many are left out, and of them for each reason."""
-    return {"dropped": reasons.total(), **{f"dropped_{why}": count for why, count in reasons.items()}}
+def about(settings: ShardTree, work: Work, entries: int) -> dict[str, Any]:
+    return {"stage": settings.KIND, "fingerprint": work.fingerprint, "layout": settings.layout, "entries": entries}
 
 
 def listed(settings: ShardTree, work: Work, rows: list[dict[str, Any]], told: dict[str, Any],
            counts: dict[str, Any], tree: dict[str, Path]) -> Made:  # fmt: skip
     path = work.scratch / f"{work.shard}.parquet"
-    meta = {"stage": settings.KIND, "fingerprint": work.fingerprint, "layout": settings.layout, "entries": len(rows)}
-    layers.write_table(path, rows, meta | told, SCHEMA)
+    layers.write_table(path, rows, about(settings, work, len(rows)) | told, left_out.SCHEMA)
     return Made([path], {"entries": 0, **counts}, tree=tree)

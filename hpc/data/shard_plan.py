@@ -41,6 +41,9 @@ RECORD = np.dtype(
     ]
 )
 
+JUDGED = np.dtype([("hash", "S16"), ("table", "<u4"), ("row", "<u4")])
+"""A decision that drops a clip: the hash of its uuid, and where it is told of: which table of verdicts, which row."""
+
 
 def hashes(uuids: Iterable[str]) -> npt.NDArray[np.bytes_]:
     return np.array([hashlib.blake2b(uuid.encode(), digest_size=16).digest() for uuid in uuids], "S16")
@@ -90,12 +93,16 @@ class Plan:
         self._folder = tempfile.TemporaryDirectory(prefix="hpc-shard-plan-")
         folder = Path(self._folder.name)
         self.spread = Files(folder, "spread", RECORD)
-        self.gone = Files(folder, "gone", "S16")
+        self.gone = Files(folder, "gone", JUDGED)
+        self.lost = Files(folder, "lost", JUDGED)
         self.lined = Files(folder, "lined", RECORD)
         self.sorted = Files(folder, "sorted", RECORD)
+        # what is left out, each in the file numbered 0
         self.copies = Files(folder, "copies", RECORD)
+        self.unfit = Files(folder, "unfit", RECORD)
+        self.dropped = Files(folder, "dropped", JUDGED)
         self.names: dict[str, int] = {}
-        self.tables = 0
+        self.tables = self.judges = 0
 
     def __enter__(self) -> Plan:
         return self
@@ -112,16 +119,24 @@ class Plan:
         self.tables += 1
         self.spread.spread(records, first_byte(records["hash"]))
 
-    def drop(self, found: npt.NDArray[np.bytes_]) -> None:
-        """Hashes of uuids that some decision drops."""
-        self.gone.spread(found, first_byte(found))
+    def drop(self, found: Records) -> None:
+        """JUDGED of one table of verdicts; tables come in order."""
+        self.judges += 1
+        self.gone.spread(found, first_byte(found["hash"]))
+
+    def leave_out(self, records: Records) -> None:
+        """Entries that have no place in the layout."""
+        self.unfit.append(0, records)
 
     def sort(self, shuffle: bool) -> None:
         """Put what stays in order: by hash, or as it came. Of entries of the same clip, bin and window the first stays;
-        the others are in `copies`."""
+        the others are in `copies`. What is dropped is in `dropped`, with the first decision that drops it."""
         for number in sorted(self.spread.counts):
-            records = self.spread.read(number)
-            records = records[~np.isin(records["hash"], self.gone.read(number))]
+            records, gone = self.spread.read(number), self.gone.read(number)
+            gone = gone[np.unique(gone["hash"], return_index=True)[1]]
+            lost = gone[np.isin(gone["hash"], records["hash"])]
+            self.lost.spread(lost, lost["table"].astype("u8") * BUCKETS // max(self.judges, 1))
+            records = records[~np.isin(records["hash"], gone["hash"])]
             order = np.lexsort([records[name] for name in ("row", "table", "start", "bin", "hash")])
             records = records[order]
             same = np.ones(len(records), bool)
@@ -138,6 +153,9 @@ class Plan:
             records = self.lined.read(number)
             records = records[np.lexsort([records["row"], records["table"]])]
             self.sorted.spread(records, records["bin"])
+        for number in sorted(self.lost.counts):  # so that a table of verdicts is read for one or two lists of them
+            lost = self.lost.read(number)
+            self.dropped.append(0, lost[np.lexsort([lost["row"], lost["table"]])])
 
     def bins(self) -> list[str]:
         """Those that hold something, by name."""
@@ -173,8 +191,8 @@ def packed(records: Records) -> str:
     return base64.b64encode(zlib.compress(records.tobytes(), 1)).decode()
 
 
-def unpacked(text: str) -> Records:
-    return np.frombuffer(zlib.decompress(base64.b64decode(text)), RECORD)
+def unpacked(text: str, dtype: npt.DTypeLike = RECORD) -> Records:
+    return np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype)
 
 
 def local(records: Records, tables: Sequence[object]) -> tuple[list[object], Records]:

@@ -35,7 +35,7 @@ class ShardMembers(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     PHASES: ClassVar[tuple[str, ...]] = ("barrier", "map")
     OBJECTS: ClassVar[tuple[str, ...]] = (".tar", ".parquet")
     INPUT_SUFFIXES: ClassVar[tuple[str, ...]] = ()
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
     NEUTRAL: ClassVar[tuple[str, ...]] = ()
     SECONDS_PER_GIB: ClassVar[float] = 5.0
 
@@ -92,7 +92,7 @@ class Shard(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     PHASES: ClassVar[tuple[str, ...]] = ("barrier", "map")
     OBJECTS: ClassVar[tuple[str, ...]] = (".tar",)
     INPUT_SUFFIXES: ClassVar[tuple[str, ...]] = ()
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     NEUTRAL: ClassVar[tuple[str, ...]] = ()
     SECONDS_PER_GIB: ClassVar[float] = 20.0
 
