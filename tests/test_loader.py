@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from hpc.data import layers
-from hpc.train.loader import Batches, placed, taken
+from hpc.data.video.fit import placed
+from hpc.train.loader import Batches, taken
 from hpc.train.samples import Shape, assigned, listed
 
 STEP = 10
@@ -177,9 +178,9 @@ def test_what_cannot_be_decoded_is_replaced_and_told(
 
 def test_pictures_are_cut_padded_or_stretched(tmp_path: Path) -> None:
     shape = Shape(frames=1, height=20, width=20, batch=1)
-    assert placed(60, 40, shape, "crop") == (30, 20, -5, 0)
-    assert placed(60, 40, shape, "pad") == (20, 13, 0, 3)
-    assert placed(60, 40, shape, "stretch") == (20, 20, 0, 0)
+    assert placed(60, 40, shape.width, shape.height, "crop") == (30, 20, -5, 0)
+    assert placed(60, 40, shape.width, shape.height, "pad") == (20, 13, 0, 3)
+    assert placed(60, 40, shape.width, shape.height, "stretch") == (20, 20, 0, 0)
     picture = np.zeros((40, 60, 3), np.uint8)
     picture[:, :, 0] = np.linspace(0, 255, 60).astype(np.uint8)
     PIL.Image.fromarray(picture).save(tmp_path / "x.png")

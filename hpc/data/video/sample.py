@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import PIL.Image
 
+from hpc.data.video.container import Source
 from hpc.data.video.decode import Decoder
 from hpc.data.video.index import index
 from hpc.data.video.picture import Resizer
 from hpc.data.video.probe import Video, probe
 
 
-def sample(source: bytes | str | Path, frames: Sequence[int], width: int, height: int) -> npt.NDArray[np.uint8]:
+def sample(source: bytes | Source, frames: Sequence[int], width: int, height: int) -> npt.NDArray[np.uint8]:
     """uint8 [len(frames), height, width, 3], RGB, upright: these frames of a video, counted from 0, rising.
 
     For a frame that a damaged video lacks comes the next one that is there, and behind its end the last one. Raises
     BadInput for what is no video.
     """
-    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    file = _opened(source)
     resize, last = Resizer(width, height), None
     out: list[npt.NDArray[np.uint8]] = []
     at = index(file) if frames and frames[0] else None  # to begin at the key frame before the first
@@ -38,13 +38,17 @@ def sample(source: bytes | str | Path, frames: Sequence[int], width: int, height
     return np.stack(out) if out else np.empty((0, height, width, 3), np.uint8)
 
 
-def measured(data: bytes) -> tuple[Video, int]:
+def measured(source: bytes | Source) -> tuple[Video, int]:
     """What a video says about itself, and how many frames it has. Raises BadInput for what is no video."""
-    info = probe(io.BytesIO(data))
+    info = probe(_opened(source))
     if info.frames:
         return info, info.frames
-    at = index(io.BytesIO(data))
-    return info, at.frames if at else sum(1 for _ in Decoder(io.BytesIO(data)))
+    at = index(_opened(source))
+    return info, at.frames if at else sum(1 for _ in Decoder(_opened(source)))
+
+
+def _opened(source: bytes | Source) -> Source:
+    return io.BytesIO(source) if isinstance(source, bytes) else source
 
 
 def still(data: bytes) -> npt.NDArray[np.uint8]:
