@@ -1,0 +1,220 @@
+"""The weights of autoregressive models under several names: the published model.pt, ours on megatron-core, NeMo's.
+
+    fill(model, preset, Published(path))  every parameter of this rank, cut out of the whole tensors
+    published(preset, whole.__getitem__)  back: ours, whole, as (name, tensor) of model.pt
+
+One table says for each parameter of megatron-core which published tensors it is made of and how (NVIDIA/Cosmos 71f19b0:
+autoregressive/nemo/cosmos.py and cosmos_video2world.py, the importers; their order of rows is in the golden arrays):
+q, k and v of each group of queries side by side in linear_qkv, k and v in the context's linear_kv, w1 above w3 in
+linear_fc1. Accounting is strict: every name is used and every parameter filled, or an error lists both.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hpc.models.ar.presets import Preset
+from hpc.models.hub import shorten
+
+NOT_WEIGHTS = "_extra_state"  # of transformer-engine; upstream leaves them out too
+LOCAL_NAMES = {
+    ".input_layernorm.weight": ".self_attention.linear_qkv.layer_norm_weight",
+    ".pre_mlp_layernorm.weight": ".mlp.linear_fc1.layer_norm_weight",
+}
+"""Parameters of the local layers -> of transformer-engine's, by which the table goes."""
+
+
+class Rule(NamedTuple):
+    """How one parameter of megatron-core is made of published tensors."""
+
+    sources: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    """Of the sources."""
+    heads: tuple[int, ...] = ()
+    """How many blocks of rows each source gives to a group, for those that are interleaved: 4, 1, 1 for q, k, v."""
+    axis: int | None = None
+    """Which tensor-parallel ranks split; None: each has all of it."""
+
+    def joined(self, tensors: list[Tensor], groups: int) -> Tensor:
+        """The whole parameter."""
+        if self.heads:
+            parts = [t.unflatten(0, (groups, -1)) for t in tensors]
+            return torch.cat(parts, 1).flatten(0, 1)
+        return torch.cat(tensors)
+
+    def parted(self, whole: Tensor, groups: int) -> list[Tensor]:
+        """The sources again."""
+        if self.heads:
+            rows = [shape[0] // groups for shape in self.shapes]
+            return [t.flatten(0, 1) for t in whole.unflatten(0, (groups, -1)).split(rows, 1)]
+        return list(whole.split([shape[0] for shape in self.shapes]))
+
+    def cut(self, whole: Tensor, rank: int, ranks: int) -> Tensor:
+        """A tensor-parallel rank's part. Of w1 above w3 each rank has its rows of both."""
+        if self.axis is None or ranks == 1:
+            return whole
+        if len(self.sources) > 1 and not self.heads:
+            return torch.cat([t.chunk(ranks)[rank] for t in whole.split([shape[0] for shape in self.shapes])])
+        return whole.chunk(ranks, self.axis)[rank]
+
+
+def rules(preset: Preset) -> dict[str, Rule]:
+    """Name of a parameter, with the layer's number in the whole model -> how it is made."""
+    dim, q, kv = preset.dim, preset.heads * preset.head_dim, preset.kv_heads * preset.head_dim
+    norm, head = ((dim,),), ((preset.head_dim,),)
+    each = preset.heads // preset.kv_heads
+    made = {"embedding.word_embeddings.weight": Rule(("model.tok_embeddings.weight",), ((preset.vocab, dim),), axis=0)}
+    for i in range(preset.layers):
+        ours, theirs = f"decoder.layers.{i}.", f"model.layers.{i}."
+        names = lambda *words, prefix=theirs: tuple(f"{prefix}{word}.weight" for word in words)
+        attention = names("attention.wq", "attention.wk", "attention.wv")
+        made |= {
+            f"{ours}self_attention.linear_qkv.layer_norm_weight": Rule(names("attention_norm"), norm),
+            f"{ours}self_attention.linear_qkv.weight": Rule(
+                attention, ((q, dim), (kv, dim), (kv, dim)), (each, 1, 1), axis=0
+            ),
+            f"{ours}self_attention.q_layernorm.weight": Rule(names("attention.q_norm"), head),
+            f"{ours}self_attention.k_layernorm.weight": Rule(names("attention.k_norm"), head),
+            f"{ours}self_attention.linear_proj.weight": Rule(names("attention.wo"), ((dim, q),), axis=1),
+            f"{ours}mlp.linear_fc1.layer_norm_weight": Rule(names("ffn_norm"), norm),
+            f"{ours}mlp.linear_fc1.weight": Rule(
+                names("feed_forward.w1", "feed_forward.w3"), ((preset.ffn, dim),) * 2, axis=0
+            ),
+            f"{ours}mlp.linear_fc2.weight": Rule(names("feed_forward.w2"), ((dim, preset.ffn),), axis=1),
+        }
+        if preset.context_dim is not None:
+            cross = f"{ours}cross_attention."
+            made |= {
+                f"{ours}pre_cross_attn_layernorm.weight": Rule(names("cross_attention_norm"), norm),
+                f"{cross}linear_q.weight": Rule(names("cross_attention.wq"), ((q, dim),), axis=0),
+                f"{cross}linear_kv.weight": Rule(
+                    names("cross_attention.wk", "cross_attention.wv"), ((kv, preset.context_dim),) * 2, (1, 1), axis=0
+                ),
+                f"{cross}q_layernorm.weight": Rule(names("cross_attention.q_norm"), head),
+                f"{cross}k_layernorm.weight": Rule(names("cross_attention.k_norm"), head),
+                f"{cross}linear_proj.weight": Rule(names("cross_attention.wo"), ((dim, q),), axis=1),
+            }
+    made["decoder.final_layernorm.weight"] = Rule(("model.norm.weight",), norm)
+    made["output_layer.weight"] = Rule(("model.output.weight",), ((preset.classes, dim),), axis=0)
+    return made
+
+
+def parameters(model: nn.Module, preset: Preset) -> dict[str, nn.Parameter]:
+    """The parameters of a pipeline stage, by the names of the table: with the layers' numbers in the whole model."""
+    layers = model.decoder.layers  # type: ignore[union-attr]
+    numbers = [layer.layer_number - 1 for layer in layers]  # type: ignore[union-attr]
+    found = {}
+    for name, value in model.named_parameters():
+        for local, fused in LOCAL_NAMES.items():
+            name = name.replace(local, fused)
+        name = re.sub(r"layers\.(\d+)\.", lambda m: f"layers.{numbers[int(m[1])]}.", name)
+        found[name] = value
+    return found
+
+
+def fill(model: nn.Module, preset: Preset, source: Mapping[str, Tensor], rank: int = 0, ranks: int = 1) -> None:
+    """Put published weights into this rank's part of a model: rank of `ranks` that are tensor-parallel; pipeline stages
+    take the layers they have. Tensors are converted to the parameters' types. Raises ValueError naming what is missing,
+    left over or of another shape."""
+    table, mine = rules(preset), parameters(model, preset)
+    account(table, source, f"the published weights of {preset.layers} layers")
+    if unknown := sorted(mine.keys() - table.keys()):
+        raise ValueError(f"the model has parameters that no published tensor fills: {shorten(unknown)}")
+    with torch.no_grad():
+        for name, parameter in mine.items():
+            rule = table[name]
+            whole = rule.joined([source[one] for one in rule.sources], preset.kv_heads)
+            part = rule.cut(whole, rank, ranks)
+            if part.shape != parameter.shape:
+                raise ValueError(f"{name}: rank {rank} of {ranks} has {tuple(parameter.shape)}, of the published "
+                                 f"{tuple(whole.shape)} its part is {tuple(part.shape)}")  # fmt: skip
+            parameter.copy_(part)
+
+
+def published(preset: Preset, whole: Callable[[str], Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of model.pt, from whole parameters by the names of the table."""
+    for name, rule in rules(preset).items():
+        yield from zip(rule.sources, rule.parted(whole(name), preset.kv_heads), strict=True)
+
+
+def account(table: Mapping[str, Rule], source: Mapping[str, Tensor], what: str) -> None:
+    """Raises ValueError unless the source has exactly the tensors of the table, in their shapes."""
+    expected = {name: shape for rule in table.values() for name, shape in zip(rule.sources, rule.shapes, strict=True)}
+    there = [name for name in source if NOT_WEIGHTS not in name]
+    wrong = {
+        "missing": sorted(expected.keys() - set(there)),
+        "left over": sorted(set(there) - expected.keys()),
+        "of another shape": [
+            f"{name} {tuple(source[name].shape)} for {shape}"
+            for name, shape in expected.items() if name in source and tuple(source[name].shape) != shape
+        ],
+    }  # fmt: skip
+    if any(wrong.values()):
+        words = "; ".join(f"{why}: {shorten(names) or 'nothing'}" for why, names in wrong.items())
+        raise ValueError(f"these are not {what}: {words}")
+
+
+class Initial(Mapping[str, Tensor]):
+    """Weights to start from, made one at a time as if they were published: of a seed and a name, so that every layout
+    starts from the same ones. Depth-scaled truncated normals, as upstream's trainer has it (cosmos_predict1 4ed35fa:
+    autoregressive/training/networks/transformer.py, init_weights, and training/modules/attention.py)."""
+
+    def __init__(self, preset: Preset, generator: Callable[[str], torch.Generator]) -> None:
+        """generator(name): freshly seeded for a tensor, on the device where it shall be made."""
+        self.generator = generator
+        self.dim = preset.dim
+        self.shapes = {n: s for rule in rules(preset).values() for n, s in zip(rule.sources, rule.shapes, strict=True)}
+
+    def __getitem__(self, name: str) -> Tensor:
+        shape = self.shapes[name]
+        if len(shape) == 1:
+            return torch.ones(shape)
+        generator = self.generator(name)
+        out = torch.empty(shape, device=generator.device)
+        if name == "model.tok_embeddings.weight":
+            return out.normal_(generator=generator)
+        std, bound = 0.02, 2.0
+        if name == "model.output.weight":
+            std = self.dim**-0.5
+            bound = 3 * std
+        elif not name.endswith(("wq.weight", "wk.weight", "wv.weight", "w1.weight")):
+            std = 0.02 / (2 * (int(name.split(".")[2]) + 1)) ** 0.5
+        return nn.init.trunc_normal_(out, std=std, a=-bound, b=bound, generator=generator)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+
+class Published(Mapping[str, Tensor]):
+    """The tensors of a model.pt, or of a .safetensors file, read when they are asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._pt: dict[str, Tensor] | None = None
+        if path.suffix == ".safetensors":
+            from safetensors import safe_open
+
+            self._file: Any = safe_open(str(path), "pt")
+            self._names = list(self._file.keys())
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            self._pt = found["model"] if isinstance(found.get("model"), dict) else found
+            self._names = list(self._pt)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._pt[name] if self._pt is not None else self._file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
