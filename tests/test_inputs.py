@@ -163,6 +163,24 @@ def test_a_json_list(base: str, tmp_path: Path) -> None:
     assert listing.weights == {f"{base}/b/1.mp4": 2.5 * 2**20, known["uri"]: 10 * 2**20}
 
 
+def test_a_list_of_prompts(base: str, tmp_path: Path) -> None:
+    """As Cosmos' autoregressive models have it. An input with another prompt is another input."""
+    file = tmp_path / "list.jsonl"
+    file.write_text(json.dumps({"prompt": "a cat", "visual_input": f"{base}/b/1.mp4"}))
+    listing = inputs.resolve([one(str(file))], SUFFIXES)
+    [item] = ledger.assign(ledger.Ledger([], 0), listing.entries, 1, 9**9, captions=listing.captions)[0].items
+    plain = storage.stat(f"{base}/b/1.mp4")
+    assert plain and (item.caption, item.version) == ("a cat", plain.etag) and item.etag != plain.etag
+    file.write_text(json.dumps({"prompt": "a dog", "visual_input": f"{base}/b/1.mp4"}))
+    assert inputs.resolve([one(str(file))], SUFFIXES).entries[0].etag not in (item.etag, plain.etag)
+    file.write_text(json.dumps({"visual_input": f"{base}/b/1.mp4"}))
+    assert inputs.resolve([one(str(file))], SUFFIXES).entries == [plain]
+    lines = [{"visual_input": f"{base}/b/1.mp4", "prompt": words} for words in ("x", "y")] + [{"prompt": "x"}]
+    file.write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(InputError, match=r"(?s):2: .*another prompt in a line before.*:3: it names no file"):
+        inputs.resolve([one(str(file))], SUFFIXES)
+
+
 def test_mistakes_in_a_list_are_all_told_by_line(base: str, tmp_path: Path) -> None:
     file = tmp_path / "list.jsonl"
     file.write_text(f'{{"uri": "{base}/b/1.mp4"}}\n{{"url": "x"}}\nb/1.mp4\n\n{{"uri": "{base}/gone.mp4"}}\n')

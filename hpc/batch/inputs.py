@@ -7,6 +7,7 @@ not probe.
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,7 @@ import msgspec
 from hpc.batch import ledger
 from hpc.batch.spec import Inputs
 from hpc.data import storage
+from hpc.data.work import SAID
 
 LISTS = (".txt", ".jsonl")
 
@@ -33,17 +35,23 @@ class Listing(msgspec.Struct):
     """Suffix -> how many files were left out because the stage doesn't read such files."""
     sessions: dict[str, tuple[str, str]]
     """uri -> (session, camera), of inputs that have `group_by`."""
+    captions: dict[str, str]
+    """uri -> what a list file says of it."""
 
 
 class Listed(msgspec.Struct):
-    """A line of a .jsonl list. size and etag save one look at the storage each."""
+    """A line of a .jsonl list. size and etag save one look at the storage each. Lists of Cosmos' autoregressive models
+    have `visual_input` for the uri, and a `prompt`."""
 
-    uri: str
+    uri: str = ""
+    visual_input: str = ""
+    prompt: str = ""
     seconds: float = 0.0
     size: int = -1
     etag: str = ""
 
 
+LISTED = '{"uri": ..., "seconds"?, "size"?, "etag"?} or {"visual_input": ..., "prompt"?}'
 BYTES_PER_SECOND = 1 << 20
 """The weight of a second of video whose length is known: 8 Mbit/s."""
 
@@ -54,8 +62,9 @@ def resolve(inputs: Iterable[Inputs], suffixes: tuple[str, ...]) -> Listing:
     weights: dict[str, float] = {}
     ignored: dict[str, int] = {}
     sessions: dict[str, tuple[str, str]] = {}
+    captions: dict[str, str] = {}
     for one in inputs:
-        entries = sorted(_entries(one, weights), key=lambda e: e.uri)
+        entries = sorted(_entries(one, weights, captions), key=lambda e: e.uri)
         is_folder = len(entries) != 1 or entries[0].uri != one.uri
         if one.match is not None:
             base = _base(one.uri) + "/"
@@ -76,7 +85,8 @@ def resolve(inputs: Iterable[Inputs], suffixes: tuple[str, ...]) -> Listing:
         where = ", ".join(i.uri for i in inputs)
         seen = "".join(f"; ignored {n} x {s}" for s, n in sorted(ignored.items()))
         raise InputError(f"no inputs found in {where}{seen}. Files are taken by suffix: {' '.join(suffixes)}")
-    return Listing([out[uri] for uri in sorted(out)], weights, ignored, sessions)
+    return Listing([out[uri] for uri in sorted(out)], weights, ignored, sessions,
+                   {uri: words for uri, words in captions.items() if words})  # fmt: skip
 
 
 def _in_sessions(
@@ -115,13 +125,13 @@ def _in_sessions(
     return kept
 
 
-def _entries(one: Inputs, weights: dict[str, float]) -> Iterator[storage.Entry]:
+def _entries(one: Inputs, weights: dict[str, float], captions: dict[str, str]) -> Iterator[storage.Entry]:
     uri = one.uri
     if _is_pattern(uri):
         pattern = _glob(uri)  # lists from the last folder that is certain; ** crosses folders, * does not
         yield from (e for e in storage.listing(_base(uri)) if pattern.fullmatch(e.uri))
     elif uri.endswith(LISTS):
-        yield from _list_file(uri, weights)
+        yield from _list_file(uri, weights, captions)
     elif not storage.is_s3(uri) and Path(uri).is_file():
         yield from storage.listing(uri)
     elif (info := ledger.info_of(uri)) is not None:
@@ -163,7 +173,7 @@ def _glob(pattern: str) -> re.Pattern[str]:
         raise InputError(f"{pattern}: not a pattern: {error}") from None
 
 
-def _list_file(uri: str, weights: dict[str, float]) -> Iterator[storage.Entry]:
+def _list_file(uri: str, weights: dict[str, float], captions: dict[str, str]) -> Iterator[storage.Entry]:
     """One path or s3:// URI a line (.txt; # starts a comment line), or one JSON object a line (.jsonl)."""
     try:
         text = storage.read(uri).decode("utf-8-sig")
@@ -178,20 +188,34 @@ def _list_file(uri: str, weights: dict[str, float]) -> Iterator[storage.Entry]:
         try:
             listed = msgspec.json.decode(line, type=Listed) if uri.endswith(".jsonl") else Listed(line)
         except msgspec.DecodeError as error:
-            problems.append(f'{uri}:{number}: {error}; allowed: {{"uri": ..., "seconds"?, "size"?, "etag"?}}')
+            problems.append(f"{uri}:{number}: {error}; allowed: {LISTED}")
             continue
-        path = listed.uri if storage.is_s3(listed.uri) else os.path.normpath(Path(base, listed.uri))
+        if bool(listed.uri) == bool(listed.visual_input):
+            problems.append(f"{uri}:{number}: it names no file, or two; allowed: {LISTED}")
+            continue
+        named = listed.uri or listed.visual_input
+        path = named if storage.is_s3(named) else os.path.normpath(Path(base, named))
+        if captions.setdefault(path, listed.prompt) != listed.prompt:
+            problems.append(f"{uri}:{number}: {path} has another prompt in a line before: keep one of them")
         if listed.seconds > 0:
             weights[path] = listed.seconds * BYTES_PER_SECOND
         if listed.size >= 0 and listed.etag:
-            yield storage.Entry(path, listed.size, listed.etag)
+            yield _said(storage.Entry(path, listed.size, listed.etag), listed.prompt)
         elif (entry := storage.stat(path)) is not None:
-            yield entry
+            yield _said(entry, listed.prompt)
         else:
             problems.append(f"{uri}:{number}: {path}: no such file or object")
     if problems:
         more = f"\n... and {len(problems) - 20} more" if len(problems) > 20 else ""
         raise InputError("\n".join(problems[:20]) + more)
+
+
+def _said(entry: storage.Entry, prompt: str) -> storage.Entry:
+    """An input with another prompt is another one: what was made of it with the old one is not taken for done."""
+    if not prompt:
+        return entry
+    digest = hashlib.blake2b(prompt.encode(), digest_size=6).hexdigest()
+    return msgspec.structs.replace(entry, etag=f"{entry.etag}{SAID}{digest}")
 
 
 def _earlier(folder: str, info: ledger.StageInfo) -> Iterator[storage.Entry]:

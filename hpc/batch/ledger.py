@@ -84,13 +84,14 @@ def load(output: str) -> Ledger:
 
 def assign(ledger: Ledger, entries: Iterable[storage.Entry], size: int, split_above: int,
            weights: dict[str, float] | None = None,
-           sessions: dict[str, tuple[str, str]] | None = None) -> list[Shard]:  # fmt: skip
+           sessions: dict[str, tuple[str, str]] | None = None,
+           captions: dict[str, str] | None = None) -> list[Shard]:  # fmt: skip
     """New shards for the entries that the ledger does not know (by uri and etag). Pure.
 
     Inputs larger than `split_above` become spans of about `size`, each a shard. The others are dealt out, heaviest
     first, always to the lightest shard; so shards differ by one input at most, whatever order the listing had.
     weights: uri -> work, in the units of size, where more is known than bytes. sessions: uri -> (session, camera); a
-    session is dealt out whole, however large. Raises Grown.
+    session is dealt out whole, however large. captions: uri -> what a list says of it. Raises Grown.
     """
     known = {(item.uri, item.etag) for shard in ledger.shards for item in shard.items}
     fresh = sorted((e for e in entries if not known or (e.uri, e.etag) not in known), key=lambda e: e.uri)
@@ -115,6 +116,10 @@ def assign(ledger: Ledger, entries: Iterable[storage.Entry], size: int, split_ab
         else:
             small.append(e)
     shards += [[Item(e.uri, e.size, e.etag) for e in b] for b in _deal(small, weight, lambda e: e.uri, size)]
+    if captions:
+        words = captions.get
+        shards, spans = ([[msgspec.structs.replace(i, caption=words(i.uri, "")) for i in some] for some in all_of_them]
+                         for all_of_them in (shards, spans))  # fmt: skip
     first = int(ledger.shards[-1].id) + 1 if ledger.shards else 0
     return [Shard(f"{first + i:06}", items) for i, items in enumerate(shards + spans)]
 

@@ -151,7 +151,7 @@ def prepare(spec: Spec, cluster: Cluster, base: Path, *, on_slurm: bool, command
     listing = inputs.resolve(spec.inputs, suffixes)
     book = ledger.load(spec.output)
     fresh = ledger.assign(book, listing.entries, spec.shards.size, spec.shards.split_above, listing.weights,
-                           listing.sessions)  # fmt: skip
+                           listing.sessions, listing.captions)  # fmt: skip
     listed = {(e.uri, e.etag) for e in listing.entries}
     old = [s for s in book.shards if any((i.uri, i.etag) in listed for i in s.items)]
     scope = old + fresh

@@ -196,7 +196,7 @@ def jobs(items: list[Item]) -> Iterator[Job]:
 
 def open_input(item: Item) -> BinaryIO:
     try:
-        return storage.open(item.uri, item.etag)
+        return storage.open(item.uri, item.version)
     except FileNotFoundError as error:
         raise BadInput(item.uri, "missing", f"it had {item.size} bytes when the run was planned") from error
     except storage.Changed as error:

@@ -56,8 +56,8 @@ class Watched:
 def unchanged(item: Item) -> None:
     """Raises BadInput if an input that was read to its end is no longer the one that was planned."""
     now = storage.stat(item.uri)
-    if now is not None and now.etag != item.etag:
-        raise BadInput(item.uri, "changed-since-planned", f"while it was read: {item.etag} became {now.etag}")
+    if now is not None and now.etag != item.version:
+        raise BadInput(item.uri, "changed-since-planned", f"while it was read: {item.version} became {now.etag}")
 
 
 def refusal(uri: str, error: Exception) -> Bad:

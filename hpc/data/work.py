@@ -32,6 +32,9 @@ class Part(NamedTuple):
     """Does it get the stage's GPUs?"""
 
 
+SAID = "+caption-"
+
+
 class Item(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One input of a shard, frozen when it was planned."""
 
@@ -40,7 +43,8 @@ class Item(msgspec.Struct, frozen=True, array_like=True, gc=False):
     size: int
     """Bytes."""
     etag: str
-    """What changes when the bytes do: "mtime_ns-size" for files, the ETag for objects."""
+    """What changes when the bytes do: "mtime_ns-size" for files, the ETag for objects; SAID and a digest follow where a
+    list has a caption for it, which may change, too."""
     part: int = 0
     """An input longer than a shard is planned as `parts` spans; this is span number `part`, counted from 0."""
     parts: int = 1
@@ -48,6 +52,13 @@ class Item(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Videos of several cameras that recorded at the same time have the same one, and are in the same shard."""
     camera: str = ""
     """Its name within the session."""
+    caption: str = ""
+    """What a list of inputs says of it: {"visual_input": ..., "prompt": ...}."""
+
+    @property
+    def version(self) -> str:
+        """What the storage calls these bytes: the etag without what a list's caption adds to it."""
+        return self.etag.partition(SAID)[0]
 
 
 class Object(msgspec.Struct, frozen=True):

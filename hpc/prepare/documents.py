@@ -180,7 +180,7 @@ def splits(total: int, split: str) -> dict[str, range]:
     for share in shares:
         ends.append(ends[-1] + share)
     places = [round(end * float(total)) for end in ends]
-    return {name: range(a, b) for name, a, b in zip(SPLITS, places, places[1:], strict=True)}
+    return {name: range(a, b) for name, a, b in zip(SPLITS, places[:-1], places[1:], strict=True)}
 
 
 def split_of(place: int, total: int, split: str) -> str:

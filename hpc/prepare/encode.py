@@ -1,0 +1,191 @@
+"""Windows of clips through a video tokenizer, in batches: what tokens and latents have in common.
+
+Clips are read and decoded by threads, a few windows ahead of the tokenizer. A window is encoded whole: as a stream it
+would be the same but for rounding, and ids near the border of two may differ.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from hpc.data import layers, video
+from hpc.data.video import fit as fitting
+from hpc.data.work import Bad, BadInput, Work
+from hpc.models.tokenizers import Tokenizer, load
+from hpc.prepare import inputs
+from hpc.prepare.inputs import Clip
+from hpc.prepare.settings.frames import Frames
+
+THREADS = 4  # windows that are being read or wait: each is 65 MB at 33 x 640 x 1024, 250 MB at 93 x 704 x 1280
+TOGETHER = 32  # frames of neighbouring windows that are decoded at once, where windows are shorter
+
+
+class Encoder(msgspec.Struct):
+    """A tokenizer, and what it makes of windows of the settings."""
+
+    tokenizer: Tokenizer
+    device: torch.device
+    shape: tuple[int, int, int]
+    """[t, h, w] of what a window becomes."""
+
+
+def opened(settings: Frames, discrete: bool) -> Encoder:
+    """Raises ValueError where the tokenizer is of the other kind, or has no such windows; and as `load` does."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = load(settings.tokenizer, device, getattr(torch, settings.precision))
+    if discrete != (tokenizer.vocabulary is not None):
+        words = ("makes latents, not ids: prepare.latents takes it" if discrete else
+                 "makes ids, not latents: prepare.tokens takes it")  # fmt: skip
+        raise ValueError(f"tokenizer: {settings.tokenizer} {words}")
+    height, width = settings.size
+    if height % tokenizer.spatial or width % tokenizer.spatial:
+        raise ValueError(f"size: [{height}, {width}]: {settings.tokenizer} takes heights and widths that "
+                         f"{tokenizer.spatial} divides")  # fmt: skip
+    try:
+        frames = tokenizer.latent_frames(settings.frames)
+    except ValueError as error:
+        raise ValueError(f"frames: {settings.frames}: {error}") from error
+    return Encoder(tokenizer, device, (frames, height // tokenizer.spatial, width // tokenizer.spatial))
+
+
+class Window(NamedTuple):
+    row: dict[str, Any]
+    """What is known of it: columns of hpc.prepare.documents.SCHEMA, with `why` where it is left out."""
+    frames: npt.NDArray[np.uint8] | None
+    """[frames, height, width, 3], RGB; None of what is left out."""
+
+
+class Some(NamedTuple):
+    """Neighbouring windows of a clip, decoded together; none of a clip that is left out."""
+
+    clip: Clip
+    first: int = 0
+    end: int = 0
+
+
+def windows(settings: Frames, work: Work, bad: list[Bad]) -> Iterator[Window]:
+    """All windows of a shard, in order, and the clips that are left out. bad: takes what cannot be read."""
+    found = layers.map_ahead(functools.partial(_measured, work), inputs.clips(work), THREADS)
+    parts = itertools.chain.from_iterable(map(functools.partial(cut, settings), found))
+    for some in layers.map_ahead(functools.partial(_decoded, settings, work), parts, THREADS):
+        work.check()
+        if some.clip.refused:
+            bad.append(some.clip.refused)
+        yield from some.windows
+
+
+def _measured(work: Work, clip: Clip) -> Clip:
+    if clip.refused is None:
+        try:
+            inputs.measured(clip, work.on)
+        except BadInput as error:
+            clip.refused = error.bad
+    return clip
+
+
+def stride(settings: Frames, clip: Clip) -> float:
+    """Frames of a clip from one that is taken to the next."""
+    return clip.fps / settings.fps if settings.fps and clip.fps else 1.0
+
+
+def cut(settings: Frames, clip: Clip) -> Iterator[Some]:
+    """The windows of a clip that are taken, some at a time."""
+    count = 0 if clip.refused else inputs.windows(settings.frames, stride(settings, clip), clip.frames)
+    if not count:
+        yield Some(clip)
+        return
+    if settings.windows == "first":
+        count = 1
+    part, parts = (clip.item.part, clip.item.parts) if clip.item else (0, 1)
+    first, end = part * count // parts, (part + 1) * count // parts
+    together = max(1, TOGETHER // settings.frames)
+    for begin in range(first, end, together):
+        yield Some(clip, begin, min(begin + together, end))
+
+
+class Decoded(NamedTuple):
+    clip: Clip
+    windows: list[Window]
+
+
+def _decoded(settings: Frames, work: Work, some: Some) -> Decoded:
+    clip, first, end = some
+    if clip.refused is None and first == end:
+        return Decoded(clip, [Window(row(settings, clip) | {"why": "too-short"}, None)])
+    height, width = settings.size
+    if clip.refused is None:
+        wide, high, left, top = fitting.placed(clip.width, clip.height, width, height, settings.fit)
+        numbers = inputs.numbers(settings.frames, stride(settings, clip), first, end)
+        try:
+            with work.on(clip.item) if clip.item else nullcontext(), inputs.opened(clip) as file:
+                pictures = video.sample(file, numbers, wide, high)
+            if len(pictures):
+                laid = fitting.laid(pictures, width, height, left, top)
+                each = np.split(laid, end - first)
+                return Decoded(clip, [
+                    Window(row(settings, clip, numbers[i * settings.frames]), frames) for i, frames in enumerate(each)
+                ])  # fmt: skip
+            raise BadInput(clip.media, "no-frames", f"none can be decoded from frame {numbers[0]} on")
+        except BadInput as error:
+            clip = msgspec.structs.replace(clip, refused=error.bad)
+    assert clip.refused
+    return Decoded(clip, [Window(row(settings, clip) | {"why": clip.refused.reason}, None)])
+
+
+def row(settings: Frames, clip: Clip, start: int | None = None) -> dict[str, Any]:
+    """What is known of a clip, and of a window that begins at frame `start`."""
+    known = {"uuid": clip.uuid, "media": clip.media, "source": clip.source, "etag": clip.etag, "cameras": clip.cameras,
+             "frames": clip.frames, "source_fps": clip.fps, "width": clip.width, "height": clip.height}  # fmt: skip
+    if start is None:
+        return known
+    height, width = settings.size
+    places = fitting.inside(clip.width, clip.height, width, height, settings.fit)
+    known |= dict(zip(("left", "top", "right", "bottom"), places, strict=True))
+    return known | {"start": start, "fps": settings.fps or clip.fps, "caption": clip.said(start)}
+
+
+def encoded(
+    settings: Frames, encoder: Encoder, work: Work, bad: list[Bad], counts: Counter[str]
+) -> Iterator[tuple[dict[str, Any], Tensor | None]]:
+    """(row, what its window became, on the CPU) of each window, in order; None for what is left out. counts: takes
+    clips, windows, frames, what was dropped, and seconds."""
+    found = windows(settings, work, bad)
+    seen: set[str] = set()
+    while True:
+        began = time.monotonic()
+        batch: list[Window] = []
+        for one in found:
+            seen.add(one.row["uuid"])
+            if one.frames is not None:
+                batch.append(one)
+            else:
+                counts.update(["dropped", f"dropped_{one.row['why'].replace('-', '_')}"])
+                yield one.row, None
+            if len(batch) == settings.batch:
+                break
+        counts["data_wait_seconds"] += time.monotonic() - began  # type: ignore[assignment]
+        if not batch:
+            break
+        work.check()
+        began = time.monotonic()
+        pictures = torch.from_numpy(np.stack([one.frames for one in batch if one.frames is not None]))
+        with torch.inference_mode():
+            video_BCTHW = pictures.to(encoder.device).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
+            made = encoder.tokenizer.encode(video_BCTHW).cpu()
+        counts["model_seconds"] += time.monotonic() - began  # type: ignore[assignment]
+        counts.update(windows=len(batch), frames=len(batch) * settings.frames)
+        work.progress(0.0, f"{counts['windows']} windows of {len(seen)} clips")
+        yield from zip((one.row for one in batch), made, strict=True)
+    counts["clips"] = len(seen) - counts["dropped"]
