@@ -111,15 +111,16 @@ def compared(shape: str, windows: int, batch: int, tokens: int, frame_tokens: in
           f"windows of {len(asked[0].frames)} frames at {one.frames.shape[2]}x{one.frames.shape[1]}, {len(one.ids)} "
           f"tokens each, {tokens} tokens answered")  # fmt: skip
     rows = [
-        ("plain generate loop", 1, plain, True),
-        ("plain generate loop", batch, plain, True),
-        ("engine, steps not recorded", batch, ours, False),
-        ("engine", batch, ours, True),
-        ("engine", 2 * batch, ours, True),
+        ("plain generate loop", 1, plain, True, tokens),
+        ("plain generate loop", batch, plain, True, tokens),
+        ("engine, prompts alone", batch, ours, True, 1),
+        ("engine, steps not recorded", batch, ours, False, tokens),
+        ("engine", batch, ours, True, tokens),
+        ("engine", 2 * batch, ours, True, tokens),
     ]
     base = 0.0
-    for name, size, run, record in rows:
-        engine.record = record
+    for name, size, run, record, said in rows:
+        engine.record, engine.generation.max_new_tokens = record, said
         qwen_vl.use_together(model, run is ours)
         some = asked[: max(1, windows // 4)] if size == 1 else asked  # the slow one on fewer
         run(engine, asked[:size], size)  # warm up: kernels are chosen, memory is taken

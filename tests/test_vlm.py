@@ -236,6 +236,22 @@ def test_steps_are_those_of_generate(folders: dict[str, Path], name: str, penalt
     assert found.shape[1] == 70 or ended.all()
 
 
+def test_attention_in_pieces_is_attention() -> None:
+    """Also where whole pieces are padding, and where scores are so large that only differences may be exponentiated."""
+    made = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(3, heads, places, 16, generator=made, dtype=torch.float64)
+                         for heads, places in ((6, 1), (2, 3 * decode.PIECE), (2, 3 * decode.PIECE)))  # fmt: skip
+    seen = torch.rand(3, 1, 1, 3 * decode.PIECE, generator=made) < 0.5
+    seen[1, ..., : decode.PIECE + 9] = False
+    seen[2, ..., :-1], seen[2, ..., -1] = False, True
+    for scale in (None, 0.5, 1000.0):
+        expected = torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, seen, scale=scale, enable_gqa=True
+        )
+        found, _ = decode.attend(torch.nn.Module(), query, key, value, seen, scaling=scale)
+        torch.testing.assert_close(found, expected.transpose(1, 2))
+
+
 def test_what_only_generate_can_do_is_left_to_it(folders: dict[str, Path]) -> None:
     model = vlm_local.load(folders["qwen2"], "cpu")[0]
     assert decode.suits(model)

@@ -3,7 +3,8 @@
 A step of `generate` is hundreds of small kernels that Python starts one by one, and on a fast GPU starting them takes
 several times longer than running them. Here keys and values have their places in tensors of a fixed size, and the rest
 of the step's state (tokens, positions, what is masked, what was said) is in tensors too, so that a GPU records the step
-once and repeats it. Elsewhere the same step runs as it is.
+once and repeats it. Elsewhere the same step runs as it is. Attention of one query has nothing to do but to read keys and
+values; `attend` reads them in pieces that all of a GPU works on.
 """
 
 from __future__ import annotations
@@ -17,13 +18,43 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-BLOCK = 64  # places for keys come in such blocks: attention kernels want masks of even sizes
+PIECE = 256  # places for keys come in such pieces, which are attended to side by side
 LOOK = 16  # steps between two looks at whether all have ended: a look waits for the GPU
 OTHER = ("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words_ids", "min_length", "min_new_tokens",
          "suppress_tokens", "begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id", "sequence_bias",
          "exponential_decay_length_penalty", "guidance_scale", "stop_strings", "num_beams")  # fmt: skip
 """What a generation config may ask for, and is left to `generate`."""
 NOTHING = (None, 0, 1, [])
+SDPA, ATTEND = "sdpa", "hpc_attend"  # names that transformers knows attention by
+
+
+def attend(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor,
+    dropout: float = 0.0, scaling: float | None = None, **kwargs: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """softmax(q k^T) v of one query a sequence, as transformers calls it: [batch, 1, heads, size].
+
+    query [batch, heads, 1, size]; key, value [batch, key heads, places, size], places in whole pieces; attention_mask
+    bool [batch, 1, 1, places], each row with a place that is seen. Queries that share a key head go together, and each
+    piece is a matrix product of its own: kernels for one query run on batch x heads of a GPU's processors alone, and
+    take 10 times longer over 8,000 places. Sums are in float32.
+    """
+    batch, heads, _, size = query.shape
+    shared, places = key.shape[1:3]
+    pieces = places // PIECE
+    query = query.view(batch, shared, 1, heads // shared, size).expand(-1, -1, pieces, -1, -1)
+    scores = _product(query.reshape(-1, heads // shared, size), key.reshape(-1, PIECE, size).transpose(1, 2))
+    scores = scores.view(batch, shared, pieces, -1, PIECE) * (size**-0.5 if scaling is None else scaling)
+    scores = scores.masked_fill(~attention_mask.view(batch, 1, pieces, 1, PIECE), float("-inf"))
+    parts = (scores - scores.amax((2, 4), keepdim=True)).exp()
+    weights = parts.to(value.dtype).view(-1, heads // shared, PIECE)
+    out = _product(weights, value.reshape(-1, PIECE, size)).view(batch, shared, pieces, -1, size).sum(2)
+    return (out / parts.sum((2, 4))[..., None]).to(value.dtype).view(batch, 1, heads, size), None
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """float32 [n, i, k] of [n, i, j] and [n, j, k]."""
+    return torch.bmm(a, b, out_dtype=torch.float32) if a.is_cuda and a.dtype != torch.float32 else torch.bmm(a, b)
 
 
 class Slots:
@@ -58,7 +89,7 @@ class Steps:
         out = model(**inputs, use_cache=True, logits_to_keep=1)
         if "video_grid_thw" in inputs:  # frames take fewer positions than tokens
             self.position = self.position + model.model.rope_deltas.to(ids.device)
-        room = tokens + -(ids.shape[1] + tokens) % BLOCK
+        room = tokens + -(ids.shape[1] + tokens) % PIECE
         self.slots = Slots([(layer.keys, layer.values) for layer in out.past_key_values.layers], room)
         self.mask = torch.nn.functional.pad(there.bool(), (0, room))[:, None, None]
         self.ends = torch.tensor(list(ends), device=ids.device)
@@ -87,10 +118,15 @@ class Steps:
 
     def step(self) -> None:
         self.mask.index_copy_(3, self.slots.length, self.yes.expand(len(self.mask), 1, 1, 1))
-        out = self.model(
-            input_ids=self.token, attention_mask=self.mask, position_ids=self.position, past_key_values=self.slots,
-            use_cache=True, logits_to_keep=1,
-        )  # fmt: skip
+        config = self.model.config.get_text_config()
+        config._attn_implementation = ATTEND
+        try:
+            out = self.model(
+                input_ids=self.token, attention_mask=self.mask, position_ids=self.position, past_key_values=self.slots,
+                use_cache=True, logits_to_keep=1,
+            )  # fmt: skip
+        finally:
+            config._attn_implementation = SDPA
         self.slots.length.add_(1)
         self._say(out.logits)
 
@@ -101,7 +137,7 @@ def suits(model: Any) -> bool:
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     plain = all(getattr(model.generation_config, name, None) in NOTHING for name in OTHER)
-    return kinds == {"full_attention"} and config._attn_implementation == "sdpa" and plain
+    return kinds == {"full_attention"} and config._attn_implementation == SDPA and plain
 
 
 @torch.inference_mode()
@@ -116,6 +152,9 @@ def greedy(
     transformers' RepetitionPenaltyLogitsProcessor does. check() is called between steps and may raise. record: as a
     CUDA graph, on a GPU. Raises torch.OutOfMemoryError.
     """
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(ATTEND, attend)
     state = Steps(model, inputs, tokens, ends, pad, penalty)
     step = state.step
     for number in range(1, tokens):
