@@ -3,8 +3,8 @@
 A step of `generate` is hundreds of small kernels that Python starts one by one, and on a fast GPU starting them takes
 several times longer than running them. Here keys and values have their places in tensors of a fixed size, and the rest
 of the step's state (tokens, positions, what is masked, what was said) is in tensors too, so that a GPU records the step
-once and repeats it. Elsewhere the same step runs as it is. Attention of one query has nothing to do but to read keys and
-values; `attend` reads them in pieces that all of a GPU works on.
+once and repeats it. Elsewhere the same step runs as it is. Attention of one query has little to do but to read keys
+and values; `attend` reads them in pieces that all of a GPU works on.
 """
 
 from __future__ import annotations
