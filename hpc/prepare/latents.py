@@ -1,0 +1,70 @@
+"""Clips -> latents of a continuous video tokenizer, for trainers of diffusion models.
+
+A shard is a plain webdataset tar with two members for each window, whose key is <uuid>_<first frame>:
+
+    .safetensors    "latents", bfloat16 [channels, t, h, w], normalised as the tokenizer's `encode` does: Cosmos CV8x8x8
+                    by the mean and std of each channel and latent frame, Wan2.1 by those of each channel
+    .json           {"uuid", "start", "num_frames", "fps", "height", "width", "inside": [left, top, right, bottom],
+                    "caption", "tokenizer", ...}; sizes are those of the frames that were encoded
+
+and <shard>.parquet has a row for each window, and for each clip that was left out, as hpc.prepare.documents.SCHEMA;
+offset and size are those of the .safetensors in the tar. hpc.train.samples lists such tars as it does those of videos.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from hpc.data import layers
+from hpc.data.work import Bad, Made, Work
+from hpc.prepare import encode
+from hpc.prepare.documents import SCHEMA
+from hpc.prepare.encode import Encoder
+from hpc.prepare.settings import Latents
+
+LATENTS = "latents"
+"""The tensor's name in its file."""
+
+
+def start(settings: Latents) -> Callable[[Work], Made]:
+    """Raises as `encode.opened` does."""
+    return functools.partial(process, settings, encode.opened(settings, discrete=False))
+
+
+def process(settings: Latents, encoder: Encoder, work: Work) -> Made:
+    """Make one shard. Raises ValueError for a tokenizer that makes other latents than it promises, or no numbers."""
+    from safetensors.torch import save
+
+    tar_path, table_path = (work.scratch / f"{work.shard}{suffix}" for suffix in settings.OBJECTS)
+    shape = (encoder.tokenizer.latent_channels, *encoder.shape)
+    rows: list[dict[str, Any]] = []
+    bad: list[Bad] = []
+    counts: Counter[str] = Counter(windows=0, frames=0)
+    same = {"num_frames": settings.frames, "height": settings.size[0], "width": settings.size[1],
+            "tokenizer": settings.tokenizer, "shape": shape}  # fmt: skip
+    with layers.TarWriter(tar_path) as tar:
+        for row, made in encode.encoded(settings, encoder, work, bad, counts):
+            if made is not None:
+                if made.shape != shape or not made.isfinite().all():
+                    raise ValueError(f"{settings.tokenizer} made {made.dtype}{list(made.shape)} with {made.min()} to "
+                                     f"{made.max()} of {row['media']}; finite {list(shape)} are expected")  # fmt: skip
+                inside = [row[name] for name in ("left", "top", "right", "bottom")]
+                told = {name: row[name] for name in ("uuid", "start", "fps", "source_fps", "caption", "source")}
+                about = json.dumps(told | same | {"inside": inside}, ensure_ascii=False).encode()
+                members = {".safetensors": save({LATENTS: made.to(torch.bfloat16).contiguous()}), ".json": about}
+                offset, size = tar.add(f"{row['uuid']}_{row['start']}", members).members[".safetensors"]
+                row = row | {"offset": offset, "size": size}
+            rows.append(row)
+    meta = {
+        "stage": settings.KIND, "fingerprint": work.fingerprint, "tokenizer": settings.tokenizer, "shape": shape,
+        "frames": settings.frames, "size": settings.size, "fps": settings.fps, "fit": settings.fit,
+        "windows": settings.windows, "precision": settings.precision,
+    }  # fmt: skip
+    layers.write_table(table_path, rows, meta, SCHEMA)
+    return Made([tar_path, table_path], {**counts, "bytes_out": tar_path.stat().st_size}, bad)
