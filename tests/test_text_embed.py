@@ -34,7 +34,7 @@ def tokenizer() -> Any:
 
 def save(folder: Path, kind: str = "T5", **more: Any) -> Path:
     torch.manual_seed(0)
-    config = getattr(transformers, f"{kind}Config")(**TINY, **more)
+    config = getattr(transformers, f"{kind}Config")(**(TINY | more))
     getattr(transformers, f"{kind}ForConditionalGeneration")(config).save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     return folder

@@ -98,8 +98,9 @@ def test_every_id_comes_back(tmp_path: Path) -> None:
     ids = np.random.default_rng(0).permutation(VOCABULARY).astype(np.int32)
     through = torch.from_numpy(ids).to(torch.bfloat16).to(torch.int64)
     assert (through == torch.from_numpy(ids)).sum() == 1274
-    for name, data in video2world.sample("train", 0, ids.reshape(5, 100, 128), np.ones((3, 1024))).items():
-        (tmp_path / name).write_bytes(data)
+    names = video2world.names("train", 0)
+    (tmp_path / names[0]).write_bytes(video2world.video(ids.reshape(5, 100, 128)))
+    (tmp_path / names[1]).write_bytes(video2world.prompt(np.ones((3, 1024))))
     video, prompt = video2world.read(str(tmp_path), "train", 0)
     assert len(video) == 64065 and video[0] == BOV and (video[-64:] == PAD).all()
     assert np.array_equal(video[1:-64], ids)
@@ -131,6 +132,10 @@ def test_what_is_no_id_is_not_written(ids: list[float]) -> None:
 def test_embeddings_of_other_encoders_are_not_written(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="T5-XXL"):
         video2world.prompt(np.zeros(shape))
+
+
+def test_no_words() -> None:
+    assert not video2world.embedding(None).any()
 
 
 def test_the_last_frame_of_a_trajectory_begins_no_pair(tmp_path: Path) -> None:

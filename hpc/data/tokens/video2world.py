@@ -46,20 +46,26 @@ def sequence(ids: npt.ArrayLike) -> npt.NDArray[np.int32]:
     return np.concatenate([[BOV], flat, tail]).astype(np.int32)
 
 
-def prompt(embedding: npt.NDArray[Any]) -> npt.NDArray[np.float16]:
-    """[tokens, 1024] -> float16 [512, 1024]. Raises ValueError for one of another width, or longer."""
-    if embedding.ndim != 2 or embedding.shape[1] != WIDTH or not 0 < len(embedding) <= TOKENS:
-        raise ValueError(f"an embedding of {list(embedding.shape)}; [1 to {TOKENS}, {WIDTH}] is expected: embed with "
-                         "T5-XXL (google-t5/t5-11b), at most 512 tokens")  # fmt: skip
+def embedding(found: npt.NDArray[Any] | None) -> npt.NDArray[np.float16]:
+    """[tokens, 1024] -> float16 [512, 1024]; zeros for None, which stands for no words. Raises ValueError for one of
+    another width, or longer."""
     out = np.zeros((TOKENS, WIDTH), np.float16)
-    out[: len(embedding)] = embedding
+    if found is not None:
+        if found.ndim != 2 or found.shape[1] != WIDTH or not 0 < len(found) <= TOKENS:
+            raise ValueError(f"an embedding of {list(found.shape)}; [1 to {TOKENS}, {WIDTH}] is expected: embed with "
+                             "T5-XXL (google-t5/t5-11b), at most 512 tokens")  # fmt: skip
+        out[: len(found)] = found
     return out
 
 
-def sample(split: str, index: int, ids: npt.ArrayLike, embedding: npt.NDArray[Any]) -> dict[str, bytes]:
-    """The files of a sample, by name."""
-    video, words = names(split, index)
-    return {video: tensors.dumps(sequence(ids)), words: tensors.dumps(prompt(embedding))}
+def video(ids: npt.ArrayLike) -> bytes:
+    """A sample's first file."""
+    return tensors.dumps(sequence(ids))
+
+
+def prompt(found: npt.NDArray[Any] | None) -> bytes:
+    """A sample's second file."""
+    return tensors.dumps(embedding(found))
 
 
 def metadata(counts: Mapping[str, int]) -> bytes:
@@ -76,13 +82,13 @@ def read(folder: str, split: str, index: int) -> tuple[npt.NDArray[np.int64], np
             found.append(tensors.loads(storage.read(storage.join(folder, name))))
         except ValueError as error:
             raise ValueError(f"{storage.join(folder, name)}: {error}") from error
-    video, words = found
-    if video.dtype.kind != "i" or video.ndim != 1 or words.shape != (TOKENS, WIDTH):
-        shown = f"{video.dtype}{list(video.shape)} and {words.dtype}{list(words.shape)}"
+    ids, words = found
+    if ids.dtype.kind != "i" or ids.ndim != 1 or words.shape != (TOKENS, WIDTH):
+        shown = f"{ids.dtype}{list(ids.shape)} and {words.dtype}{list(words.shape)}"
         wanted = f"integers [length] and floats [{TOKENS}, {WIDTH}] are expected"
         raise ValueError(f"{folder}: {' and '.join(names(split, index))} hold {shown}; {wanted}: hpc validate {folder} "
                          "--as video2world-tokens tells of all that is wrong")  # fmt: skip
-    return video.astype(np.int64), words.astype(np.float32)
+    return ids.astype(np.int64), words.astype(np.float32)
 
 
 def sizes(folder: str) -> dict[str, int]:
