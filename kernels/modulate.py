@@ -1,0 +1,361 @@
+"""Gated residual, LayerNorm, adaLN modulation: what stands between two parts of a diffusion transformer, in one pass.
+
+For a token with residual x, output y of the part before, and its group's gate, shift, scale (D channels each; a group
+is what shares them: a sample, or a latent frame of one, L tokens):
+
+    z = x + gate * y                                  (rounded to x's type: the residual stream goes on with it)
+    r = 1 / sqrt(var(z) + eps),  h = (z - mean(z)) * r
+    out = h * (1 + scale) + shift
+
+    g = d_out * (1 + scale),  dz' = dz + r * (g - mean(g) - h * mean(g * h))
+    dx = dz',  dy = gate * dz',  d_gate = sum dz' * y,  d_scale = sum d_out * h,  d_shift = sum d_out   (over the group)
+
+All in fp32. Forward: x and y read, z and out written; backward: z, y, d_out and dz read, dx and dy written, and nothing
+else of that size (mean and r are kept from the forward, 8 bytes a token). A program takes a run of one group's tokens,
+so that gate, shift and scale are read once for all of them and the sums for their gradients stay in registers; each
+program writes its sums, which are added in their order: the same bits each time. The next token's rows are on their
+way while one is worked on.
+
+`gated_modulate_fp8` gives out in FP8 (e4m3) as transformer-engine's GEMMs take it: by rows, and transposed for the
+weight gradient, with the scale taken from the tensor's own maximum (current scaling) or given (delayed). It writes z
+with the statistics first, then reads z alone again: 10 bytes an element, where out in bf16, its maximum and the cast
+with transpose take 14.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hpc.kernels import choose, jit, maths, processors, tl, triton
+
+FP8_MAX = 448.0
+"""The largest e4m3 number."""
+
+
+@jit
+def _forward(
+    x_ptr, y_ptr, gate_ptr, shift_ptr, scale_ptr, z_ptr, out_ptr, mean_ptr, r_ptr, amax_ptr,
+    tokens, run, eps, gate_stride, shift_stride, scale_stride,
+    D: tl.constexpr, GATED: tl.constexpr, OUT: tl.constexpr, AMAX: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Program (group, part) takes the tokens part * run ... of the group's. AMAX: the largest |out| into amax_ptr."""
+    group, first = tl.program_id(0).to(tl.int64), tl.program_id(1) * run
+    col = tl.arange(0, BLOCK)
+    inside = col < D
+    shift = tl.load(shift_ptr + group * shift_stride + col, mask=inside, other=0.0).to(tl.float32)
+    scale = 1.0 + tl.load(scale_ptr + group * scale_stride + col, mask=inside, other=0.0).to(tl.float32)
+    gate = 0.0
+    if GATED:
+        gate = tl.load(gate_ptr + group * gate_stride + col, mask=inside, other=0.0).to(tl.float32)
+    last = tl.minimum(first + run, tokens)
+    row = group * tokens + first
+    at = row * D + col
+    x = tl.load(x_ptr + at, mask=inside & (first < last), other=0.0)
+    y = x
+    if GATED:
+        y = tl.load(y_ptr + at, mask=inside & (first < last), other=0.0)
+    largest = tl.zeros((BLOCK,), tl.float32)
+    for step in range(0, last - first):
+        now, at_now = row + step, at
+        z = x.to(tl.float32)
+        if GATED:
+            z = (z + gate * y.to(tl.float32)).to(z_ptr.dtype.element_ty)
+            at += D
+            more = inside & (first + step + 1 < last)
+            x = tl.load(x_ptr + at, mask=more, other=0.0)
+            y = tl.load(y_ptr + at, mask=more, other=0.0)
+            tl.store(z_ptr + at_now, z, mask=inside)
+            z = z.to(tl.float32)
+        else:
+            at += D
+            x = tl.load(x_ptr + at, mask=inside & (first + step + 1 < last), other=0.0)
+        mean = tl.sum(z, axis=0) / D
+        h = tl.where(inside, z - mean, 0.0)
+        r = tl.rsqrt(tl.sum(h * h, axis=0) / D + eps)
+        out = h * r * scale + shift
+        tl.store(mean_ptr + now, mean)
+        tl.store(r_ptr + now, r)
+        if OUT:
+            tl.store(out_ptr + at_now, out.to(out_ptr.dtype.element_ty), mask=inside)
+        if AMAX:
+            largest = tl.maximum(largest, tl.abs(out))
+    if AMAX:
+        tl.atomic_max(amax_ptr, tl.max(largest, axis=0))
+
+
+@jit
+def _backward(
+    z_ptr, y_ptr, gate_ptr, scale_ptr, mean_ptr, r_ptr, dz_ptr, d_out_ptr, dx_ptr, dy_ptr, sums_ptr,
+    tokens, run, gate_stride, scale_stride,
+    D: tl.constexpr, GATED: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """sums_ptr [groups, parts, 3, D]: this program's of d_shift, d_scale, d_gate."""
+    group, first = tl.program_id(0).to(tl.int64), tl.program_id(1) * run
+    col = tl.arange(0, BLOCK)
+    inside = col < D
+    scale = 1.0 + tl.load(scale_ptr + group * scale_stride + col, mask=inside, other=0.0).to(tl.float32)
+    gate = 0.0
+    if GATED:
+        gate = tl.load(gate_ptr + group * gate_stride + col, mask=inside, other=0.0).to(tl.float32)
+    last = tl.minimum(first + run, tokens)
+    row = group * tokens + first
+    at = row * D + col
+    more = inside & (first < last)
+    z, d_out = tl.load(z_ptr + at, mask=more, other=0.0), tl.load(d_out_ptr + at, mask=more, other=0.0)
+    y, dz = z, z
+    if GATED:
+        y, dz = tl.load(y_ptr + at, mask=more, other=0.0), tl.load(dz_ptr + at, mask=more, other=0.0)
+    d_shift = tl.zeros((BLOCK,), tl.float32)
+    d_scale = tl.zeros((BLOCK,), tl.float32)
+    d_gate = tl.zeros((BLOCK,), tl.float32)
+    for step in range(0, last - first):
+        at_now = at
+        mean, r = tl.load(mean_ptr + row + step), tl.load(r_ptr + row + step)
+        h = tl.where(inside, (z.to(tl.float32) - mean) * r, 0.0)
+        d = d_out.to(tl.float32)
+        y_now, dz_now = y.to(tl.float32), dz.to(tl.float32)
+        at += D
+        more = inside & (first + step + 1 < last)
+        z, d_out = tl.load(z_ptr + at, mask=more, other=0.0), tl.load(d_out_ptr + at, mask=more, other=0.0)
+        if GATED:
+            y, dz = tl.load(y_ptr + at, mask=more, other=0.0), tl.load(dz_ptr + at, mask=more, other=0.0)
+        d_shift += d
+        d_scale += d * h
+        g = d * scale
+        dx = r * (g - tl.sum(g, axis=0) / D - h * (tl.sum(g * h, axis=0) / D))
+        if GATED:
+            dx += dz_now
+            d_gate += dx * y_now
+            tl.store(dy_ptr + at_now, (gate * dx).to(dy_ptr.dtype.element_ty), mask=inside)
+        tl.store(dx_ptr + at_now, dx.to(dx_ptr.dtype.element_ty), mask=inside)
+    sums_ptr += (group * tl.num_programs(1) + tl.program_id(1)) * (3 * D) + col
+    tl.store(sums_ptr, d_shift, mask=inside)
+    tl.store(sums_ptr + D, d_scale, mask=inside)
+    if GATED:
+        tl.store(sums_ptr + 2 * D, d_gate, mask=inside)
+
+
+@jit
+def _quantize(
+    z_ptr, shift_ptr, scale_ptr, mean_ptr, r_ptr, amax_ptr, given_ptr, rows_ptr, columns_ptr, inverse_ptr,
+    tokens, all_tokens, shift_stride, scale_stride,
+    D: tl.constexpr, GIVEN: tl.constexpr, FP8_MAX: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """A tile of BLOCK_L tokens of one group x BLOCK_D channels, to rows_ptr [all_tokens, D] and columns_ptr [D, ..]."""
+    group = tl.program_id(0).to(tl.int64)
+    token = tl.program_id(1) * BLOCK_L + tl.arange(0, BLOCK_L)
+    col = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
+    if GIVEN:
+        by = tl.load(given_ptr)
+    else:
+        amax = tl.load(amax_ptr)
+        by = tl.where((amax > 0.0) & (amax < float("inf")), FP8_MAX / amax, 1.0)
+    if (group == 0) & (tl.program_id(1) == 0) & (tl.program_id(2) == 0):
+        tl.store(inverse_ptr, 1.0 / by)
+    row = group * tokens + token
+    mask = (token < tokens)[:, None] & (col < D)[None, :]
+    z = tl.load(z_ptr + row[:, None] * D + col[None, :], mask=mask, other=0.0).to(tl.float32)
+    mean = tl.load(mean_ptr + row, mask=token < tokens, other=0.0)[:, None]
+    r = tl.load(r_ptr + row, mask=token < tokens, other=0.0)[:, None]
+    shift = tl.load(shift_ptr + group * shift_stride + col, mask=col < D, other=0.0).to(tl.float32)
+    scale = 1.0 + tl.load(scale_ptr + group * scale_stride + col, mask=col < D, other=0.0).to(tl.float32)
+    out = ((z - mean) * r * scale[None, :] + shift[None, :]) * by
+    small = tl.minimum(tl.maximum(out, -FP8_MAX), FP8_MAX).to(tl.float8e4nv)
+    tl.store(rows_ptr + row[:, None] * D + col[None, :], small, mask=mask)
+    turned = (col < D)[:, None] & (token < tokens)[None, :]
+    tl.store(columns_ptr + col.to(tl.int64)[:, None] * all_tokens + row[None, :], tl.trans(small), mask=turned)
+
+
+def config(d: int, backward: bool) -> dict[str, int]:
+    """Warps, and programs per multiprocessor, for d channels; tests/bench_kernels.py tries others."""
+    wide = triton.next_power_of_2(d)
+    # numbers of a row in each thread: 16; the backward also holds three sums for each, and has 8 where warps allow
+    warps = min(max(wide // (256 if backward else 512), 1), 16)
+    return {"warps": warps, "waves": 4 if backward else 8}
+
+
+def config_fp8() -> dict[str, int]:
+    """Tokens and channels of a tile, warps."""
+    return {"BLOCK_L": 64, "BLOCK_D": 128, "num_warps": 4}
+
+
+def _runs(x_GLD: Tensor, waves: int) -> tuple[int, int]:
+    """(tokens of a program, programs of a group)."""
+    groups, tokens, _ = x_GLD.shape
+    parts = min(max(processors(x_GLD) * waves // max(groups, 1), 1), max(tokens, 1))
+    run = triton.cdiv(tokens, parts)
+    return run, triton.cdiv(tokens, max(run, 1))
+
+
+def _launch_forward(
+    x_GLD: Tensor, y_GLD: Tensor | None, gate_GD: Tensor | None, shift_GD: Tensor, scale_GD: Tensor, eps: float,
+    amax: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:  # fmt: skip
+    """(z, out, mean, r); with amax (fp32 zero) its value instead of out."""
+    groups, tokens, d = x_GLD.shape
+    z_GLD = x_GLD if y_GLD is None else torch.empty_like(x_GLD)
+    out_GLD = torch.empty_like(x_GLD) if amax is None else None
+    mean, r = (torch.empty(groups * tokens, dtype=torch.float32, device=x_GLD.device) for _ in range(2))
+    use = config(d, backward=False)
+    run, parts = _runs(x_GLD, use["waves"])
+    if x_GLD.numel():
+        _forward[(groups, parts)](
+            x_GLD, y_GLD, gate_GD, shift_GD, scale_GD, z_GLD, out_GLD, mean, r, amax, tokens, run, eps,
+            0 if gate_GD is None else gate_GD.stride(0), shift_GD.stride(0), scale_GD.stride(0),
+            D=d, GATED=y_GLD is not None, OUT=amax is None, AMAX=amax is not None,
+            BLOCK=triton.next_power_of_2(d), num_warps=use["warps"],
+        )  # fmt: skip
+    return z_GLD, out_GLD, mean, r
+
+
+class _Modulate(torch.autograd.Function):
+    """(z, out) of x, y, gate, shift, scale; y and gate None: z is x and no output."""
+
+    @staticmethod
+    def forward(ctx, x, y, gate, shift, scale, eps):  # type: ignore[no-untyped-def]
+        z, out, mean, r = _launch_forward(x, y, gate, shift, scale, eps)
+        ctx.save_for_backward(z, y, gate, shift, scale, mean, r)
+        return (out,) if y is None else (z, out)
+
+    @staticmethod
+    def backward(ctx, *grads):  # type: ignore[no-untyped-def]
+        z, y, gate, shift, scale, mean, r = ctx.saved_tensors
+        dz, d_out = (t if t is None else t.contiguous() for t in (None, *grads)[-2:])
+        groups, tokens, d = z.shape
+        use = config(d, backward=True)
+        run, parts = _runs(z, use["waves"])
+        dx, dy = torch.empty_like(z), None if y is None else torch.empty_like(y)
+        sums = torch.zeros(groups, parts, 3, d, dtype=torch.float32, device=z.device)
+        if z.numel():
+            _backward[(groups, parts)](
+                z, y, gate, scale, mean, r, dz, d_out, dx, dy, sums, tokens, run,
+                0 if gate is None else gate.stride(0), scale.stride(0),
+                D=d, GATED=y is not None, BLOCK=triton.next_power_of_2(d), num_warps=use["warps"],
+            )  # fmt: skip
+        d_shift, d_scale, d_gate = sums.sum(1).unbind(1)
+        return (
+            dx,
+            dy,
+            None if y is None else d_gate.to(gate.dtype),
+            d_shift.to(shift.dtype),
+            d_scale.to(scale.dtype),
+            None,
+        )
+
+
+def _check(x_GLD: Tensor, y_GLD: Tensor | None, **vectors_GD: Tensor) -> None:
+    if x_GLD.ndim != 3 or (y_GLD is not None and y_GLD.shape != x_GLD.shape):
+        given = None if y_GLD is None else list(y_GLD.shape)
+        raise ValueError(f"x and y are [groups, tokens, channels], alike; given: {list(x_GLD.shape)} and {given}")
+    groups, _, d = x_GLD.shape
+    for name, vector in vectors_GD.items():
+        if vector.shape != (groups, d):
+            raise ValueError(f"{name} is {list(vector.shape)}; for x {list(x_GLD.shape)} it must be [{groups}, {d}]")
+
+
+def _rows(*tensors: Tensor) -> list[Tensor]:
+    """Vectors of groups may be chunks of something wider; their channels must lie side by side."""
+    return [t if t.stride(-1) == 1 else t.contiguous() for t in tensors]
+
+
+def gated_modulate(
+    x_GLD: Tensor, y_GLD: Tensor, gate_GD: Tensor, shift_GD: Tensor, scale_GD: Tensor, *, eps: float = 1e-6,
+    kernels: str = "auto",
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(z, out), both of x's type: the residual stream after the gated part, and its modulated norm.
+
+    x and y [G, L, D]; gate, shift, scale [G, D], in fp32 or as x, of any row stride (chunks of one tensor). For
+    adaLN by sample G is the batch and L all its tokens; for conditioning by latent frame G is batch * frames. Gradients
+    for all five.
+    """
+    _check(x_GLD, y_GLD, gate=gate_GD, shift=shift_GD, scale=scale_GD)
+    if choose(kernels, x_GLD) == "torch":
+        return gated_modulate_reference(x_GLD, y_GLD, gate_GD, shift_GD, scale_GD, eps=eps)
+    return _Modulate.apply(x_GLD.contiguous(), y_GLD.contiguous(), *_rows(gate_GD, shift_GD, scale_GD), eps)
+
+
+def modulate(x_GLD: Tensor, shift_GD: Tensor, scale_GD: Tensor, *, eps: float = 1e-6, kernels: str = "auto") -> Tensor:
+    """LayerNorm and modulation alone, for what has no part before it: the first of the first block."""
+    _check(x_GLD, None, shift=shift_GD, scale=scale_GD)
+    if choose(kernels, x_GLD) == "torch":
+        return modulate_reference(x_GLD, shift_GD, scale_GD, eps=eps)
+    return _Modulate.apply(x_GLD.contiguous(), None, None, *_rows(shift_GD, scale_GD), eps)[0]
+
+
+class Quantized(NamedTuple):
+    """An activation in FP8 as transformer-engine's Float8Tensor holds it (_data, _transpose, _scale_inv)."""
+
+    rows_ND: Tensor
+    """float8_e4m3fn [tokens, D]."""
+    columns_DN: Tensor
+    """The same numbers, [D, tokens], contiguous."""
+    scale_inv: Tensor
+    """fp32 [1]: a number times this is what it stands for."""
+    amax: Tensor
+    """fp32 [1]: the largest |out| before it was scaled, for delayed scaling's history."""
+
+
+def gated_modulate_fp8(
+    x_GLD: Tensor, y_GLD: Tensor, gate_GD: Tensor, shift_GD: Tensor, scale_GD: Tensor, *,
+    fp8_scale: Tensor | None = None, eps: float = 1e-6, kernels: str = "auto",
+) -> tuple[Tensor, Quantized, Tensor, Tensor]:  # fmt: skip
+    """(z, out in FP8, mean, r): the forward of gated_modulate, without autograd.
+
+    fp8_scale, fp32 [1]: what out is multiplied by (delayed scaling); None: 448 / max |out| (current scaling; 1 where
+    that is 0 or not finite). Numbers beyond 448 become 448. mean and r, fp32 [G * L], are what a backward wants.
+    """
+    _check(x_GLD, y_GLD, gate=gate_GD, shift=shift_GD, scale=scale_GD)
+    if choose(kernels, x_GLD) == "torch":
+        return gated_modulate_fp8_reference(x_GLD, y_GLD, gate_GD, shift_GD, scale_GD, fp8_scale=fp8_scale, eps=eps)
+    x_GLD, y_GLD = x_GLD.contiguous(), y_GLD.contiguous()
+    gate_GD, shift_GD, scale_GD = _rows(gate_GD, shift_GD, scale_GD)
+    groups, tokens, d = x_GLD.shape
+    amax = torch.zeros(1, dtype=torch.float32, device=x_GLD.device)
+    z_GLD, _, mean, r = _launch_forward(x_GLD, y_GLD, gate_GD, shift_GD, scale_GD, eps, amax)
+    rows_ND = torch.empty(groups * tokens, d, dtype=torch.float8_e4m3fn, device=x_GLD.device)
+    columns_DN = torch.empty(d, groups * tokens, dtype=torch.float8_e4m3fn, device=x_GLD.device)
+    inverse = torch.ones_like(amax)
+    if x_GLD.numel():
+        use = config_fp8()
+        _quantize[(groups, triton.cdiv(tokens, use["BLOCK_L"]), triton.cdiv(d, use["BLOCK_D"]))](
+            z_GLD, shift_GD, scale_GD, mean, r, amax, fp8_scale, rows_ND, columns_DN, inverse, tokens, groups * tokens,
+            shift_GD.stride(0), scale_GD.stride(0), D=d, GIVEN=fp8_scale is not None, FP8_MAX=FP8_MAX, **use,
+        )  # fmt: skip
+    return z_GLD, Quantized(rows_ND, columns_DN, inverse, amax), mean, r
+
+
+def modulate_reference(x_GLD: Tensor, shift_GD: Tensor, scale_GD: Tensor, *, eps: float = 1e-6) -> Tensor:
+    """The formula in plain torch, in fp32, or in fp64 for tensors of it."""
+    wide = x_GLD.to(maths(x_GLD))
+    h = torch.nn.functional.layer_norm(wide, wide.shape[-1:], eps=eps)
+    return (h * (1 + scale_GD.to(wide.dtype)[:, None]) + shift_GD.to(wide.dtype)[:, None]).to(x_GLD.dtype)
+
+
+def gated_modulate_reference(
+    x_GLD: Tensor, y_GLD: Tensor, gate_GD: Tensor, shift_GD: Tensor, scale_GD: Tensor, *, eps: float = 1e-6
+) -> tuple[Tensor, Tensor]:
+    """The same with the gated residual; z is rounded before it is normed, as it is stored."""
+    dtype = maths(x_GLD)
+    z = (x_GLD.to(dtype) + gate_GD.to(dtype)[:, None] * y_GLD.to(dtype)).to(x_GLD.dtype)
+    return z, modulate_reference(z, shift_GD, scale_GD, eps=eps)
+
+
+def gated_modulate_fp8_reference(
+    x_GLD: Tensor, y_GLD: Tensor, gate_GD: Tensor, shift_GD: Tensor, scale_GD: Tensor, *,
+    fp8_scale: Tensor | None = None, eps: float = 1e-6,
+) -> tuple[Tensor, Quantized, Tensor, Tensor]:  # fmt: skip
+    """The same in FP8; out is not rounded to x's type on the way."""
+    z = gated_modulate_reference(x_GLD, y_GLD, gate_GD, shift_GD, scale_GD, eps=eps)[0]
+    wide = z.float()
+    out = modulate_reference(wide, shift_GD, scale_GD, eps=eps).flatten(0, 1)
+    amax = out.abs().amax().view(1)
+    by = fp8_scale
+    if by is None:
+        by = torch.where((amax > 0) & amax.isfinite(), FP8_MAX / amax, torch.ones_like(amax))
+    rows_ND = (out * by).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
+    var, mean = torch.var_mean(wide, dim=-1, correction=0)
+    quantized = Quantized(rows_ND, rows_ND.t().contiguous(), 1 / by, amax)
+    return z, quantized, mean.flatten(), (var + eps).rsqrt().flatten()
