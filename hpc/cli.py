@@ -104,9 +104,10 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("data", metavar="DIR", help="a folder, or s3://bucket/prefix")
     p.add_argument("--as", dest="consumer", required=True, metavar="NAME",
                    help="webdataset, cosmos, cosmos-frames, predict2.5-webdataset, sessions, cosmos-curate, predict2, "
-                        "predict2.5")  # fmt: skip
+                        "predict2.5, predict2-multiview")  # fmt: skip
     p.add_argument("--num-frames", type=int, default=93, metavar="N",
                    help="that the training takes of a video (default 93)")  # fmt: skip
+    p.add_argument("--sample", type=int, metavar="N", help="look at N entries only, picked evenly (default: at all)")
     p = verb("import-cosmos", import_cosmos, "turn pipeline configs of Cosmos-Curate into a spec")
     p.add_argument("configs", nargs="+", metavar="CONFIG", help='{"pipeline": "split"|"dedup"|"shard", "args": {...}}')
     p.add_argument("--output", type=Path, metavar="FILE", help="write the spec here (default: print it)")
@@ -149,6 +150,8 @@ def check(args: argparse.Namespace) -> int:
     for spec in load(args):
         cluster = cluster_for(spec)
         where = prepare.domains(spec)
+        for stage in spec.stages.values():
+            cluster.resources(stage)
         os.environ.update(cluster.env | spec.env)
         suffixes = tuple(x for s in spec.stages.values() if not s.needs for x in s.settings.INPUT_SUFFIXES)
         listing = inputs.resolve(spec.inputs, suffixes)
@@ -372,7 +375,7 @@ def models(args: argparse.Namespace) -> int:
 def validate(args: argparse.Namespace) -> int:
     from hpc import validate as rules
 
-    found = rules.validate(args.data, args.consumer, args.num_frames)
+    found = rules.validate(args.data, args.consumer, args.num_frames, args.sample)
     emit(args, found, list(rules.lines(found)))
     return 1 if found.errors else 0
 

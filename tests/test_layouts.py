@@ -7,6 +7,7 @@ import csv
 import hashlib
 import io
 import json
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,11 @@ import webdataset
 from datasets import Clip
 
 from hpc import validate
-from hpc.curate import left_out, shard_members
+from hpc.curate import clip, judge, left_out, shard_members
 from hpc.curate.layouts import Window, bins
 from hpc.curate.settings import Shard, ShardMembers
 from hpc.data import layers, pickles, storage, video
+from hpc.data.upstream import KEEP
 
 TREE = ["cosmos", "cosmos-frames", "predict2.5-webdataset"]
 BIN = "v0/resolution_720/aspect_ratio_16_9"
@@ -314,10 +316,93 @@ def test_the_clip_tree_of_cosmos_curate(tmp_path: Path) -> None:
     }
     (parquet,) = (name for name in found if name.endswith(f"{one['video_uuid']}_0.parquet"))
     assert parquet.startswith("ce1_embd_224p_parquet/")
+    embedded = {name: data for name, data in found.items() if name.startswith("ce1_embd_224p/")}
+    assert set(embedded) == {f"ce1_embd_224p/{uuid}.pickle" for uuid in kept[:2]}
+    vector = pickle.loads(embedded[f"ce1_embd_224p/{kept[1]}.pickle"])
+    assert (vector.dtype, vector.tolist()) == (np.float16, [[2.0, 1.0]])
     table = layers.read_table(io.BytesIO(found[parquet]))
     assert table.schema.field("embedding").type == pa.list_(pa.float64())
     assert table.to_pylist() == [{"id": kept[0], "embedding": [0.0, 1.0]}]
     assert good(folder, "cosmos-curate").entries == 3
+
+
+def test_folders_of_each_camera(tmp_path: Path) -> None:
+    """predict2-multiview; frame i of the clips is a plain grey of i (modulo 250)."""
+    rig = ("front", "left", "rear")
+    clips = [Clip(cameras=rig), Clip(frames=400, cameras=rig), Clip(), Clip(frames=300, cameras=rig)]
+    datasets.WIDTH, width = 1024, datasets.WIDTH
+    try:
+        made = datasets.publish(tmp_path, [clips])
+    finally:
+        datasets.WIDTH = width
+    path = Path(made["clips"][0][1][".parquet"])
+    with path.open("rb") as file:
+        table, meta = layers.read_table(file).to_pylist(), layers.read_meta(file)
+    table[3]["cameras"][1]["num_frames"] = 299
+    layers.write_table(path, table, meta, clip.SCHEMA)
+    with pytest.raises(ValueError, match=r"add curate.text_embed"):
+        datasets.shard(tmp_path, {k: made[k] for k in ("clips", "caption")}, layout="predict2-multiview", base="/x")
+    folder = datasets.shard(tmp_path, made, layout="predict2-multiview")
+    found = files(folder)
+    stems = [f"{clips[0].uuid}_0_199", f"{clips[1].uuid}_0_255", f"{clips[1].uuid}_256_399"]
+    assert set(found) == {f"videos/{camera}/{stem}.mp4" for camera in rig for stem in stems} | {
+        f"{kind}/front/{stem}{suffix}" for kind, suffix in (("metas", ".txt"), ("t5_xxl", ".pkl")) for stem in stems
+    }
+    assert found[f"videos/rear/{stems[0]}.mp4"] == datasets.mp4(200), "copied"
+    pictures = video.sample(found[f"videos/left/{stems[2]}.mp4"], [0, 143], 64, 36)
+    assert np.allclose(pictures.mean(axis=(1, 2, 3)), [256 - 250, 399 - 250], atol=8)
+    (array,) = pickles.loads(found[f"t5_xxl/front/{stems[2]}.pkl"])
+    assert np.array_equal(array, datasets_array(4, 101))
+    assert lost(folder) == {clips[2].uuid: "one-camera", f"{clips[3].uuid}_0_299": "camera-short"}
+    assert good(folder, "predict2-multiview").entries == 3
+
+
+def datasets_array(tokens: int, seed: int) -> Any:
+    """datasets.array of the width of T5-XXL."""
+    return np.random.default_rng(seed).standard_normal((tokens, 1024)).astype("<f2")
+
+
+def judged(tmp_path: Path, made: dict[str, Any], stage: str, seen: dict[str, list[Any]], **meta: Any) -> None:
+    """A layer as curate.semantic and curate.classify write it: uuid -> [(first frame, last, status, yes)]."""
+    rows = [
+        {"uuid": uuid, "verdict": KEEP if uuid in meta["keep"] else stage, "reasons": ["logo"], "share": 1.0,
+         "found": [], "windows": len(windows), "unparsed": 0,
+         "seen": [dict(zip(("start_frame", "end_frame", "status", "yes"), one, strict=True)) for one in windows]}
+        for uuid, windows in seen.items()
+    ]  # fmt: skip
+    layers.write_table(tmp_path / "j.parquet", rows, {"stage": f"curate.{stage}", **meta}, judge.SCHEMA)
+    uris = datasets.put_all(str(tmp_path), stage, "000000", {".parquet": tmp_path / "j.parquet"})
+    made[stage] = [("000000", uris)]
+
+
+def test_windows_that_were_judged(tmp_path: Path) -> None:
+    """filtered_windows of Cosmos-Curate's metadata: what models said of windows, and what went wrong with captions."""
+    clips = [Clip(frames=600, status=("refused",)), Clip(frames=400), Clip(), Clip()]
+    made = datasets.publish(tmp_path, [clips])
+    one, two, three, four = (clip.uuid for clip in clips)
+    parsed, none = "parsed", list[str]()
+    judged(tmp_path, made, "semantic", keep=[one, four], names=["logo", "blur"], seen={
+        one: [(0, 255, parsed, none), (256, 599, "unparsed", none)], four: [],
+        two: [(0, 255, parsed, ["logo", "blur"]), (256, 399, "refused", none)],
+        three: [(0, 199, parsed, ["logo"])],
+    })  # fmt: skip
+    judged(tmp_path, made, "classify", keep=[one, three], names=["tv", "game", "news"], block=["game"], allow=["tv"],
+           seen={one: [(0, 255, parsed, ["tv", "news"])], three: [(0, 199, parsed, ["game"])],
+                 four: [(0, 199, parsed, ["news"])]})  # fmt: skip
+    found = files(datasets.shard(tmp_path, made, layout="cosmos-curate"))
+    about = {uuid: json.loads(found[f"metas/v0/{uuid}.json"]) for uuid in (one, two, three, four)}
+    assert {uuid: told["filtered_windows"] for uuid, told in about.items()} == {
+        one: [{"start_frame": 0, "end_frame": 255, "qwen_rejection_reasons": "{}",
+               "errors": {"qwen_caption": "refused"}},
+              {"start_frame": 256, "end_frame": 599, "errors": {"qwen": "malformed_model_output"}}],
+        two: [{"start_frame": 0, "end_frame": 255, "qwen_rejection_reasons": "{'logo': 'yes', 'blur': 'yes'}"},
+              {"start_frame": 256, "end_frame": 399, "errors": {"qwen": "refused"}}],
+        three: [{"start_frame": 0, "end_frame": 199,
+                 "qwen_rejection_reasons": "{'game': 'yes', 'tv': 'no', 'logo': 'yes'}"}],
+        four: [{"start_frame": 0, "end_frame": 199, "qwen_rejection_reasons": "{'tv': 'no'}"}],
+    }  # fmt: skip
+    assert [about[uuid].get("qwen_rejection_stage") for uuid in about] == [None, "semantic", "semantic", "classifier"]
+    assert len(about[one]["windows"]) == 2 and not any(about[uuid]["valid"] for uuid in (two, three, four))
 
 
 def test_a_tar_a_session(tmp_path: Path) -> None:
@@ -359,7 +444,7 @@ def test_plain_tars_have_what_layers_say(tmp_path: Path) -> None:
         datasets.shard(tmp_path, {name: made[name] for name in ("clips", "caption", "text")})
 
 
-@pytest.mark.parametrize("layout", [*TREE, "sessions", "predict2", "predict2.5"])
+@pytest.mark.parametrize("layout", [*TREE, "sessions", "predict2", "predict2.5", "predict2-multiview"])
 def test_a_layout_without_what_it_holds_is_refused(tmp_path: Path, layout: str) -> None:
     made = datasets.publish(tmp_path, [[Clip(cameras=("front", "left"))]], captions=False, texts=False)
     if layout == "sessions":

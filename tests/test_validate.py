@@ -26,6 +26,7 @@ from hpc.data import layers, pickles, video
 
 CLIPS = [[Clip(frames=400), Clip()], [Clip(frames=300)]]
 RIG = [[Clip(cameras=("front", "left")) for _ in range(3)]]
+OF_RIGS = ("sessions", "predict2-multiview")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
             (base / layout).mkdir()
             width, datasets.WIDTH = datasets.WIDTH, 1024
             try:
-                stages = datasets.publish(base / layout, RIG if layout == "sessions" else CLIPS)
+                stages = datasets.publish(base / layout, RIG if layout in OF_RIGS else CLIPS)
             finally:
                 datasets.WIDTH = width
             made[layout] = Path(datasets.shard(base / layout, stages, layout=layout, join=True))
@@ -144,6 +145,44 @@ def test_folders(broken: Callable[[str], Path], rule: str) -> None:
     assert found(place, "predict2") == {(rule, expected)}
     if rule == "too-few-frames":
         assert found(place, "predict2", num_frames=92) == set()
+
+
+@pytest.mark.parametrize(
+    "rule",
+    ["not-a-video", "camera-missing", "frame-count", "too-few-frames", "no-embedding", "pickle", "too-few-videos"],
+)
+def test_folders_of_cameras(broken: Callable[[str], Path], rule: str) -> None:
+    place = broken("predict2-multiview")
+    stems = sorted(path.stem for path in place.glob("videos/left/*.mp4"))
+    assert len(stems) == 3 and sorted(path.name for path in place.glob("t5_xxl/*")) == ["front"]
+    mp4, pickled = place / f"videos/left/{stems[0]}.mp4", place / f"t5_xxl/front/{stems[0]}.pkl"
+    expected = f"videos/*/{stems[0]}.mp4"
+    if rule == "not-a-video":
+        (place / "videos/left/x.txt").write_bytes(b"")
+        expected = "videos/left/x.txt"
+    elif rule == "camera-missing":
+        mp4.unlink()
+    elif rule == "frame-count":
+        mp4.write_bytes(datasets.mp4(199))
+    elif rule == "too-few-frames":
+        for camera in ("front", "left"):
+            (place / f"videos/{camera}/{stems[0]}.mp4").write_bytes(datasets.mp4(92))
+    elif rule == "no-embedding":
+        pickled.unlink()
+        expected = f"videos/front/{stems[0]}.mp4"
+        assert found(place, "predict2-multiview") == {(rule, expected)}
+        shutil.rmtree(place / "t5_xxl")
+        expected = "t5_xxl/"
+    elif rule == "pickle":
+        pickled.write_bytes(b"x")
+        expected = f"t5_xxl/front/{stems[0]}.pkl"
+    else:
+        for path in [path for path in place.rglob("*") if path.is_file() and stems[0] not in path.name]:
+            path.unlink()
+        expected = "videos/"
+    assert found(place, "predict2-multiview") == {(rule, expected)}
+    if rule == "too-few-frames":
+        assert found(place, "predict2-multiview", num_frames=92) == set(), "as many as are trained on will do"
 
 
 class Evil:
@@ -564,6 +603,17 @@ def test_a_table_of_embeddings_that_is_none(broken: Callable[[str], Path]) -> No
     assert found(place, "cosmos-curate") == {("embeddings", "iv2_embd_parquet/x.parquet")}
 
 
+@pytest.mark.parametrize(("value", "rule"), [(b"x", "pickle"), (np.zeros((2, 4)), "pickle"), (np.zeros((1, 5)), "")])
+def test_files_of_embeddings(broken: Callable[[str], Path], value: Any, rule: str) -> None:
+    place = broken("cosmos-curate")
+    (place / "ce1_embd_224p").mkdir()
+    for name, one in (("x", value), ("y", np.zeros((1, 4), np.float16))):
+        data = one if isinstance(one, bytes) else pickles.dumps_array(one)
+        (place / f"ce1_embd_224p/{name}.pickle").write_bytes(data)
+    expected = ("pickle", "ce1_embd_224p/x.pickle") if rule else ("embeddings", "")
+    assert found(place, "cosmos-curate") == {expected}
+
+
 def test_times_that_are_none(broken: Callable[[str], Path]) -> None:
     place, key = broken("sessions"), uuid(0, 0, RIG)
     with (place / f"{key}.tar").open("rb") as file:
@@ -572,6 +622,65 @@ def test_times_that_are_none(broken: Callable[[str], Path]) -> None:
     for wrong in (times, [*json.loads(members[".left.json"])[:-1], times[-1]], 5):
         retar(place / f"{key}.tar", lambda key, m, wrong=wrong: m | {".left.json": json.dumps(wrong).encode()})  # type: ignore[misc]
         assert found(place, "sessions") == {("timestamps", f"{key}.tar#{key}.left.json")}
+
+
+SAMPLED = {
+    "webdataset": {"tars": (1, 1), "keys of these": (2, 3)},
+    "sessions": {"tars": (2, 3), "keys of these": (2, 2)},
+    "cosmos": {"tars": (2, 2), "keys of these": (2, 3)},
+    "cosmos-frames": {"tars": (2, 2), "keys of these": (2, 4)},
+    "predict2.5-webdataset": {"tars": (2, 2), "keys of these": (2, 3)},
+    "cosmos-curate": {"videos": (1, 1), "clips": (2, 3), "tables of embeddings": (0, 0),
+                      "files of embeddings": (0, 0)},
+    "predict2": {"videos": (2, 4)},
+    "predict2.5": {"videos": (2, 4)},
+    "predict2-multiview": {"sessions": (2, 3)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_sample_is_looked_at(
+    good: Callable[[str], Path], layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, opened = video.index, []
+    monkeypatch.setattr(video, "index", lambda source: opened.append(source) or index(source))
+    report = validate.validate(str(good(layout)), layout, sample=2)
+    assert report.sampled == SAMPLED[layout] and report.entries == 2
+    assert len(opened) == (4 if layout in OF_RIGS else 2)
+    told = ", ".join(f"{n} of {of} {what}" for what, (n, of) in SAMPLED[layout].items())
+    assert list(validate.lines(report))[-1].endswith(f"will do for {layout}, as far as a sample tells ({told})")
+    whole = [validate.validate(str(good(layout)), layout, sample=most) for most in (99, None)]
+    assert whole[0].entries == whole[1].entries > 2 and whole[1].sampled == {}
+
+
+def test_a_sample_is_spread_evenly() -> None:
+    def pick(count: int, most: int) -> list[int]:
+        report = validate.Report("x", "x", validate.Settings(sample=most))
+        return report.pick("x", range(count))
+
+    assert pick(1000, 10) == pick(1000, 10) != pick(1000, 11)[:10]
+    for count, most in ((1000, 10), (10**6, 999), (7, 7), (7, 6), (5, 9), (0, 3)):
+        places = pick(count, most)
+        assert len(places) == min(count, most) == len(set(places)) and places == sorted(places)
+        for i, place in enumerate(places):
+            assert i * count // len(places) <= place < (i + 1) * count // len(places)
+
+
+def test_a_sample_leaves_the_rules_about_names(broken: Callable[[str], Path]) -> None:
+    """What can be told by names alone is told of all; what is not looked into breaks no rule."""
+    place = broken("predict2")
+    for path in sorted(place.glob("t5_xxl/*"))[1:]:
+        path.write_bytes(b"x")
+    assert len(found(place, "predict2")) == 3
+    (place / "t5_xxl/x.pickle").write_bytes(b"")
+    some = found(place, "predict2", sample=2)
+    assert ("orphan", "t5_xxl/x.pickle") in some and 1 <= len(some) - 1 <= 2
+    shutil.rmtree(place)
+    place = broken("cosmos")
+    for path in place.rglob("wdinfo.json"):
+        change(path, total_key_count=7)
+    assert {rule for rule, _ in found(place, "cosmos")} == {"total-key-count"}
+    assert found(place, "cosmos", sample=1) != found(place, "cosmos"), "of a bin that is not counted nothing is said"
 
 
 @pytest.mark.parametrize("layout", ["predict2", "cosmos-curate", "cosmos", "webdataset"])
@@ -606,6 +715,10 @@ def test_the_command(broken: Callable[[str], Path], tmp_path: Path) -> None:
     assert facts["errors"] == 1 and facts["rules"] == {"too-few-frames": 1} and facts["entries"] == 5
     assert facts["problems"][0]["file"] == "videos/short.mp4" and facts["settings"]["num_frames"] == 93
     runs.hpc("validate", place, "--as", "predict2.5", "--num-frames", "92", cwd=tmp_path)
+    told = runs.hpc("validate", place, "--as", "predict2.5", "--sample", "2", "--num-frames", "92", cwd=tmp_path).stdout
+    assert told.endswith("2 entries, 0 errors, 0 warnings: will do for predict2.5, as far as a sample tells "
+                         "(2 of 5 videos)\n")  # fmt: skip
+    assert "1 at least" in runs.hpc("validate", place, "--as", "predict2.5", "--sample", "0", code=2).stderr
     refused = runs.hpc("validate", place, "--as", "predict3", cwd=tmp_path, code=2).stderr
     assert "--as predict3: the rules are known of webdataset, sessions, cosmos" in refused
     assert "there are no files" in runs.hpc("validate", tmp_path / "no", "--as", "cosmos", cwd=tmp_path, code=2).stderr

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from hpc.curate.answers import answers
-from hpc.curate.settings.judge import Classify, Semantic
+from hpc.curate.settings.judge import Classify, Semantic, listed
 from hpc.curate.show import Window, plan, shown
 from hpc.data import layers, upstream
 from hpc.data.upstream import KEEP
@@ -101,6 +101,8 @@ def ask(
     meta = {"stage": settings.KIND, "fingerprint": work.fingerprint, "model": engine.model, "revision": engine.revision,
             "prompt": prompt, "names": list(names), "max_share": settings.max_share, "window": settings.window,
             "fps": settings.fps}  # fmt: skip
+    if isinstance(settings, Classify):
+        meta |= {"allow": list(listed(settings.allow)), "block": list(listed(settings.block))}
     schema = SCHEMA.set(3, SCHEMA.field("found").with_name(FOUND[settings.KIND]))
     layers.write_table(path, rows, meta, schema)
     tokens = [one.answer for mine in seen.values() for one in mine]

@@ -14,17 +14,19 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from hpc.curate import shard, shard_tree
 from hpc.curate.layouts import Sample, as_json, cosmos
 from hpc.curate.settings import Encode, ShardTree
 from hpc.curate.settings.filters import FILTERS
-from hpc.data import layers, storage, upstream
+from hpc.curate.shard_members import judged_windows
+from hpc.data import layers, pickles, storage, upstream
 from hpc.data.shard_plan import Records
 from hpc.data.work import Made, Work
 
-PREDICT = {".mp4": "videos", ".txt": "metas", ".pickle": "t5_xxl"}
+PREDICT = {".txt": "metas", ".pickle": "t5_xxl", ".pkl": "t5_xxl"}
 EMBEDDING = pa.schema([("id", pa.string()), ("embedding", pa.list_(pa.float64()))])
 
 
@@ -91,18 +93,25 @@ def unpacked(entries: bytes) -> tuple[str, dict[str, bytes]]:
 
 
 def predict(item: Item, files: Files) -> dict[str, Any]:
-    """videos/<key>.mp4, metas/<key>.txt, t5_xxl/<key>.pickle"""
+    """videos/<key>.mp4, metas/<key>.txt, t5_xxl/<key>.pickle; of several cameras videos/<camera>/<key>.mp4, and so on
+    for the one that words are about."""
     clip_uuid, start, end = item.key.rsplit("_", 2)
-    name = f"videos/{item.key}.mp4"
-    if item.start < 0:
-        files.add(name, item.members[".mp4"])
-    else:
-        path = files.path(name)
-        cut(item.members[".mp4"], int(start), int(end), path)
-        files.bytes += path.stat().st_size
+    folder, videos = "", {"": item.members[".mp4"]}
+    if about := item.beside.pop(".json", None):
+        rig = json.loads(about)
+        folder = f"{rig['camera']}/"
+        videos = {folder: videos[""]} | {f"{name}/": item.members[f".{name}.mp4"] for name in rig["cameras"]}
+    for place, mp4 in videos.items():
+        name = f"videos/{place}{item.key}.mp4"
+        if item.start < 0:
+            files.add(name, mp4)
+        else:
+            path = files.path(name)
+            cut(mp4, int(start), int(end), path)
+            files.bytes += path.stat().st_size
     for suffix, data in item.beside.items():
-        files.add(f"{PREDICT[suffix]}/{item.key}{suffix}", data)
-    return {"key": item.key, "uuid": clip_uuid, "path": name}
+        files.add(f"{PREDICT[suffix]}/{folder}{item.key}{suffix}", data)
+    return {"key": item.key, "uuid": clip_uuid, "path": f"videos/{folder}{item.key}.mp4"}
 
 
 def cut(mp4: bytes, first: int, last: int, path: Path) -> None:
@@ -211,22 +220,27 @@ def curator(
             files.add(f"previews/{item.key}/{frames}.webp", data)
         rows.append({"key": item.key, "uuid": item.key, "path": name})
         videos[cosmos.source_of(by_uuid[item.key])].take(about, bool(previews))
+    judged = judged_windows(made_of)
     for row, word in filtered(clips, made_of):
         check()
         location = f"filtered_clips/{row['uuid']}.mp4"
-        about = cosmos.metadata(Sample(row | {"verdict": word}, clips_tar), [], "")
+        sample = Sample(row | {"verdict": word}, clips_tar, judged=judged.get(row["uuid"], []))
+        about = cosmos.metadata(sample, [], "")
         about["clip_location"] = storage.public(storage.join(files.work.folder, location))
         if row["mp4_offset"] is not None:  # judged by a layer, after it was encoded
             files.add(location, storage.read(clips_tar, row["mp4_offset"], row["mp4_offset"] + row["mp4_size"]))
         files.add(f"metas/v0/{row['uuid']}.json", as_json(about))
         videos[cosmos.source_of(row)].filter(row["uuid"], word)
     vectors = embeddings(made_of)
+    of_file = np.float16 if settings.embeddings.startswith("ce1_") else np.float32
     for source, one in videos.items():
         ids = [id for id in one.clips if id in vectors]
         one.stats["num_clips_with_embeddings"] = len(ids)
         if ids:
             number = head["chunks"][source]
             name = f"{settings.embeddings}_parquet/{video_uuid(source)}_{number}.parquet"
+            for id in ids:
+                files.add(f"{settings.embeddings}/{id}.pickle", pickles.dumps_array(np.array([vectors[id]], of_file)))
             told = [{"id": id, "embedding": vectors[id]} for id in ids]
             layers.write_table(files.path(name), told, {}, EMBEDDING)
     told = []

@@ -49,6 +49,7 @@ SCHEMA = pa.schema(
         ("more_size", pa.int64()),  # of the others
     ]
 )
+MALFORMED = "malformed_model_output"
 CAPTIONS = ["uuid", "window", "start_frame", "end_frame", "caption", "status", "prompt_tokens", "output_tokens",
             "enhanced", "enhanced_status"]  # fmt: skip
 
@@ -165,6 +166,7 @@ def samples(settings: ShardMembers, work: Work) -> Iterator[Sample]:
         if {"window", "embedding"} <= has and (field := meta_of(tables[name]).get("field", "")) != settings.field:
             raise ValueError(f"{name} embeds the field {field!r} of captions, and this stage takes {settings.field!r}: "
                              "write the same `field` for both")  # fmt: skip
+    seen = judged_windows(work.upstream) if settings.layout in layouts.COSMOS else {}
     for clip in upstream.clips(work, columns):
         windows = told[0].get(clip.uuid, []) if told else []
         for number, window in enumerate(windows):
@@ -172,7 +174,8 @@ def samples(settings: ShardMembers, work: Work) -> Iterator[Sample]:
             if texts and (array := texts[0].get((clip.uuid, number))) is not None:
                 window.embedding = array()
         words = [word for one in labelled for word in one.get(clip.uuid) or ()]
-        yield Sample(clip.row, clip.tar, windows, bool(told), bool(texts), words if labelled else None)
+        yield Sample(clip.row, clip.tar, windows, bool(told), bool(texts), words if labelled else None,
+                     seen.get(clip.uuid, []))  # fmt: skip
 
 
 def captions(uri: str) -> dict[str, list[Window]]:
@@ -211,6 +214,37 @@ class Cell(msgspec.Struct):
     def __call__(self) -> layouts.Arrays:
         """float16 [tokens, width]."""
         return np.frombuffer(self.column[self.row].as_buffer(), "<f2").reshape(self.tokens, -1)
+
+
+def judged_windows(objects: Mapping[str, Mapping[str, str]]) -> dict[str, list[dict[str, Any]]]:
+    """uuid -> `filtered_windows` of the clip's metadata, of all layers that judge windows (hpc.curate.judge).
+
+    As cosmos_curate 29f1358: semantic_filter_postprocess.py: of a criterion or blocked label that a window has, "yes";
+    of an allowed one that it has not, "no"; written as Python writes a dict. A later layer adds to what earlier ones
+    said of the same window.
+    """
+    found: dict[str, dict[tuple[int, int], dict[str, Any]]] = {}
+    for one in upstream.tables_of(objects):
+        if not {"uuid", "verdict", "seen"} <= columns_of(one[".parquet"]):
+            continue
+        meta = meta_of(one[".parquet"])
+        against = set(meta.get("block", meta.get("names", ())))
+        for row in upstream.table(one[".parquet"], ["uuid", "seen"]).to_pylist():
+            windows = found.setdefault(row["uuid"], {})
+            for seen in row["seen"]:
+                place = seen["start_frame"], seen["end_frame"]
+                told = windows.setdefault(place, {"start_frame": place[0], "end_frame": place[1], "reasons": {}})
+                if seen["status"] != "parsed":
+                    told["errors"] = {"qwen": {"unparsed": MALFORMED}.get(seen["status"], seen["status"])}
+                    continue
+                told["reasons"] |= {name: "yes" for name in seen["yes"] if name in against}
+                told["reasons"] |= {name: "no" for name in meta.get("allow", ()) if name not in seen["yes"]}
+    for windows in found.values():
+        for told in windows.values():
+            reasons = told.pop("reasons")
+            if reasons or "errors" not in told:
+                told["qwen_rejection_reasons"] = str(reasons)
+    return {uuid: list(windows.values()) for uuid, windows in found.items()}
 
 
 def labels(uri: str) -> dict[str, list[str]]:

@@ -87,6 +87,16 @@ def dumps(values: Sequence[npt.ArrayLike] | Sequence[Mapping[str, npt.ArrayLike]
         else np.array(value, FLOAT16, order="C")
         for value in values
     ]
+    return _dumped(plain)
+
+
+def dumps_array(value: npt.NDArray[Any]) -> bytes:
+    """One array alone, as it is: Cosmos-Curate's files of clip embeddings (cosmos_curate 29f1358:
+    metadata_writer_stage.py, _write_clip_embedding)."""
+    return _dumped(np.ascontiguousarray(value))
+
+
+def _dumped(plain: Any) -> bytes:
     data = pickle.dumps(plain, PROTOCOL)
     frame = 0  # where the length of the frame stands that the module's name is in
     for opcode, arg, at in pickletools.genops(data):

@@ -14,15 +14,17 @@ import contextlib
 import io
 import itertools
 import json
+import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import msgspec
 
 from hpc.data import layers, storage, video
 
+T = TypeVar("T")
 KEPT = 1000
 """Problems of one rule that are kept; the others are counted."""
 
@@ -41,6 +43,8 @@ class Problem(msgspec.Struct, frozen=True):
 class Settings(msgspec.Struct, frozen=True):
     num_frames: int = 93
     """That the training takes of a video."""
+    sample: int | None = None
+    """Look at so many entries, at most; null: at all."""
 
 
 class Report(msgspec.Struct):
@@ -51,12 +55,26 @@ class Report(msgspec.Struct):
     settings: Settings
     files: int = 0
     entries: int = 0
-    """Videos, or keys of tars."""
+    """Videos, or keys of tars, that were looked at."""
+    sampled: dict[str, tuple[int, int]] = {}
+    """Of a data set of which a sample was looked at: what -> (how many, of how many). Rules about names are applied to
+    all files, those about contents to the sample."""
     rules: Counter[str] = msgspec.field(default_factory=Counter)
     """How often each was broken."""
     errors: int = 0
     warnings: int = 0
     problems: list[Problem] = []
+
+    def pick(self, what: str, items: Sequence[T], most: int | None = None) -> list[T]:
+        """The items, or a sample of them: `most`, or as many as the settings say, one from each of so many equal
+        stretches. The same for the same number of items."""
+        if self.settings.sample is None:
+            return list(items)
+        count = len(items)
+        some, chance = min(self.settings.sample if most is None else most, count), random.Random(count)
+        looked, there = self.sampled.get(what, (0, 0))
+        self.sampled[what] = looked + some, there + count
+        return [items[chance.randrange(i * count // some, (i + 1) * count // some)] for i in range(some)]
 
     def add(self, file: str, rule: str, what: str, do: str, error: bool = True) -> None:
         self.rules[rule] += 1
@@ -185,14 +203,17 @@ def counts_in(
     return layers.map_ahead(one, entries)
 
 
-def validate(folder: str, consumer: str, num_frames: int = 93) -> Report:
-    """Apply the rules of a reader (one of CONSUMERS). Raises ValueError for another one, or a folder without files."""
+def validate(folder: str, consumer: str, num_frames: int = 93, sample: int | None = None) -> Report:
+    """Apply the rules of a reader (one of CONSUMERS), to all of a data set or to a sample of so many entries. Raises
+    ValueError for another one, or a folder without files."""
     if consumer not in (known := consumers()):
         raise ValueError(f"--as {consumer}: the rules are known of {', '.join(known)}")
+    if sample is not None and sample < 1:
+        raise ValueError(f"--sample {sample}: give how many entries to look at, 1 at least; without it all are")
     files = Files(folder)
     if not files.sizes:
         raise ValueError(f"{folder}: there are no files; give the folder or prefix of a data set")
-    report = Report(consumer, folder, Settings(num_frames), len(files.sizes))
+    report = Report(consumer, folder, Settings(num_frames, sample), len(files.sizes))
     known[consumer](files, report)
     return report
 
@@ -209,6 +230,7 @@ def consumers() -> dict[str, Callable[[Files, Report], None]]:
         "cosmos-curate": curator.curator,
         "predict2": folders.predict2,
         "predict2.5": folders.predict25,
+        "predict2-multiview": folders.multiview,
     }
 
 
@@ -224,8 +246,10 @@ def lines(report: Report, most: int = 20) -> Iterator[str]:
             yield f"  ... and {count - most:,} more (--json lists {KEPT:,} of each rule)"
         yield from dict.fromkeys(f"  -> {one.do}" for one in found)
     verdict = "will not do" if report.errors else "will do"
+    told = ", ".join(f"{n:,} of {of:,} {what}" for what, (n, of) in report.sampled.items())
+    sampled = f", as far as a sample tells ({told})" if told else ""
     yield (f"{report.folder}: {report.files:,} files, {report.entries:,} entries, {report.errors:,} errors, "
-           f"{report.warnings:,} warnings: {verdict} for {report.consumer}")  # fmt: skip
+           f"{report.warnings:,} warnings: {verdict} for {report.consumer}{sampled}")  # fmt: skip
 
 
 def _rule(problem: Problem) -> str:

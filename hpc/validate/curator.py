@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hpc.data import storage
 from hpc.validate import Files, Report, counts, expected, frames
+from hpc.validate.folders import shown, unpickled
 
 AGAIN = "Make the data set again"
 READ = ("span_uuid", "width", "height", "num_frames", "framerate", "num_bytes", "clip_location", "valid", "windows")
@@ -35,6 +37,7 @@ def curator(files: Files, report: Report) -> None:
             "summary.json", "no-clips", "it names no video with clips: shard and dedup find nothing to do", AGAIN
         )
     clips: set[str] = set()
+    some = set(report.pick("videos", sorted(videos)))
     for name, one in videos.items():
         if one.get("processed") is False:
             report.add("summary.json", "unprocessed", f"{name}: nothing is known of it", "Split it", error=False)
@@ -44,15 +47,17 @@ def curator(files: Files, report: Report) -> None:
             report.add("summary.json", "keys", f"{name}: its clips should be a list of ids", AGAIN)
             continue
         clips.update(mine)
-        with expected(f"processed_videos/{name}.json", "keys", report):
-            _video(files, report, name, one)
+        if name in some:
+            with expected(f"processed_videos/{name}.json", "keys", report):
+                _video(files, report, name, one)
     folders = {name.split("/")[1] for name in files.named("clips/") if name.count("/") > 1}
-    looked = counts(files, (mp4 for uuid in sorted(clips) if (mp4 := f"clips/{uuid}.mp4") in files.sizes))
-    for uuid in sorted(clips):
+    chosen = report.pick("clips", sorted(clips))
+    looked = counts(files, (mp4 for uuid in chosen if (mp4 := f"clips/{uuid}.mp4") in files.sizes))
+    for uuid in chosen:
         found = next(looked)[1] if f"clips/{uuid}.mp4" in files.sizes else None
         with expected(f"metas/v0/{uuid}.json", "metadata", report):
             _clip(files, report, uuid, folders, found)
-    report.entries = len(clips)
+    report.entries = len(chosen)
     _embeddings(files, report, clips)
     captions = "v0/all_window_captions.json"
     if captions in files.sizes and isinstance(told := files.json(captions, report), dict):
@@ -135,10 +140,11 @@ def _windows(name: str, about: dict[str, Any], report: Report) -> None:
 
 
 def _embeddings(files: Files, report: Report, clips: set[str]) -> None:
-    """What dedup reads: *_parquet/ with the columns id and embedding."""
+    """What dedup reads: *_embd_parquet/ with the columns id and embedding; and *_embd/ with a pickle a clip."""
     wanted = {"id": pa.types.is_string, "embedding": lambda kind: pa.types.is_list(kind)}
     sizes: set[int] = set()
-    for name in [n for n in files.named(after=".parquet") if "_embd_parquet/" in n]:
+    tables = [name for name in files.named(after=".parquet") if "_embd_parquet/" in name]
+    for name in report.pick("tables of embeddings", tables):
         table: pa.Table | None = None
         with expected(name, "embeddings", report), files.open(name) as file:
             table = pq.read_table(file)
@@ -155,5 +161,12 @@ def _embeddings(files: Files, report: Report, clips: set[str]) -> None:
             if strange := set(table["id"].to_pylist()) - clips:
                 what = f"{len(strange)} ids that summary.json has not, e.g. {sorted(strange)[0]}"
                 report.add(name, "embeddings", what, AGAIN, error=False)
+    pickled = [name for name in files.named(after=".pickle") if "_embd" in name.partition("/")[0]]
+    for name in report.pick("files of embeddings", pickled):
+        value = unpickled(name, files.read(name), report)
+        if value is not None and not (isinstance(value, np.ndarray) and value.ndim and value.size == value.shape[-1]):
+            report.add(name, "pickle", f"the vector of a clip should be there; it is {shown(value)}", AGAIN)
+        elif value is not None:
+            sizes.add(value.size)
     if len(sizes) > 1:
         report.add("", "embeddings", f"vectors of different lengths: {sorted(sizes)}", "Embed all clips with one model")

@@ -25,16 +25,24 @@ def _keys(files: Files, report: Report) -> Iterator[tuple[str, BinaryIO, str, la
     names = files.named(after=".tar")
     if not names:
         report.add("", "no-tars", "there are no tars", "Give the folder of the data set")
-    for name in names:
+    tars = report.pick("tars", names)
+    for number, name in enumerate(tars):
         with files.open(name) as file:
             entries: list[tuple[str, layers.Entry]] = []
             try:
                 entries.extend(layers.index(file))
             except layers.TornTar as error:
                 report.add(name, "tar", str(error), "Write the tar again")
+            entries = report.pick("keys of these", entries, share(report, len(tars), number))
             report.entries += len(entries)
             for key, entry, found in counts_in(files, name, entries):
                 yield name, file, key, entry, found
+
+
+def share(report: Report, tars: int, number: int) -> int:
+    """Of so many tars, how many keys of this one a sample has."""
+    most = report.settings.sample or 0
+    return most // tars + (number < most % tars)
 
 
 def webdataset(files: Files, report: Report) -> None:

@@ -24,9 +24,12 @@ USABLE = ("success", "truncated")
 VIDEO, METAS, T5 = "video", "metas", "t5_xxl"
 TREES = ("cosmos", "cosmos-frames", "predict2.5-webdataset")
 """Layouts of tars in bins, with a tar each for videos, metadata and text embeddings."""
-FOLDERS = ("cosmos-curate", "predict2", "predict2.5")
+PREDICT = ("predict2", "predict2.5", "predict2-multiview")
+FOLDERS = ("cosmos-curate", *PREDICT)
 """Layouts of files."""
-WITH_CAPTIONS = (*TREES, "predict2", "predict2.5")
+COSMOS = ("cosmos", "cosmos-frames", "cosmos-curate")
+"""Layouts with Cosmos-Curate's metadata."""
+WITH_CAPTIONS = (*TREES, *PREDICT)
 """Layouts that hold no window without a caption."""
 
 
@@ -70,6 +73,8 @@ class Sample(msgspec.Struct):
     embedded: bool = False
     """...and one of their embeddings?"""
     labels: list[str] | None = None
+    judged: list[dict[str, Any]] = []
+    """Windows as a filter by a model saw them: start_frame, end_frame, and what speaks against them."""
 
     def usable(self) -> list[Window]:
         """The windows that a model can learn from. Raises Unfit where there are none."""
@@ -129,6 +134,7 @@ def layout(name: str) -> Callable[[Sample, ShardMembers], Iterator[Entry]]:
         "predict2.5-webdataset": predict.shards,
         "predict2": predict.files,
         "predict2.5": predict.files,
+        "predict2-multiview": predict.views,
     }[name]
 
 

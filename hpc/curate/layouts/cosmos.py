@@ -91,12 +91,23 @@ def metadata(sample: Sample, windows: Sequence[Window], name: str) -> dict[str, 
     if clip["text_area"] is not None:
         data["post_production_text"] = clip["verdict"] == "text"
     data["windows"] = [_window(one, name) for one in windows]
-    data["filtered_windows"] = []
+    data["filtered_windows"] = _filtered(sample, windows, name)
     data["valid"] = clip["verdict"] == "keep" and bool(windows)
     data["has_caption"] = any(one.usable for one in windows)
     data["total_prompt_tokens"] = sum(one.prompt_tokens for one in windows)
     data["total_output_tokens"] = sum(one.output_tokens for one in windows)
     return data
+
+
+def _filtered(sample: Sample, windows: Sequence[Window], name: str) -> list[dict[str, Any]]:
+    """What filters by a model found in windows, and windows whose caption went wrong, in their order."""
+    found = {(one["start_frame"], one["end_frame"]): dict(one) for one in sample.judged}
+    for window in windows:
+        if window.status not in USABLE:
+            place = {"start_frame": window.start, "end_frame": window.end}
+            one = found.setdefault((window.start, window.end), place)
+            one["errors"] = one.get("errors", {}) | {f"{name}_caption": window.status}
+    return [found[frames] for frames in sorted(found)]
 
 
 def _window(window: Window, name: str) -> dict[str, Any]:

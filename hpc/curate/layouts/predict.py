@@ -1,7 +1,9 @@
 """Layouts of the trainers: Cosmos-Predict2.5's dialect of the tree of tars, and the folders for post-training.
 
 What they read: cosmos-predict2.5 50369b8: predict2/datasets/augmentors/video_parsing.py, text_transforms_for_video.py;
-local_datasets/dataset_video.py; cosmos-predict2 661da47: data/dataset_video.py.
+local_datasets/dataset_video.py; cosmos-predict2 661da47: data/dataset_video.py, data/dataset_multiview.py. (The
+multi-view training of Predict2.5 has no such form: cosmos-predict2.5 50369b8: predict2_multiview/datasets reads tars by
+way of tables of NVIDIA's own stores, and its local_dataset.py is one sample for inference.)
 """
 
 from __future__ import annotations
@@ -52,6 +54,33 @@ def shards(sample: Sample, settings: ShardMembers) -> Iterator[Entry]:
     yield Entry(clip["uuid"], members, place)
 
 
+def views(sample: Sample, settings: ShardMembers) -> Iterator[Entry]:
+    """The folders of Predict2's multi-view training: videos/<camera>/, metas/<camera>/ and t5_xxl/<camera>/, with a
+    file of the same name in each camera's.
+
+    Words are of the camera that was cut: the loader takes those of one view alone (front_view_caption_only), and takes
+    the same frames of all, so that windows are left out that a camera has not to their end.
+    """
+    clip = sample.clip
+    if not clip.get("cameras"):
+        raise Unfit("one-camera", "a clip of a single video: `inputs` has no `group_by`, or they have one camera")
+    if not sample.embedded:
+        raise ValueError("Cosmos-Predict2 takes no video without a text embedding: add curate.text_embed to `needs`")
+    shortest = min(clip["cameras"], key=lambda one: one["num_frames"])
+    about = as_json({"camera": clip["camera"], "cameras": [one["camera"] for one in clip["cameras"]]})
+    for entry in files(sample, settings):
+        *_, start, end = entry.key.split("_")
+        if not entry.why and shortest["num_frames"] <= int(end):
+            words = f"camera {shortest['camera']} has {shortest['num_frames']} frames of {start} to {end}"
+            entry = Entry(entry.key, start=int(start), end=int(end), why="camera-short", detail=words)
+        if not entry.why:
+            if entry.start is None and any(one["num_frames"] != clip["num_frames"] for one in clip["cameras"]):
+                entry.start, entry.end = int(start), int(end)
+            pickled = entry.members.pop(".pickle")
+            entry.members = {".json": about, **entry.members, ".pkl": pickled}
+        yield entry
+
+
 def files(sample: Sample, settings: ShardMembers) -> Iterator[Entry]:
     """videos/, metas/ and t5_xxl/ with a file <uuid>_<start>_<end> for each window (frames inclusive)."""
     clip = sample.clip
@@ -64,7 +93,7 @@ def files(sample: Sample, settings: ShardMembers) -> Iterator[Entry]:
             yield Entry(key, start=one.start, end=one.end, why="too-few-frames", detail=detail)
             continue
         members = {".txt": one.words.encode()}
-        if settings.layout == "predict2" and one.embedding is not None:
+        if settings.layout != "predict2.5" and one.embedding is not None:
             members[".pickle"] = pickles.dumps([one.embedding])
         whole = len(sample.windows) == 1 and frames == clip["num_frames"]
         yield Entry(key, members, start=None if whole else one.start, end=None if whole else one.end)

@@ -12,9 +12,9 @@ from hpc.data.units import Bytes
 from hpc.data.work import Part
 
 LAYOUTS = ("webdataset", "cosmos", "cosmos-frames", "predict2.5-webdataset", "sessions", "cosmos-curate", "predict2",
-           "predict2.5")  # fmt: skip
+           "predict2.5", "predict2-multiview")  # fmt: skip
 Layout = Literal["webdataset", "cosmos", "cosmos-frames", "predict2.5-webdataset", "sessions", "cosmos-curate",
-                 "predict2", "predict2.5"]  # fmt: skip
+                 "predict2", "predict2.5", "predict2-multiview"]  # fmt: skip
 DURATIONS = ("5_10", "10_30", "30_inf")
 """Seconds, both ends inclusive; the first that fits. cosmos_curate 29f1358: core/utils/dataset/dimensions.py."""
 
@@ -99,7 +99,8 @@ class Shard(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     layout: Layout = "webdataset"
     """webdataset: plain tars of clips. cosmos: Cosmos-Curate's tree of today, cosmos-frames: that of its documents.
     predict2.5-webdataset: that tree, as Cosmos-Predict2.5 reads it. sessions: a tar for each clip of several cameras.
-    As folders of files: cosmos-curate (what its split writes), predict2 and predict2.5 (for post-training)."""
+    As folders of files: cosmos-curate (what its split writes), predict2 and predict2.5 (for post-training),
+    predict2-multiview (the same with a folder for each camera of a session)."""
     join: bool = False
     """Of layout webdataset: write the captions and text embeddings that the stage needs into each clip's .json and
     .pickle. All other layouts do so anyway."""
@@ -114,15 +115,16 @@ class Shard(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """Bins of seconds beside 5_10, 10_30 and 30_inf, which are tried first, e.g. [2_5]. Clips that fit none are left
     out and named."""
     min_frames: Annotated[int, Meta(ge=1)] = 94
-    """Of predict2 and predict2.5: windows with fewer frames are left out. Their loaders need one frame more than they
-    train on (93)."""
+    """Of the predict2 layouts and predict2.5: windows with fewer frames are left out. Their loaders need one frame more
+    than they train on (93); the one of predict2-multiview needs as many (29 in its recipe)."""
     caption_name: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_]*$")] = "qwen"
     """Of the cosmos layouts: captions are called <this>_caption."""
     field: Literal["best", "caption", "enhanced"] = "best"
     """Which caption a window is learned with, as of curate.text_embed: the enhanced one where there is one (best), the
     first one, or only enhanced ones. Windows without are left out."""
     embeddings: Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_]*$")] = "iv2_embd"
-    """Of cosmos-curate: the folder of clip embeddings, e.g. ce1_embd_224p for Cosmos-Embed1 at 224p."""
+    """Of cosmos-curate: the folder of clip embeddings, e.g. ce1_embd_224p for Cosmos-Embed1 at 224p. Files are as that
+    model's are: float16 for ce1_..., else float32; [1, dim]."""
 
     def __post_init__(self) -> None:
         for name in self.further_durations:
