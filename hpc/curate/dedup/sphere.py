@@ -183,7 +183,8 @@ def assign(
     """
     sine = math.sin(math.acos(1 - eps)) if eps < 1 else 1.0
     widest = float(apart.max()) * sine + SLACK if len(centroids) > 1 else SLACK
-    exact = centroids.double().cpu().numpy()
+    doubles = centroids.double()
+    exact = doubles.cpu().numpy()
 
     def one(part: slice) -> tuple[Longs, Doubles, Longs, Longs]:
         x = torch.from_numpy(rows[part]).to(tiles.on)
@@ -196,9 +197,8 @@ def assign(
             _settle(rows[part], exact, home, row[tied].cpu().numpy(), cluster[tied].cpu().numpy())
         guest = (cosine >= top[row] - sine * apart[home[row], cluster] - SLACK) & (cluster != home[row])
         guest &= sends(home[row], cluster)
-        homes = home.cpu().numpy()
-        distances = 1 - np.einsum("nd,nd->n", rows[part], exact[homes], dtype=np.float64)
-        return homes, distances, row[guest].cpu().numpy() + part.start, cluster[guest].cpu().numpy()
+        cosines = torch.bmm(x.double()[:, None], doubles[home][:, :, None]).flatten()
+        return home.cpu().numpy(), 1 - cosines.cpu().numpy(), row[guest].cpu().numpy() + part.start, cluster[guest].cpu().numpy()
 
     found = list(tiles.each(one, blocks(len(rows), tiles.beside(len(centroids)))))
     homes, distances, guests, hosts = zip(*found, strict=True) if found else ((), (), (), ())
