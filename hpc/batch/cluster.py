@@ -145,7 +145,8 @@ class Cluster(ClusterFile, frozen=True, kw_only=True):
     def resources(self, stage: Stage) -> Resources:
         """What the stage asks for here. Where nodes are given out whole, a task has as many workers as fit on one.
 
-        Raises ValueError if not even one worker fits, or if changes and resources don't go together.
+        Raises ValueError if not even one worker fits, if changes and resources don't go together, or if the ranks of a
+        training would be too many or too few for its settings.
         """
         changes: dict[str, Any] = {}
         for key in _called(stage.kind, stage.name):
@@ -154,7 +155,7 @@ class Cluster(ClusterFile, frozen=True, kw_only=True):
         wanted = msgspec.structs.replace(stage.resources, **changes)
         here = self.for_stage(stage.name, stage.kind)
         if not here.whole_nodes:
-            return wanted
+            return _shareable(stage, wanted)
         fits = {"cpus": (here.cpus_per_node, wanted.cpus), "memory": (here.memory_per_node, wanted.memory)}
         if wanted.gpus:
             fits["gpus"] = (here.gpus_per_node, wanted.gpus_of(1))
@@ -170,10 +171,19 @@ class Cluster(ClusterFile, frozen=True, kw_only=True):
         most = {what: n // each for what, (n, each) in fits.items() if n is not None}
         if "gpus" in most:
             most["gpus"] *= wanted.sharing
-        return msgspec.structs.replace(wanted, workers=min(most.values()))
+        return _shareable(stage, msgspec.structs.replace(wanted, workers=min(most.values())))
 
 
 LOCAL = Cluster()
+
+
+def _shareable(stage: Stage, resources: Resources) -> Resources:
+    if shared_by := getattr(stage.settings, "shared_by", None):
+        try:
+            shared_by(resources.nodes * resources.workers)
+        except ValueError as error:
+            raise ValueError(f"stages.{stage.name}.{error}") from error
+    return resources
 
 
 def _called(kind: str, name: str) -> list[str]:

@@ -13,7 +13,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -25,13 +25,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from hpc.data import video
+from hpc.data.video import fit as fitting
 from hpc.data.work import BadInput
 from hpc.train.order import Bucket, Order
 from hpc.train.randomness import numbers
 from hpc.train.samples import Shape, assigned, fetched
+from hpc.train.settings.data import Fit
 
-Fit = Literal["crop", "pad", "stretch"]
-"""How a picture of another aspect ratio is brought to a shape: cut at its edges, with black beside it, or stretched."""
 NEIGHBOURS = 8  # samples that are tried in place of one that cannot be read
 
 
@@ -157,7 +157,7 @@ def taken(
     """A sample's frames from `start` on, brought to a shape: uint8 [frames, height, width, 3], bool [height, width] of
     where the picture is, and its frames a second. Raises BadInput or OSError where it cannot be decoded."""
     data = fetched(row["media"])
-    width, height, left, top = placed(row["width"], row["height"], shape, fit)
+    width, height, left, top = fitting.placed(row["width"], row["height"], shape.width, shape.height, fit)
     if row["still"]:
         pictures = _resized(video.still(data), width, height)[None]
     else:
@@ -165,26 +165,10 @@ def taken(
         pictures = video.sample(data, numbers, width, height)
         if len(pictures) < shape.frames:
             raise BadInput(row["media"]["uri"], "too-short", f"{row['key']} has no frame {start} to decode")
-    out = np.zeros((shape.frames, shape.height, shape.width, 3), np.uint8)
     inside = np.zeros((shape.height, shape.width), bool)
-    to = slice(max(top, 0), max(top, 0) + min(height, shape.height)), slice(
-        max(left, 0), max(left, 0) + min(width, shape.width))  # fmt: skip
-    of = slice(max(-top, 0), max(-top, 0) + min(height, shape.height)), slice(
-        max(-left, 0), max(-left, 0) + min(width, shape.width))  # fmt: skip
-    out[:, *to] = pictures[:, *of]
-    inside[to] = True
-    return out, inside, float(shape.fps or row["fps"])
-
-
-def placed(width: int, height: int, shape: Shape, fit: Fit) -> tuple[int, int, int, int]:
-    """(width, height) that a picture is resized to, and (left, top) of where it then lies in the shape: negative where
-    it is cut."""
-    if fit == "stretch":
-        return shape.width, shape.height, 0, 0
-    scales = shape.width / width, shape.height / height
-    scale = max(scales) if fit == "crop" else min(scales)
-    wide, high = round(width * scale), round(height * scale)
-    return wide, high, (shape.width - wide) // 2, (shape.height - high) // 2
+    x, y, right, bottom = fitting.inside(row["width"], row["height"], shape.width, shape.height, fit)
+    inside[y:bottom, x:right] = True
+    return fitting.laid(pictures, shape.width, shape.height, left, top), inside, float(shape.fps or row["fps"])
 
 
 def _resized(picture: npt.NDArray[np.uint8], width: int, height: int) -> npt.NDArray[np.uint8]:

@@ -16,14 +16,17 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from hpc.data import layers, storage, video
 from hpc.data.work import BadInput
+from hpc.train import randomness
+from hpc.train.settings.data import Shape as Shape
 
 MOVING = (".mp4", ".mov", ".mkv", ".webm", ".avi")
 STILL = (".jpg", ".jpeg", ".png", ".webp")
@@ -41,35 +44,18 @@ SCHEMA = pa.schema(
         ("height", pa.int32()),
         ("width", pa.int32()),
         ("prompt", pa.string()),  # of a .jsonl; others have it in `json` or `text`
+        ("source", pa.string()),  # the video that a clip was cut from, as its JSON says; else the key
         *((column, PLACE) for column in BESIDE.values()),
     ]
 )
 
 
-class Shape(msgspec.Struct, frozen=True, kw_only=True):
-    """What a sample is brought to, and how many make a step's batch."""
-
-    frames: int
-    height: int
-    width: int
-    batch: int
-    fps: float | None = None
-    """Frames a second to take; None: each one, as they come."""
-    weight: float = 1.0
-
-    def stride(self, fps: float) -> float:
-        """Frames of a source with `fps` from one that is taken to the next."""
-        return 1.0 if self.fps is None or not fps else fps / self.fps
-
-    def span(self, fps: float) -> int:
-        """Frames of a source that the first and the last taken one and all between them are."""
-        return math.floor((self.frames - 1) * self.stride(fps) + 1e-6) + 1
-
-
-def listed(uri: str) -> pa.Table:
-    """A table of SCHEMA, in the order of the keys. Raises FileNotFoundError where nothing is, and ValueError naming
-    what cannot be understood."""
-    if uri.endswith(".jsonl"):
+def listed(uri: str | Sequence[str]) -> pa.Table:
+    """A table of SCHEMA, in the order of the keys. uri: one place, or these very tars. Raises FileNotFoundError where
+    nothing is, and ValueError naming what cannot be understood."""
+    if not isinstance(uri, str):
+        rows = _tars(uri)
+    elif uri.endswith(".jsonl"):
         rows = _prompts(uri)
     else:
         entries = list(storage.listing(uri))
@@ -94,7 +80,9 @@ def _tars(uris: Sequence[str]) -> Iterator[dict[str, Any]]:
             for suffix, (offset, size) in entry.members.items():
                 place = {"uri": uri, "offset": offset, "size": size}
                 if suffix in MOVING + STILL:
-                    if "media" in row:
+                    if "media" in row and suffix in STILL and not row["still"]:
+                        continue  # a video's thumbnail
+                    if "media" in row and (suffix in STILL or not row["still"]):
                         raise ValueError(f"{uri}: {key}{suffix} is the second video of {key}, besides {row['media']}: "
                                          "sessions of cameras are data sets of their own")  # fmt: skip
                     row |= {"media": place, "still": suffix in STILL}
@@ -150,8 +138,10 @@ def _prompts(uri: str) -> Iterator[dict[str, Any]]:
 
 def _measured(row: dict[str, Any]) -> dict[str, Any]:
     """The row with frames, size and speed: as its JSON says, or by looking at the video."""
+    row["source"] = row["key"]
     if place := row.get("json"):
         said = json.loads(fetched(place))
+        row["source"] = said.get("source") or said.get("source_video") or row["key"]
         frames, fps = said.get("num_frames", said.get("nb_frames")), said.get("fps", said.get("framerate"))
         if frames and fps and said.get("width") and said.get("height"):
             return row | {"frames": frames, "fps": fps, "height": said["height"], "width": said["width"]}
@@ -169,6 +159,19 @@ def _measured(row: dict[str, Any]) -> dict[str, Any]:
 def fetched(place: dict[str, Any]) -> bytes:
     end = None if place["size"] < 0 else place["offset"] + place["size"]
     return storage.read(place["uri"], place["offset"], end)
+
+
+def held_out(table: pa.Table, share: float, by: Literal["source", "clip"]) -> tuple[pa.Table, pa.Table]:
+    """(what is trained on, what is not): of the sources, or of the clips, this share, at least one, those whose names
+    have the smallest hashes. Raises ValueError where nothing would be left to train on."""
+    names = table["source" if by == "source" else "key"]
+    ordered = sorted(names.unique().to_pylist(), key=lambda name: randomness.key(0, "held out", name))
+    count = max(1, round(share * len(ordered)))
+    if count >= len(ordered):
+        advice = "hold out by clip, or train on more videos" if by == "source" else "train on more clips"
+        raise ValueError(f"validation: {count} of {len(ordered)} {by}s held out leave nothing to train on: {advice}")
+    held = pc.is_in(names, value_set=pa.array(ordered[:count]))
+    return table.filter(pc.invert(held)), table.filter(held)
 
 
 class Assigned(msgspec.Struct):

@@ -33,13 +33,16 @@ class FSQ(nn.Module):
         self.register_buffer("basis", torch.tensor(bases, dtype=torch.int32), persistent=False)
         self.register_buffer("level_count", torch.tensor(levels, dtype=torch.int32), persistent=False)
 
-    def levels_of(self, z: Tensor) -> Tensor:
-        """z [..., channels] -> rounded levels from -h to L - 1 - h, float32 or what z has more; the gradient is that of
-        no rounding."""
+    def bounded(self, z: Tensor) -> Tensor:
+        """z [..., channels] -> what is rounded to levels, float32 or what z has more."""
         z = z.to(torch.promote_types(z.dtype, torch.float32))
         half = (self.level_count - 1) * (1 + EPSILON) / 2
         offset = torch.where(self.level_count % 2 == 0, 0.5, 0.0)
-        bounded = torch.tanh(z + torch.atanh(offset / half)) * half - offset
+        return torch.tanh(z + torch.atanh(offset / half)) * half - offset
+
+    def levels_of(self, z: Tensor) -> Tensor:
+        """z [..., channels] -> rounded levels from -h to L - 1 - h; the gradient is that of no rounding."""
+        bounded = self.bounded(z)
         return bounded + (bounded.round() - bounded).detach()
 
     def ids_of(self, levels: Tensor) -> Tensor:

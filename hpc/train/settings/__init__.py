@@ -1,1 +1,7 @@
-"""The settings of the trainers; hpc.curate.settings says what the class variables mean."""
+"""The settings of the trainers; hpc.curate.settings says what the class variables mean.
+
+Settings of a kind that runs on several ranks may have a method `shared_by(ranks)`, which raises ValueError("field: what
+is wrong") where so many (nodes x workers) cannot work together.
+"""
+
+from hpc.train.settings.tokenizer import TrainTokenizer as TrainTokenizer

@@ -1,0 +1,25 @@
+"""The learning rate of each step: a function of the step's number, so that nothing of it is saved."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from hpc.train.settings.optimizer import Optimizer
+
+
+def rate(o: Optimizer, step: int, steps: int) -> float:
+    """Of the step number `step`, counted from 1, of `steps`: up in a line over the warm-up, then down to `final`."""
+    if step <= o.warmup:
+        return o.rate * step / o.warmup
+    if o.decay == "constant":
+        return o.rate
+    done = (step - o.warmup) / max(1, steps - o.warmup)
+    left = (1 + math.cos(math.pi * done)) / 2 if o.decay == "cosine" else 1 - done
+    return o.rate * (o.final + (1 - o.final) * left)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = value

@@ -1,0 +1,257 @@
+"""A tokenizer is trained: the same on any number of ranks, after any interruption, and what comes out can be used."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from hpc.data import layers
+from hpc.data.work import Stopped, Work
+from hpc.models import tokenizers
+from hpc.train import ranks, tokenizer
+from hpc.train.checkpoint import Checkpoints, complete
+from hpc.train.metrics import lines
+from hpc.train.samples import listed
+from hpc.train.settings import TrainTokenizer
+from hpc.train.settings.data import Shape, Validation
+from hpc.train.settings.optimizer import Mean, Optimizer
+from hpc.train.settings.tokenizer import Loss, Sizes
+
+SIDE = 32
+SIZES = Sizes(family="cosmos-dv", temporal=4, spatial=8, channels=8, multipliers=(1, 2), levels=(8, 5, 5), blocks=1)
+CLOCKS = ("time", "waited", "seconds", "samples_per_second", "memory_bytes")
+
+
+def settings(**more: Any) -> TrainTokenizer:
+    return TrainTokenizer(**{
+        "tokenizer": SIZES, "shapes": (Shape(frames=5, height=SIDE, width=SIDE, batch=4),), "steps": 8, "readers": 0,
+        "validation": Validation(share=0.2, by="clip", every=4, clips=3), "checkpoints": Checkpoints(every=3),
+        "optimizer": Optimizer(rate=1e-3, warmup=2, weight_decay=0.01), **more,
+    })  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tar of twelve clips: colours that move, with thumbnails beside them, as curate.shard has them."""
+    place = tmp_path_factory.mktemp("clips")
+    rows, columns = np.mgrid[:SIDE, :SIDE] / SIDE
+    with layers.TarWriter(place / "000000.tar") as out:
+        for number in range(12):
+            path = place / "clip.mp4"
+            with contextlib.closing(av.open(str(path), "w")) as file:
+                stream = file.add_stream("libx264", 10, options={"crf": "5"})
+                stream.width, stream.height, stream.pix_fmt = SIDE, SIDE, "yuv420p"
+                for frame in range(7 + number % 3):
+                    waves = [np.sin(5 * rows + number + 0.3 * frame), np.cos(7 * columns - 0.2 * frame * number), rows]
+                    picture = ((np.stack(waves, -1) + 1) * 127).astype(np.uint8)
+                    file.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+                file.mux(stream.encode(None))
+            said = {"num_frames": 7 + number % 3, "fps": 10.0, "width": SIDE, "height": SIDE, "source": "film.mp4"}
+            members = {".mp4": path.read_bytes(), ".webp": b"a thumbnail", ".json": json.dumps(said).encode()}
+            out.add(f"c{number:02}", members)
+    return place / "000000.tar"
+
+
+@pytest.fixture(scope="module")
+def here() -> Iterator[ranks.Here]:
+    yield ranks.start()
+    dist.destroy_process_group()
+
+
+def curve(folder: Path) -> list[dict[str, Any]]:
+    return [{name: value for name, value in line.items() if name not in CLOCKS}
+            for line in lines(folder / "metrics.jsonl")]  # fmt: skip
+
+
+def near(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
+    assert [line["step"] for line in one] == [line["step"] for line in other]
+    for a, b in zip(one, other, strict=True):
+        assert a.keys() == b.keys()
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5) and a["grad_norm"] == pytest.approx(b["grad_norm"], 1e-3)
+        if "psnr" in a:
+            assert (a["psnr"], a["ema_psnr"]) == pytest.approx((b["psnr"], b["ema_psnr"]), abs=1e-3)
+            assert a["perplexity"] == pytest.approx(b["perplexity"], rel=0.02)
+
+
+# In ranks of their own
+
+
+def _rank(rank: int, count: int, port: int, tar: Path, folder: Path, kill_at: int) -> None:
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in names.items()}
+    torch.set_num_threads(1)
+    steps = 0
+
+    def check() -> None:
+        nonlocal steps
+        steps += 1
+        if rank == count - 1 and steps == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    tokenizer.train(settings(), listed([str(tar)]), folder, ranks.start(), check)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def run(count: int, tar: Path, folder: Path, kill_at: int = 0) -> list[dict[str, Any]]:
+    """What ranks in processes of their own wrote; the last one is killed after so many steps."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    spawn = multiprocessing.get_context("spawn")
+    group = [spawn.Process(target=_rank, args=(n, count, port, tar, folder, kill_at)) for n in range(count)]
+    for one in group:
+        one.start()
+    group[-1].join(120)
+    for one in group:
+        one.join(0 if kill_at else 120)
+        if one.is_alive():
+            one.kill()
+            one.join()
+    assert group[-1].exitcode == (-signal.SIGKILL if kill_at else 0)
+    return curve(folder)
+
+
+@pytest.fixture(scope="module")
+def alone(clips: Path, here: ranks.Here, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """One rank, never stopped."""
+    folder = tmp_path_factory.mktemp("alone")
+    tokenizer.train(settings(), listed([str(clips)]), folder, here, lambda: None)
+    return curve(folder)
+
+
+def test_two_ranks_learn_what_one_does_and_go_on_after_a_kill(
+    clips: Path, alone: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    whole = run(2, clips, tmp_path / "whole")
+    near(whole, alone)
+    killed = tmp_path / "killed"
+    run(2, clips, killed, kill_at=6)
+    assert complete(killed / "checkpoints") in ([3], [3, 6])
+    torn = killed / "checkpoints" / "step_000000007.part"
+    shutil.copytree(killed / "checkpoints" / "step_000000003", torn, dirs_exist_ok=True)
+    (torn / "complete").unlink()
+    shutil.copytree(killed, tmp_path / "fewer")
+    assert run(2, clips, killed) == whole, "the same layout goes on to the last bit"
+    near(run(1, clips, tmp_path / "fewer"), alone)
+    assert not torn.exists()
+
+
+# In this process
+
+
+def test_it_learns_and_measures(alone: list[dict[str, Any]]) -> None:
+    assert [line["step"] for line in alone] == list(range(1, 9))
+    assert alone[-1]["loss"] < 0.8 * alone[0]["loss"]
+    measured = [line["step"] for line in alone if "psnr" in line]
+    assert measured == [4, 8]
+    assert {"ssim", "ema_psnr", "ema_ssim", "usage", "perplexity", "ema_usage", "ema_perplexity"} <= alone[-1].keys()
+    assert 1 <= alone[-1]["perplexity"] <= 200 and alone[-1]["ema_psnr"] != alone[-1]["psnr"]
+
+
+def test_parts_of_a_share_add_up(
+    clips: Path, here: ranks.Here, alone: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    tokenizer.train(settings(micro_batch=1), listed([str(clips)]), tmp_path, here, lambda: None)
+    near(curve(tmp_path), alone)
+
+
+def test_a_warning_saves_and_leaves(
+    clips: Path, here: ranks.Here, alone: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    table, told = listed([str(clips)]), [1, 1, 1, 1, 0]
+
+    def check() -> None:
+        if not told.pop(0):
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        tokenizer.train(settings(), table, tmp_path, here, check)
+    assert complete(tmp_path / "checkpoints") == [3, 5]
+    tokenizer.train(settings(), table, tmp_path, here, lambda: None)
+    assert curve(tmp_path) == alone
+    with pytest.raises(ValueError, match="is of another training: seed: 1 there, 2 now"):
+        tokenizer.train(settings(seed=2), table, tmp_path, here, lambda: None)
+
+
+def test_steps_that_are_not_finite_change_nothing_and_are_counted(
+    clips: Path, here: ranks.Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, losses, step = listed([str(clips)]), tokenizer.losses_of, 0
+
+    def poisoned(*given: Any) -> dict[str, torch.Tensor]:
+        nonlocal step
+        step += 1
+        out = losses(*given)
+        return out | {"loss": out["loss"] * (math.nan if step in (3, 5, 6) else 1)}
+
+    monkeypatch.setattr(tokenizer, "losses_of", poisoned)
+    tokenizer.train(settings(), table, tmp_path / "a", here, lambda: None)
+    said = curve(tmp_path / "a")
+    assert [line["skipped"] for line in said] == [0, 0, 1, 1, 2, 3, 3, 3]
+    assert said[2]["loss"] == "nan" and said[2]["grad_norm"] == "nan" and said[3]["loss"] != "nan"
+    step = 0
+    few = settings(optimizer=Optimizer(warmup=2, bad_steps=2))
+    with pytest.raises(RuntimeError, match="the gradients of 2 steps in a row, up to step 6, are not finite"):
+        tokenizer.train(few, table, tmp_path / "b", here, lambda: None)
+
+
+@pytest.mark.parametrize("family", ["cosmos-dv", "cosmos-cv", "wan"])
+def test_what_is_published_can_be_loaded_and_does_the_same(
+    clips: Path, here: ranks.Here, tmp_path: Path, family: str
+) -> None:
+    small: dict[str, Any] = {
+        "cosmos-cv": {"temporal": 4, "channels": 8, "multipliers": (1, 2), "latent_channels": 5},
+        "wan": {"channels": 8, "latent_channels": 4, "multipliers": (1, 1, 1, 2)},
+    }
+    sizes = Sizes(family=family, blocks=1, **small[family]) if family in small else SIZES  # type: ignore[arg-type]
+    loss = Loss(evenness=0.1) if family == "cosmos-dv" else Loss(kl=0.01)
+    given = settings(tokenizer=sizes, steps=3, loss=loss, ema=Mean(rate=0.5),
+                     shapes=(Shape(frames=5, height=SIDE, width=SIDE, batch=2),))  # fmt: skip
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    (rows,) = tokenizer.freeze(given, {"data": [("000000", {".tar": str(clips)})]}, set())
+    work = Work("000000", [], rows, {}, scratch, "f" * 12, lambda: None, lambda share, words: None,
+                folder=str(tmp_path / "out" / "t@v1"))  # fmt: skip
+    made = tokenizer.process(given, here, work)
+    assert [path.name for path in made.objects] == [f"000000{suffix}" for suffix in given.OBJECTS]
+    assert all(path.stat().st_size for path in made.objects) and made.counts["steps"] == 3
+    told = json.loads(made.objects[-1].read_text())
+    assert told["clips"] == {"trained_on": 10, "held_out": 2} and told["last"]["step"] == 3
+    assert "<svg" in made.objects[1].read_text() and "data:image/webp" in made.objects[1].read_text()
+    place = scratch / "tokenizer"
+    assert sorted(made.tree.values()) == [place / "config.json", place / "model.safetensors"]
+    loaded = tokenizers.load(str(place))
+    again = settings(tokenizer=str(place), steps=1, loss=loss, shapes=given.shapes, optimizer=Optimizer(warmup=0))
+    began = tokenizer.first(again)
+    frames = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (1, 5, SIDE, SIDE, 3), dtype=np.uint8))
+    video = tokenizer.as_video(frames, torch.device("cpu"))
+    with torch.no_grad():
+        passed = tokenizer.reconstructed(began, video, None)
+        latents = loaded.encode(video)
+        torch.testing.assert_close(loaded.decode(latents), passed.video, atol=1e-5, rtol=1e-5)
+    if family == "cosmos-dv":
+        assert passed.ids is not None and torch.equal(latents, passed.ids)
+        assert float(passed.unevenness) <= 1  # type: ignore[arg-type]
+    else:  # normalised by what was measured of the clips
+        table = listed([str(clips)])
+        seen = tokenizer.Batches(table, given.shapes, 1).at(0).frames
+        with torch.no_grad():
+            spread = loaded.encode(tokenizer.as_video(seen, torch.device("cpu"))).std((0, 2, 3, 4))
+        assert 0.3 < float(spread.min()) and float(spread.max()) < 3
+    del loaded, made
