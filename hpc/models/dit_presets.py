@@ -1,0 +1,200 @@
+"""The published diffusion transformers by name: sizes, objective, how they generate, and where their weights are.
+
+Imports nothing heavy, so that a spec can be checked, and `hpc models pull` run, where there is no torch.
+
+cosmos_predict1 4ed35fa: diffusion/config/inference/; cosmos_predict2 661da47: configs/base/config_text2image.py,
+config_video2world.py; cosmos_predict2.5 50369b8: configs/video2world/, imaginaire/utils/checkpoint_db.py
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Config:
+    """The sizes and differences of a DiT (hpc.models.dit)."""
+
+    channels: int
+    blocks: int
+    heads: int
+    condition_mask: bool
+    """Is there an input channel that says which latent frames are given?"""
+    rope_stretch: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """Of time, height, width: how much longer than in training to count, by a larger base (NTK)."""
+    rope_fps: bool = False
+    """Do positions in time follow the frame rate?"""
+    learned_positions: bool = False
+    log_variance: bool = False
+    text_channels: int = 1024
+    text_projection: int | None = None
+    """Channels of texts that are projected to `text_channels` first."""
+    timestep_scale: float = 1.0
+    adaln_rank: int = 256
+    latent_channels: int = 16
+    max_frames: int = 128
+    """Latent ones, as the two below are latent pixels."""
+    max_height: int = 240
+    max_width: int = 240
+
+    @property
+    def head_channels(self) -> int:
+        return self.channels // self.heads
+
+    @property
+    def text_input(self) -> int:
+        """Channels of the texts that the network takes."""
+        return self.text_projection or self.text_channels
+
+
+@dataclass(frozen=True)
+class Preset:
+    config: Config
+    objective: Literal["edm", "flow", "sigma-flow"]
+    """hpc.models.diffusion has them."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Of the objective, where they are not its defaults."""
+    text: Literal["t5", "qwen2.5-vl"] = "t5"
+    tokenizer: str = ""
+    """Of its latents: for hpc.models.tokenizers. "" of presets without published weights."""
+    repository: str = ""
+    file: str = ""
+    """The weights in it."""
+    frames: int = 93
+    height: int = 704
+    width: int = 1280
+    fps: float = 16.0
+    """Of the videos that it was trained with."""
+    solver: Literal["multistep", "unipc"] = "multistep"
+    schedule: Literal["karras", "shifted", "flow-karras"] = "karras"
+    """The noise levels at which it generates: hpc.models.samplers has solvers and levels."""
+    steps: int = 35
+    guidance: float = 7.0
+
+
+_1 = Config(channels=4096, blocks=28, heads=32, condition_mask=False, rope_stretch=(2.0, 1.0, 1.0), rope_fps=True,
+            learned_positions=True, log_variance=True)  # fmt: skip
+_1_14B = dataclasses.replace(_1, channels=5120, blocks=36, heads=40, rope_stretch=(2.0, 2.0, 2.0))
+_2 = Config(channels=2048, blocks=28, heads=16, condition_mask=True, rope_stretch=(1.0, 3.0, 3.0))
+_2_14B = dataclasses.replace(_2, channels=5120, blocks=36, heads=40, rope_stretch=(20 / 24, 2.0, 2.0))
+_picture = dataclasses.replace(_2, condition_mask=False, rope_stretch=(1.0, 4.0, 4.0))
+_25 = dataclasses.replace(_2, text_projection=28 * 3584, timestep_scale=0.001)
+_25_14B = dataclasses.replace(_25, channels=5120, blocks=36, heads=40)
+_tiny = {"channels": 48, "blocks": 2, "heads": 2, "adaln_rank": 8, "text_channels": 32, "max_frames": 16,
+         "max_height": 64, "max_width": 64}  # fmt: skip
+
+_CV = "nvidia/Cosmos-Tokenize1-CV8x8x8-720p"
+_WAN = "nvidia/Cosmos-Predict2.5-2B"
+_GIVEN_1 = {"multiplier": 4.0, "given_frames": (1 / 3, 1 / 3, 1 / 3)}  # sqrt(16 latent frames); 0 to 2 of them given
+_AS_1 = {"tokenizer": _CV, "file": "model.pt", "frames": 121, "fps": 24.0}
+_AS_25: dict[str, Any] = {"text": "qwen2.5-vl", "tokenizer": _WAN, "solver": "unipc", "schedule": "shifted"}
+
+PRESETS: dict[str, Preset] = {
+    "predict1-7b-text2world": Preset(_1, "edm", repository="nvidia/Cosmos-Predict1-7B-Text2World", **_AS_1),
+    "predict1-14b-text2world": Preset(_1_14B, "edm", repository="nvidia/Cosmos-Predict1-14B-Text2World", **_AS_1),
+    "predict1-7b-video2world": Preset(
+        dataclasses.replace(_1, condition_mask=True), "edm", _GIVEN_1,
+        repository="nvidia/Cosmos-Predict1-7B-Video2World", **_AS_1,
+    ),
+    "predict1-14b-video2world": Preset(
+        dataclasses.replace(_1_14B, condition_mask=True), "edm", _GIVEN_1,
+        repository="nvidia/Cosmos-Predict1-14B-Video2World", **_AS_1,
+    ),
+    "predict2-0.6b-text2image": Preset(
+        dataclasses.replace(_picture, channels=1280, blocks=20, heads=20), "sigma-flow", {"given_frames": (1.0,)},
+        tokenizer=_WAN, repository="nvidia/Cosmos-Predict2-0.6B-Text2Image", file="model.pt",
+        frames=1, height=768, width=1360,
+    ),
+    "predict2-2b-text2image": Preset(
+        _picture, "sigma-flow", {"given_frames": (1.0,)},
+        tokenizer=_WAN, repository="nvidia/Cosmos-Predict2-2B-Text2Image", file="model.pt",
+        frames=1, height=768, width=1360,
+    ),
+    "predict2-14b-text2image": Preset(
+        dataclasses.replace(_picture, channels=5120, blocks=36, heads=40), "sigma-flow", {"given_frames": (1.0,)},
+        tokenizer=_WAN, repository="nvidia/Cosmos-Predict2-14B-Text2Image", file="model.pt",
+        frames=1, height=768, width=1360,
+    ),
+    "predict2-2b-video2world": Preset(
+        _2, "sigma-flow", tokenizer=_WAN, repository="nvidia/Cosmos-Predict2-2B-Video2World",
+        file="model-720p-16fps.pt",
+    ),
+    "predict2-14b-video2world": Preset(
+        _2_14B, "sigma-flow", tokenizer=_WAN, repository="nvidia/Cosmos-Predict2-14B-Video2World",
+        file="model-720p-16fps.pt",
+    ),
+    "predict2.5-2b": Preset(
+        _25, "flow", repository="nvidia/Cosmos-Predict2.5-2B",
+        file="base/pre-trained/d20b7120-df3e-4911-919d-db6e08bad31c_ema_bf16.pt", **_AS_25,
+    ),
+    # made of models trained as an EDM: given frames have a noise level of their own, and levels are spread otherwise
+    "predict2.5-2b-post-trained": Preset(
+        _25, "flow", {"given_level": 0.1}, repository="nvidia/Cosmos-Predict2.5-2B",
+        file="base/post-trained/81edfebe-bd6a-4039-8c1d-737df1a790bf_ema_bf16.pt",
+        **(_AS_25 | {"schedule": "flow-karras"}),
+    ),
+    "predict2.5-14b": Preset(
+        _25_14B, "flow", {"high": 0.05}, repository="nvidia/Cosmos-Predict2.5-14B",
+        file="base/pre-trained/54937b8c-29de-4f04-862c-e67b04ec41e8_ema_bf16.pt", **_AS_25,
+    ),
+    # to try things out on a CPU: 0.1M parameters
+    "tiny-predict1": Preset(
+        Config(**_tiny, condition_mask=True, rope_stretch=(2.0, 1.0, 1.0), rope_fps=True, learned_positions=True,
+               log_variance=True),
+        "edm", {"given_frames": (1 / 3, 1 / 3, 1 / 3)}, frames=17, height=64, width=96, fps=24.0, steps=4,
+    ),
+    "tiny-predict2": Preset(
+        Config(**_tiny, condition_mask=True, rope_stretch=(1.0, 3.0, 3.0)),
+        "sigma-flow", frames=17, height=64, width=96, steps=4,
+    ),
+    "tiny-predict2.5": Preset(
+        Config(**_tiny, condition_mask=True, rope_stretch=(1.0, 3.0, 3.0), timestep_scale=0.001, text_projection=96),
+        "flow", text="qwen2.5-vl", frames=17, height=64, width=96, steps=4, solver="unipc", schedule="shifted",
+    ),
+}  # fmt: skip
+
+EXPERIMENTS: dict[str, str] = {
+    "text2world_7b_example_hdvila": "predict1-7b-text2world",
+    "text2world_7b_example_cosmos_nemo_assets": "predict1-7b-text2world",
+    "video2world_7b_example_hdvila": "predict1-7b-video2world",
+    "Cosmos_Predict1_Text2World_7B": "predict1-7b-text2world",
+    "Cosmos_Predict1_Text2World_7B_Post_trained": "predict1-7b-text2world",
+    "Cosmos_Predict1_Text2World_14B": "predict1-14b-text2world",
+    "Cosmos_Predict1_Text2World_14B_Post_trained": "predict1-14b-text2world",
+    "Cosmos_Predict1_Video2World_7B": "predict1-7b-video2world",
+    "Cosmos_Predict1_Video2World_7B_Post_trained": "predict1-7b-video2world",
+    "Cosmos_Predict1_Video2World_14B": "predict1-14b-video2world",
+    "Cosmos_Predict1_Video2World_14B_Post_trained": "predict1-14b-video2world",
+    # Predict2 and 2.5 have experiments of the first two of these names: the later ones are meant here
+    "predict2_video2world_training_2b_cosmos_nemo_assets": "predict2.5-2b",
+    "predict2_video2world_training_2b_groot_gr1_480": "predict2.5-2b",
+    "predict2_lora_training_2b_cosmos_nemo_assets_txt": "predict2.5-2b",
+    "predict2_lora_training_2b_cosmos_nemo_assets_json": "predict2.5-2b",
+    "predict2_video2world_training_14b_cosmos_nemo_assets": "predict2-14b-video2world",
+    "predict2_video2world_training_14b_groot_gr1_480": "predict2-14b-video2world",
+    "predict2_video2world_lora_training_2b_cosmos_nemo_assets": "predict2-2b-video2world",
+    "predict2_video2world_lora_training_14b_cosmos_nemo_assets": "predict2-14b-video2world",
+    "predict2_video2world_training_2b_agibot_head_center_fisheye_color": "predict2-2b-video2world",
+    "predict2_video2world_training_14b_agibot_head_center_fisheye_color": "predict2-14b-video2world",
+    "predict2_text2image_training_2b_cosmos_nemo_assets": "predict2-2b-text2image",
+    "predict2_text2image_training_14b_cosmos_nemo_assets": "predict2-14b-text2image",
+    "Stage-c_pt_4-reason_embeddings-v1p1-Index-26-Size-2B-Res-720-Fps-16-Note-"
+    "T2V_high_sigma_loss_reweighted_1_1_rectified_flow_only_resume2": "predict2.5-2b",
+    "Stage-c_pt_4-Index-2-Size-2B-Res-720-Fps-16-Note-rf_with_edm_ckpt": "predict2.5-2b-post-trained",
+    "Stage-c_pt_4-reason_embeddings-v1p1-Index-43-Size-14B-Res-720-Fps-16_"
+    "resume_from_reason1p1_rectified_flow_shift5_high_sigma": "predict2.5-14b",
+}
+"""Published experiments -> the preset of the network that they train or run."""
+
+
+def preset(name: str) -> Preset:
+    """By its own name or that of a published experiment. Raises ValueError."""
+    if found := PRESETS.get(EXPERIMENTS.get(name, name)):
+        return found
+    near = difflib.get_close_matches(name, [*PRESETS, *EXPERIMENTS], n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ValueError(f"{name!r} is no diffusion model that is known here{hint} Known are {', '.join(PRESETS)}, and the "
+                     "names of the published experiments")  # fmt: skip
