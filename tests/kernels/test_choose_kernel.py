@@ -1,0 +1,34 @@
+"""Which form of an op is taken, and what is said where one cannot be."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hpc import kernels
+from hpc.kernels import choose, triton
+
+
+def test_auto_is_torch_on_cpus() -> None:
+    assert choose("auto", torch.ones(1)) == "torch"
+    assert choose("torch", torch.ones(1)) == "torch"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_auto_is_fused_on_gpus() -> None:
+    assert choose("auto", torch.ones(1, device="cuda")) == "fused"
+
+
+def test_fused_on_cpus_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    with pytest.raises(ValueError, match=r"fused cannot be used: the tensors are on cpu.*say `kernels: auto`"):
+        choose("fused", torch.ones(1))
+    monkeypatch.setattr(kernels, "triton", None)
+    assert choose("auto", torch.ones(1)) == "torch"
+    with pytest.raises(ValueError, match="Triton is not installed"):
+        choose("fused", torch.ones(1))
+
+
+def test_a_word_that_is_none() -> None:
+    with pytest.raises(ValueError, match="'fast' is not one of auto, torch, fused"):
+        choose("fast", torch.ones(1))
