@@ -165,27 +165,33 @@ def encoded(
     seen: set[str] = set()
     while True:
         began = time.monotonic()
-        batch: list[Window] = []
+        held: list[Window] = []
+        batch: list[npt.NDArray[np.uint8]] = []
         for one in found:
-            seen.add(one.row["uuid"])
+            held.append(one)
             if one.frames is not None:
-                batch.append(one)
-            else:
-                counts.update(["dropped", f"dropped_{one.row['why'].replace('-', '_')}"])
-                yield one.row, None
+                batch.append(one.frames)
             if len(batch) == settings.batch:
                 break
-        counts["data_wait_seconds"] += time.monotonic() - began  # type: ignore[assignment]
-        if not batch:
+        if not held:
             break
+        waited, began = time.monotonic() - began, time.monotonic()
         work.check()
-        began = time.monotonic()
-        pictures = torch.from_numpy(np.stack([one.frames for one in batch if one.frames is not None]))
-        with torch.inference_mode():
-            video_BCTHW = pictures.to(encoder.device).permute(0, 4, 1, 2, 3).float() / 127.5 - 1
-            made = encoder.tokenizer.encode(video_BCTHW).cpu()
-        counts["model_seconds"] += time.monotonic() - began  # type: ignore[assignment]
-        counts.update(windows=len(batch), frames=len(batch) * settings.frames)
+        made = iter(_run(encoder, np.stack(batch)) if batch else ())
+        spent = time.monotonic() - began
+        seen.update(one.row["uuid"] for one in held if one.frames is not None)
+        counts.update(clips=0, windows=len(batch), frames=len(batch) * settings.frames)
+        counts.update(data_wait_seconds=waited, model_seconds=spent)  # type: ignore[arg-type]
         work.progress(0.0, f"{counts['windows']} windows of {len(seen)} clips")
-        yield from zip((one.row for one in batch), made, strict=True)
-    counts["clips"] = len(seen) - counts["dropped"]
+        for one in held:
+            if one.frames is None:
+                counts.update(["dropped", f"dropped_{one.row['why'].replace('-', '_')}"])
+            yield one.row, next(made) if one.frames is not None else None
+    counts["clips"] = len(seen)
+
+
+def _run(encoder: Encoder, frames_BTHWC: npt.NDArray[np.uint8]) -> Tensor:
+    """Ids, or latents, on the CPU."""
+    with torch.inference_mode():
+        pictures = torch.from_numpy(frames_BTHWC).to(encoder.device).permute(0, 4, 1, 2, 3)
+        return encoder.tokenizer.encode(pictures.float() / 127.5 - 1).cpu()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+import re
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -14,7 +15,23 @@ VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
 Side = Annotated[int, Meta(ge=16, le=8192)]
 
 
+class Kind(NamedTuple):
+    discrete: bool
+    temporal: int
+    """Frames that a latent frame stands for, but for the first, which stands for one."""
+    spatial: int
+
+
+KNOWN = {
+    "DV8x16x16": Kind(True, 8, 16),
+    "CV8x8x8|Cosmos-1.0-Diffusion": Kind(False, 8, 8),
+    "Wan-AI/Wan2.1|nvidia/Cosmos-Predict2": Kind(False, 4, 8),
+}
+"""Of published tokenizers what a spec can be checked by, where there is no torch."""
+
+
 class Frames(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    DISCRETE: ClassVar[bool]
     INPUT_SUFFIXES: ClassVar[tuple[str, ...]] = (*VIDEOS, ".tar")
     NEUTRAL: ClassVar[tuple[str, ...]] = ()
     SECONDS_PER_GIB: ClassVar[float] = 600.0
@@ -40,7 +57,25 @@ class Frames(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     decides on the output."""
 
     def __post_init__(self) -> None:
-        files_of(self.tokenizer)  # raises ValueError for a name that is not known
+        if self.tokenizer.startswith("."):
+            raise ValueError(f"tokenizer: {self.tokenizer!r}: a path begins with / or ~, since jobs run elsewhere")
+        if not files_of(self.tokenizer):
+            return  # a file, or a function
+        kind = next((kind for name, kind in KNOWN.items() if re.search(name, self.tokenizer)), None)
+        if kind is None:
+            return
+        if kind.discrete != self.DISCRETE:
+            words = "ids, not latents: prepare.tokens" if kind.discrete else "latents, not ids: prepare.latents"
+            raise ValueError(f"tokenizer: {self.tokenizer} makes {words} takes it")
+        if rest := (self.frames - 1) % kind.temporal:
+            near = f"{self.frames - rest} or {self.frames - rest + kind.temporal}"
+            raise ValueError(f"frames: {self.frames}: {self.tokenizer} takes one frame and a multiple of "
+                             f"{kind.temporal} more: make it {near}")  # fmt: skip
+        for side in self.size:
+            if rest := side % kind.spatial:
+                near = f"{side - rest} or {side - rest + kind.spatial}"
+                raise ValueError(f"size: {side}: {self.tokenizer} takes heights and widths that {kind.spatial} "
+                                 f"divides: make it {near}")  # fmt: skip
 
     def models(self) -> dict[str, tuple[str, ...]]:
         return {self.tokenizer: files} if (files := files_of(self.tokenizer)) else {}

@@ -12,6 +12,7 @@ from hpc.prepare.settings.frames import Frames, Side
 class Latents(Frames, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Clips -> latents of a continuous video tokenizer, as tars that trainers of diffusion models read."""
 
+    DISCRETE: ClassVar[bool] = False
     KIND: ClassVar[str] = "prepare.latents"
     CODE: ClassVar[str] = "hpc.prepare.latents"
     PHASES: ClassVar[tuple[str, ...]] = ("map",)

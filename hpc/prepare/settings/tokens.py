@@ -22,6 +22,7 @@ Model = Annotated[str, Meta(pattern=r"^([/~].*|[\w.-]+/[\w.-]+(@[\w./-]+)?)$")]
 class TokensIds(Frames, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Windows of clips as ids, in the order of the clips; hpc.prepare.documents says what a shard holds."""
 
+    DISCRETE: ClassVar[bool] = True
     KIND: ClassVar[str] = "prepare.tokens-ids"
     CODE: ClassVar[str] = "hpc.prepare.tokens"
     PHASES: ClassVar[tuple[str, ...]] = ("map",)
@@ -83,6 +84,7 @@ class Action(Form, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class Tokens(Frames, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Clips -> ids of a discrete video tokenizer, in the form that a trainer of autoregressive models reads."""
 
+    DISCRETE: ClassVar[bool] = True
     KIND: ClassVar[str] = "prepare.tokens"
 
     form: Literal["megatron", "video2world", "instruction", "action"] = "megatron"
