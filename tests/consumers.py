@@ -6,9 +6,9 @@
     python tests/consumers.py FOLDER_OF_THE_CLONES
 
 Their packages import much that reading data has no need of (megatron, object stores, loggers): those modules are
-stand-ins here. What reads the data is theirs: data/dataset_video.py of Predict2; local_datasets/dataset_video.py of
-Predict2.5; its webdataset.py, iterators.py, video_parsing.py and text_transforms_for_video.py; dimensions.py of
-Cosmos-Curate.
+stand-ins here. What reads the data is theirs: data/dataset_video.py and dataset_multiview.py of Predict2;
+local_datasets/dataset_video.py of Predict2.5; its webdataset.py, iterators.py, video_parsing.py and
+text_transforms_for_video.py; dimensions.py of Cosmos-Curate.
 """
 
 from __future__ import annotations
@@ -79,6 +79,34 @@ def predict2(clone: Path, folder: str) -> None:
     report = validate.validate(folder, "predict2")
     assert not report.problems and report.entries == len(found), "the rules agree"
     print(f"predict2: {len(found)} videos, none is dropped")
+    forget("cosmos_predict2", "imaginaire")
+
+
+def multiview(clone: Path, folder: str) -> None:
+    package(clone, "cosmos_predict2", "cosmos_predict2.data", "imaginaire", "imaginaire.auxiliary")
+    encoder = type("CosmosTextEncoderConfig", (), {"EMBED_DIM": folders.WIDTH, "NUM_TOKENS": 512})
+    stand_in("imaginaire.auxiliary.text_encoder", CosmosTextEncoderConfig=encoder)
+    reader = importlib.import_module("cosmos_predict2.data.dataset_multiview").MultiviewDataset
+    sessions = 0
+    for train in (True, False):
+        found = reader(folder, 1, 29, ["left", "front"], [48, 80], start_frame_interval=50, is_train=train,
+                       camera_to_view_id={"left": 5, "front": 0}, front_camera_key="front",
+                       front_view_caption_only=True)  # fmt: skip
+        for one in (found[i] for i in range(len(found))):
+            assert one["video"].shape == (3, 58, 48, 80) and one["t5_text_embeddings"].shape == (1024, 1024)
+            assert one["t5_text_mask"].sum() < 512 + 10, "of the front camera's tokens those that there are"
+        assert found.wrong_number == 0
+        sessions += len({one["video_path"] for one in found.samples})
+    report = validate.validate(folder, "predict2-multiview", 29)
+    assert not report.problems and report.entries == sessions, "the rules agree"
+    lost = Path(min(Path(folder).glob("videos/front/*.mp4")))
+    lost.unlink()
+    found = reader(folder, 1, 29, ["left", "front"], [48, 80], is_train=True, camera_to_view_id={"left": 5, "front": 0},
+                   front_camera_key="front", front_view_caption_only=True)  # fmt: skip
+    found[0]
+    assert found.wrong_number, "another one was taken"
+    assert {one.rule for one in validate.validate(folder, "predict2-multiview", 29).problems} == {"camera-missing"}
+    print(f"predict2-multiview: {sessions} sessions, none is dropped; one without a camera is, and the rules name it")
     forget("cosmos_predict2", "imaginaire")
 
 
@@ -208,6 +236,11 @@ def main(clones: Path) -> None:
             return datasets.shard(Path(place), stages, layout=layout, base=str(Path(place, layout)), **settings)
 
         predict2(clones / "cosmos-predict2", shard("predict2"))
+        rig = [[Clip(frames=frames, cameras=("front", "left")) for frames in (60, 400, 100)]]
+        base = Path(place, "rig")
+        base.mkdir()
+        stages = datasets.publish(base, rig)
+        multiview(clones / "cosmos-predict2", datasets.shard(base, stages, layout="predict2-multiview", min_frames=29))
         predict25(clones / "cosmos-predict2.5", shard("predict2.5"))
         folder = shard("predict2.5-webdataset", further_durations=("2_5",))
         for keys in (["video", "metas", "t5_xxl"], ["video", "metas"]):

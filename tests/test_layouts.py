@@ -526,6 +526,26 @@ def test_decisions_drop_clips(tmp_path: Path) -> None:
         assert words == {"judge: logo", f"dedup: duplicate, like {clips[1].uuid} (cosine 0.9900)"}
 
 
+def test_stages_with_shards_of_their_own_say_so(tmp_path: Path) -> None:
+    """Verdicts of someone else's stage, whose shards only look like those of the clips."""
+    clips = [Clip() for _ in range(3)]
+    made = datasets.publish(tmp_path, [clips[:2], clips[2:]])
+    schema = pa.schema([("uuid", pa.string()), ("verdict", pa.string())])
+    for tables, words in (
+        ([clips[:1], [], clips[1:]], "mine has shards that clips has not, e.g. 000002: a stage with shards of its own"),
+        ([clips[2:], []], f"mine: shard 000000 is about 1 clips that are not in .*, e.g. {clips[2].uuid}: a stage"),
+    ):
+        made["mine"] = []
+        for number, some in enumerate(tables):
+            rows = [{"uuid": one.uuid, "verdict": "dull"} for one in some]
+            layers.write_table(tmp_path / "m.parquet", rows, {"stage": "me:Mine"}, schema)
+            uris = datasets.put_all(str(tmp_path), "mine", f"{number:06}", {".parquet": tmp_path / "m.parquet"})
+            made["mine"].append((f"{number:06}", uris))
+        stages = {name: made[name] for name in ("clips", "caption", "text", "mine")}
+        with pytest.raises(ValueError, match=words + ".* has the column max_id"):
+            datasets.shard(tmp_path, stages, layout="predict2.5", base=str(tmp_path / f"{len(tables)}"))
+
+
 def test_layers_without_verdicts_are_not_read_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = datasets.publish(tmp_path, [[Clip()] for _ in range(9)])
     opened = []

@@ -182,23 +182,24 @@ def publish(folder: str, shard: str, suffixes: tuple[str, ...], made: Made) -> l
         return [_look(uri) for uri in uris]
     mark = storage.join(folder, f".publishing-{shard}")
     first = bool(made.tree) and storage.put_new(mark, shard.encode())
-    out, replaced = [], False
+    out, replaced, twin, strange = [], False, False, ""
     for uri, path in zip(uris, paths, strict=True):
         digest, size = storage.sha256(str(path))
         out.append(Object(uri, size, digest))
         if not storage.put_new(uri, path) and _look(uri).sha256 != digest:
-            if uri == uris[-1] and not replaced:
-                storage.delete(mark)
-                return [_look(u) for u in uris]  # a twin finished just now
+            if twin := uri == uris[-1] and not replaced:
+                break  # it finished just now
             if first and uri in made.tree and uri.startswith(f"{folder}/") and storage.stat(uris[-1]) is None:
-                storage.delete(mark)
-                raise ValueError(f"{uri} is there with other bytes than those of shard {shard}: another shard of this "
-                                 "stage made a file of the same name")  # fmt: skip
+                strange = uri
+                break
             storage.put(uri, path)
             replaced = True
-    if made.tree:
+    if made.tree:  # not where storage failed, or the process was killed: what is there may be this shard's then
         storage.delete(mark)
-    return out
+    if strange:
+        raise ValueError(f"{strange} is there with other bytes than those of shard {shard}: another shard of this "
+                         "stage made a file of the same name")  # fmt: skip
+    return [_look(uri) for uri in uris] if twin else out
 
 
 def _look(uri: str) -> Object:

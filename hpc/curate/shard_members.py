@@ -50,6 +50,8 @@ SCHEMA = pa.schema(
     ]
 )
 MALFORMED = "malformed_model_output"
+OWN_SHARDS = ("a stage with shards of its own can be joined by its verdicts alone, and has the column max_id (string; "
+              "null where there is none) beside uuid and verdict. One over the clips' shards has theirs")  # fmt: skip
 CAPTIONS = ["uuid", "window", "start_frame", "end_frame", "caption", "status", "prompt_tokens", "output_tokens",
             "enhanced", "enhanced_status"]  # fmt: skip
 
@@ -58,7 +60,8 @@ def freeze(settings: ShardMembers, upstream: Shards, superseded: set[tuple[str, 
     """A shard for each shard of clips; its row is what each needed stage made for it: {stage: {suffix: uri}}.
 
     Stages with shards of their own (dedup, whose tables have `max_id`) are left for the tars, though their shards have
-    the same names. Raises ValueError where no stage makes clips.
+    the same names. Raises ValueError where no stage makes clips, and for tables about other clips than those of the
+    shard that they are called after.
     """
     clips = clips_stage(upstream)
     others = {
@@ -66,6 +69,9 @@ def freeze(settings: ShardMembers, upstream: Shards, superseded: set[tuple[str, 
         for name, shards in upstream.items()
         if name != clips and shards and not {"verdict", "max_id"} <= columns_of(shards[0][1].get(".parquet"))
     }
+    for name, shards in others.items():
+        if strange := sorted(shards.keys() - dict(upstream[clips]).keys()):
+            raise ValueError(f"{name} has shards that {clips} has not, e.g. {strange[0]}: {OWN_SHARDS}")
     for shard, files in upstream[clips]:
         yield [{clips: files} | {name: shards[shard] for name, shards in others.items() if shard in shards}]
 
@@ -167,6 +173,11 @@ def samples(settings: ShardMembers, work: Work) -> Iterator[Sample]:
             raise ValueError(f"{name} embeds the field {field!r} of captions, and this stage takes {settings.field!r}: "
                              "write the same `field` for both")  # fmt: skip
     seen = judged_windows(work.upstream) if settings.layout in layouts.COSMOS else {}
+    here = set(upstream.table(made[".parquet"], ["uuid"])["uuid"].to_pylist())
+    for name, uri in tables.items():
+        if "uuid" in names[name] and (strange := set(upstream.table(uri, ["uuid"])["uuid"].to_pylist()) - here):
+            raise ValueError(f"{name}: shard {work.shard} is about {len(strange)} clips that are not in that shard of "
+                             f"the clips, e.g. {sorted(strange)[0]}: {OWN_SHARDS}")  # fmt: skip
     for clip in upstream.clips(work, columns):
         windows = told[0].get(clip.uuid, []) if told else []
         for number, window in enumerate(windows):
