@@ -17,7 +17,7 @@ import torch.distributed as dist
 from made import made, weight
 
 from hpc.models.ar import cpu, keys
-from hpc.models.ar.loss import NO_LABEL, cross_entropy
+from hpc.models.ar.loss import NO_LABEL, losses
 from hpc.models.ar.positions import absolute, rope_angles, zigzag
 from hpc.models.ar.presets import PRESETS, Preset, Yarn, preset
 
@@ -101,7 +101,7 @@ def test_logits_loss_and_gradients(alone: None) -> None:
                                rtol=1e-5, atol=1e-5)  # fmt: skip
     labels = torch.cat([ids[:, 1:], torch.full((2, 1), NO_LABEL)], 1).T
     mask = (torch.arange(72) >= FACTS["config"]["ignored"])[:, None].expand(72, 2)
-    ce, z = cross_entropy(logits, labels, mask, 1e-2)
+    ce, z = losses(logits, labels, mask, 1e-2)
     loss = ce.sum() / (2 * (71 - FACTS["config"]["ignored"])) + z.sum() / (2 * 71)
     assert loss.item() == pytest.approx(float(ARRAYS["base.loss"]), rel=1e-6)
     loss.backward()
@@ -125,13 +125,13 @@ def test_logits_and_gradients_with_a_context(alone: None) -> None:
 # The loss
 
 
-def test_cross_entropy_is_torchs() -> None:
+def test_the_loss_is_torchs() -> None:
     generator = torch.Generator().manual_seed(1)
     logits = (torch.randn(40, 3, 50, generator=generator) * 9).requires_grad_()
     labels = torch.randint(0, 50, (40, 3), generator=generator)
     labels[-4:] = NO_LABEL
     mask = torch.rand(40, 3, generator=generator) < 0.6
-    ce, z = cross_entropy(logits, labels, mask, 0.1)
+    ce, z = losses(logits, labels, mask, 0.1)
     (ours,) = torch.autograd.grad((ce * 2 + z * 3).sum(), logits)
     with_label, counted = labels >= 0, mask & (labels >= 0)
     lse = logits.logsumexp(-1)

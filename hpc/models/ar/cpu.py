@@ -69,12 +69,12 @@ def _patches() -> Iterator[Any]:
     for name in ("get", "set"):
         yield mock.patch.object(random, f"_{name}_cuda_rng_state", of_cuda[f"{name}_rng_state"])
     # torch's AdamW, which stands in for apex's and transformer-engine's FusedAdam, keeps the step of every parameter as
-    # a tensor; the loader of "fully_reshardable" checkpoints does not know it and would copy what is not there.
+    # a tensor. It is set with the groups of parameters; loaders of states would copy what is not there, or a dummy's.
     theirs = DistributedOptimizer._set_main_param_and_optimizer_states
 
     def ours(self: Any, parameter: Any, tensors: dict[str, Any]) -> None:
         group, place = self.model_param_group_index_map[parameter]
         state = self.optimizer.state[self.optimizer.param_groups[group]["params"][place]]
-        theirs(self, parameter, {**{key: value for key, value in state.items() if key == "step"}, **tensors})
+        theirs(self, parameter, {**tensors, **{key: value for key, value in state.items() if key == "step"}})
 
     yield mock.patch.object(DistributedOptimizer, "_set_main_param_and_optimizer_states", ours)

@@ -45,10 +45,14 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor, nn
 
+from hpc.kernels import choose
+from hpc.kernels.qk_norm_rope import qkv_norm_rope
+from hpc.models.ar import keys
 from hpc.models.ar.positions import absolute, rope_angles, zigzag
 from hpc.models.ar.presets import Preset
 
 Backend = Literal["local", "transformer_engine"]
+Kernels = Literal["auto", "torch", "fused"]
 
 
 def config(preset: Preset, **parallel: Any) -> TransformerConfig:
@@ -99,6 +103,14 @@ class Positions:
             self._made[key] = part[:, None, None].to(device)
         return self._made[key]
 
+    def cos_sin(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """float32 [S, head_dim / 2] each, of the same tokens; the other half is the same."""
+        key = ("cos_sin", device, torch.float32)
+        if key not in self._made:
+            angles = self.rope(device)[:, 0, 0, : self.preset.head_dim // 2]
+            self._made[key] = torch.stack([angles.cos(), angles.sin()])
+        return tuple(self._made[key])  # type: ignore[return-value]
+
     def absolute(self, like_SBD: Tensor) -> Tensor:
         """[S, 1, D], of the tokens whose hidden states this rank has: under sequence parallelism, its share."""
         key = ("absolute", like_SBD.device, like_SBD.dtype)
@@ -120,6 +132,7 @@ class ARModel(LanguageModule):
         backend: Backend = "local",
         first: bool = True,
         last: bool = True,
+        kernels: Kernels = "auto",
     ) -> None:
         super().__init__(config=config)
         self.preset, self.pre_process, self.post_process = preset, first, last
@@ -132,7 +145,9 @@ class ARModel(LanguageModule):
             self.embedding = LanguageModelEmbedding(
                 config, preset.vocab, preset.length, position_embedding_type="rope", tp_group=groups.tp
             )
-        layer, norm = layer_spec(preset, backend, self.positions)
+        device = "cpu" if config.use_cpu_initialization else "cuda"
+        self.fused = choose(kernels, torch.empty(0, device=device)) == "fused"
+        layer, norm = layer_spec(preset, backend, self.positions, self.fused)
         layers = [layer] * get_num_layers_to_build(config)
         self.decoder = TransformerBlock(
             config, TransformerBlockSubmodules(layers, norm), pre_process=first, post_process=last,
@@ -144,6 +159,10 @@ class ARModel(LanguageModule):
                 gather_output=False, tp_group=groups.tp,
             )  # fmt: skip
         self.setup_embeddings_and_output_layer()
+        table = keys.rules(preset)
+        for name, parameter in keys.parameters(self, preset).items():
+            # megatron-core says so where it makes initial weights; without, norms of gradients leave ranks out
+            parameter.tensor_model_parallel = table[name].axis is not None
 
     def set_input_tensor(self, arriving: Any) -> None:
         """What the stage before this one made: megatron-core's schedules call it."""
@@ -160,12 +179,12 @@ class ARModel(LanguageModule):
         x_SBD = self.embedding(tokens_BS, None) if self.pre_process else None
         if context_CBD is not None:
             context_CBD = context_CBD.to(self.config.params_dtype)
-        x_SBD = self.decoder(x_SBD, attention_mask=None, context=context_CBD,
-                             rotary_pos_emb=self.positions.rope(tokens_BS.device))  # fmt: skip
+        rope = None if self.fused else self.positions.rope(tokens_BS.device)
+        x_SBD = self.decoder(x_SBD, attention_mask=None, context=context_CBD, rotary_pos_emb=rope)
         return self.output_layer(x_SBD)[0] if self.post_process else x_SBD
 
 
-def layer_spec(preset: Preset, backend: Backend, positions: Positions) -> tuple[ModuleSpec, type]:
+def layer_spec(preset: Preset, backend: Backend, positions: Positions, fused: bool) -> tuple[ModuleSpec, type]:
     """(a layer, the norm after the last one)."""
     provider: Any
     if backend == "transformer_engine":
@@ -192,7 +211,11 @@ def layer_spec(preset: Preset, backend: Backend, positions: Positions) -> tuple[
                  "cross_attention": ModuleSpec(ContextAttention, params, of_context)}  # fmt: skip
     submodules = TransformerLayerSubmodules(
         input_layernorm=before,
-        self_attention=ModuleSpec(SelfAttention, {"attn_mask_type": AttnMaskType.causal}, of_self),
+        self_attention=ModuleSpec(
+            FusedSelfAttention if fused else SelfAttention,
+            {"attn_mask_type": AttnMaskType.causal} | ({"positions": positions} if fused else {}),
+            of_self,
+        ),
         self_attn_bda=get_bias_dropout_add,
         pre_mlp_layernorm=before,
         mlp=ModuleSpec(MLP, submodules=MLPSubmodules(linear_fc1=normed_linear, linear_fc2=row)),
@@ -214,6 +237,25 @@ class Layer(TransformerLayer):
         if self.positions.preset.context_dim is not None:
             hidden_states = hidden_states + self.positions.absolute(hidden_states)
         return super().forward(hidden_states, *args, **kwargs)
+
+
+class FusedSelfAttention(SelfAttention):
+    """megatron-core's, with the norms and the rotation of q and k in one pass over what linear_qkv makes."""
+
+    def __init__(self, *args: Any, positions: Positions, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.positions = positions
+
+    def get_query_key_value_tensors(  # type: ignore[override]
+        self, hidden_states: Tensor, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The model passes no angles to the attention: they are applied here."""
+        qkv_SBN, _ = self.linear_qkv(hidden_states)
+        cos, sin = self.positions.cos_sin(qkv_SBN.device)
+        return qkv_norm_rope(
+            qkv_SBN, self.q_layernorm.weight, self.k_layernorm.weight, cos, sin,
+            groups=self.num_query_groups_per_partition, eps=self.config.layernorm_epsilon, kernels="fused",
+        )  # fmt: skip
 
 
 class ContextAttention(Attention):

@@ -1,0 +1,175 @@
+"""Tokens of videos -> an autoregressive model: which one, how it lies over the ranks, what it computes in."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import msgspec
+from msgspec import Meta
+
+from hpc.models.ar.presets import PRESETS, Preset, preset
+from hpc.train.checkpoint import Checkpoints
+from hpc.train.settings.optimizer import Optimizer
+
+Precision = Literal["fp32", "bf16", "fp8-delayed", "fp8-current", "fp8-blockwise"]
+Recompute = Literal["none", "selective", "full"]
+Kernels = Literal["auto", "torch", "fused"]
+Count = Annotated[int, Meta(ge=1)]
+GIB = 1 << 30
+
+
+class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Over how many ranks each thing is split; what is left of the ranks are data-parallel, each with samples of its
+    own and a part of the optimizer."""
+
+    tensor: Count = 1
+    """Heads, the feed-forward's width and the vocabulary. Ranks of one node."""
+    sequence: bool = True
+    """With `tensor`: norms and sums between are split by tokens, which saves memory and costs nothing."""
+    pipeline: Count = 1
+    """Layers, as stages one after another."""
+    context: Count = 1
+    """Tokens of each sequence."""
+
+    @property
+    def ranks(self) -> int:
+        """That together have the model once."""
+        return self.tensor * self.pipeline * self.context
+
+    def problems(self, model: Preset) -> list[str]:
+        """Why a model cannot lie so, with the arithmetic."""
+        found = []
+        for what, count in (("heads of keys", model.kv_heads), ("heads", model.heads), ("columns of the feed-forward",
+                            model.ffn), ("ids", model.vocab), ("classes", model.classes)):  # fmt: skip
+            if count % self.tensor:
+                found.append(_uneven("tensor", count, what, self.tensor))
+        if model.layers % self.pipeline:
+            found.append(_uneven("pipeline", model.layers, "layers", self.pipeline))
+        if self.context > 1 and model.length % (2 * self.context):
+            found.append(f"context: {model.length:,} tokens are cut into 2 x {self.context} pieces of "
+                         f"{model.length / 2 / self.context:g}: whole numbers are needed")  # fmt: skip
+        elif self.sequence and self.tensor > 1 and model.length // self.context % self.tensor:
+            found.append(_uneven("tensor", model.length // self.context, "tokens", self.tensor)
+                         + ", or say `sequence: false`")  # fmt: skip
+        return found
+
+
+def _uneven(field: str, count: int, what: str, ranks: int) -> str:
+    divisors = [n for n in range(1, min(count, 64) + 1) if count % n == 0]
+    near = sorted(sorted(divisors, key=lambda n: (abs(n - ranks), n))[:2])
+    return (f"{field}: {count:,} {what} / {ranks} = {count / ranks:.6g}: ranks must have equal parts; "
+            f"{' or '.join(map(str, near))} would do")  # fmt: skip
+
+
+class TrainAr(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A data set of tokens -> an autoregressive model, trained on all ranks together."""
+
+    KIND: ClassVar[str] = "train.ar"
+    CODE: ClassVar[str] = "hpc.train.ar"
+    PHASES: ClassVar[tuple[str, ...]] = ("barrier", "gang")
+    OBJECTS: ClassVar[tuple[str, ...]] = (".jsonl", ".json")
+    INPUT_SUFFIXES: ClassVar[tuple[str, ...]] = ()
+    VERSION: ClassVar[int] = 1
+    NEUTRAL: ClassVar[tuple[str, ...]] = ("checkpoints", "folder", "layout", "micro_batch", "recompute", "kernels")
+    SECONDS_PER_GIB: ClassVar[float] = 1.0
+
+    model: str
+    """ar-4b, ar-12b, ar-5b-video2world, ar-13b-video2world, ar-tiny, ar-tiny-video2world."""
+    steps: Count
+    """Steps of training in all."""
+    batch: Count
+    """Sequences a step takes, over all ranks together."""
+    shape: tuple[Count, Count, Count] | None = None
+    """Latent frames, rows and columns of every clip; null: those of the model, [5, 40, 64] of the large ones."""
+    start: str | None = None
+    """The published model.pt (or .safetensors) to begin with; null: random weights."""
+    condition: Annotated[int, Meta(ge=0)] = 1
+    """Latent frames at the beginning that are given, not learned: their tokens do not count in the loss."""
+    z_loss: Annotated[float, Meta(ge=0)] = 1e-4
+    """Weight of the squared logarithm of the softmax's sum, which keeps logits from drifting away."""
+    layout: Layout = Layout()
+    micro_batch: Count = 1
+    """Sequences that a rank computes at a time; gradients of the others are added up."""
+    precision: Precision = "bf16"
+    """bf16: weights and activations, gradients and optimizer in float32. fp8: matmuls of the layers, scaled by the
+    largest numbers of the steps before (delayed), of the tensor itself (current), or of blocks of it (blockwise).
+    fp8 needs GPUs and transformer-engine; fp32 is for tests."""
+    recompute: Recompute = "none"
+    """What is computed again on the way back, to save memory: nothing, attention, or each layer whole."""
+    kernels: Kernels = "auto"
+    """auto: fused kernels where there is a GPU. torch: none of them. fused: an error where they cannot run."""
+    optimizer: Optimizer = Optimizer(rate=5e-5, betas=(0.9, 0.95), weight_decay=0.1)
+    checkpoints: Checkpoints = Checkpoints()
+    reshard: bool = False
+    """Every checkpoint can be continued with another layout; costs a gathering of the optimizer. Else only the last one
+    can, and the others by any number of data-parallel ranks."""
+    seed: int = 1
+    """Of the first weights and the order of clips."""
+    deterministic: bool = False
+    """On GPUs take only algorithms that give the same bits each time, slower ones: without a GPU they always do."""
+    folder: str | None = None
+    """Where checkpoints are while it trains, a folder that all nodes see; null: `training` beside the output. Outputs
+    on S3 need one."""
+
+    def __post_init__(self) -> None:
+        try:
+            preset(self.model)
+        except ValueError as error:
+            raise ValueError(f"model: {error}") from error
+        if self.condition >= self.preset.shape[0]:
+            raise ValueError(
+                f"condition: {self.condition} of {self.preset.shape[0]} latent frames leave nothing to learn"
+            )
+        if problems := self.layout.problems(self.preset):
+            raise ValueError(f"layout: {problems[0]}")
+
+    @property
+    def preset(self) -> Preset:
+        chosen = PRESETS[self.model]
+        return chosen if self.shape is None else msgspec.structs.replace(chosen, shape=self.shape)
+
+    def shared_by(self, ranks: int) -> None:
+        """Raises ValueError where so many ranks cannot have this layout and batch."""
+        if ranks % self.layout.ranks:
+            one = self.layout
+            product = f"tensor {one.tensor} x pipeline {one.pipeline} x context {one.context} = {one.ranks}"
+            raise ValueError(f"layout: {product}; {ranks} ranks (nodes x workers) are no multiple of it")
+        data = ranks // self.layout.ranks
+        if self.batch % (data * self.micro_batch):
+            near = data * self.micro_batch
+            wanted = " or ".join(str(n) for n in (self.batch // near * near, -(-self.batch // near) * near) if n)
+            raise ValueError(f"batch: {self.batch} sequences / ({data} data-parallel ranks x {self.micro_batch} at "
+                             f"a time) = {self.batch / near:.4g}: a whole number is needed; make it {wanted}")  # fmt: skip
+
+
+def memory(s: TrainAr, ranks: int) -> dict[str, float]:
+    """Bytes on the fullest GPU, by what they are for: an estimate. Weights and what stays; activations of as many
+    microbatches as its pipeline stage holds; the logits, where they are."""
+    m, one = s.preset, s.layout
+    data = ranks // one.ranks * one.context  # context-parallel ranks share the optimizer, too
+    ends = max(m.vocab, m.classes) * m.dim + m.dim
+    both = (m.vocab + m.classes + 1) * m.dim
+    layers = m.parameters - both
+    weights = (layers / one.pipeline + (both if one.pipeline == 1 else ends)) / one.tensor
+    wide = 4 if s.precision == "fp32" else 2
+    tokens = s.micro_batch * m.length / one.context
+    held = min(one.pipeline, max(1, s.batch // (ranks // one.ranks) // s.micro_batch))
+    q, kv = m.heads * m.head_dim, m.kv_heads * m.head_dim
+    # kept for the way back: inputs of norms and linears, q and k before and after norm and rotation, v, attention's
+    # output, both halves of the feed-forward and their product
+    each = 4 * m.dim / (one.tensor if one.sequence else 1) + (4 * q + 4 * kv + 3 * m.ffn) / one.tensor
+    if m.context_dim is not None:
+        each += 2 * m.dim / (one.tensor if one.sequence else 1) + 3 * q / one.tensor
+    if s.recompute == "full":
+        kept = m.dim / (one.tensor if one.sequence else 1)
+        activations = tokens * wide * (kept * m.layers / one.pipeline * held + each)
+    else:
+        activations = tokens * wide * each * m.layers / one.pipeline * held
+    eight = layers / one.pipeline / one.tensor * 2 if s.precision.startswith("fp8") else 0
+    return {
+        "weights": weights * wide + eight,
+        "gradients": weights * 4,
+        "optimizer": weights * (8 if s.precision == "fp32" else 12) / data,
+        "activations": activations,
+        "logits": tokens * m.classes / one.tensor * 2 * wide,
+    }

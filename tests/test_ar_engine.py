@@ -1,0 +1,150 @@
+"""One initial model gives the same losses however it lies over ranks, and goes on from what another layout saved."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import zlib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+import torch.distributed as dist
+
+from hpc.models.ar import cpu, keys
+from hpc.models.ar.presets import Preset, preset
+from hpc.train.settings.ar import Layout
+from hpc.train.settings.optimizer import Optimizer
+
+SMALL = {"classes": 512, "bov": 512, "pad": 514, "layers": 2}
+BASE = msgspec.structs.replace(preset("ar-tiny"), vocab=512, **SMALL)
+WORLD = msgspec.structs.replace(preset("ar-tiny-video2world"), vocab=576, **SMALL)
+RATES = (1e-3, 5e-4, 1e-3, 1e-3)
+TOGETHER: dict[str, dict[str, Any]] = {
+    "tp2": {"layout": {"tensor": 2, "sequence": False}, "save": True},
+    "tp2+sp": {"layout": {"tensor": 2}},
+    "pp2": {"layout": {"pipeline": 2}},
+    "cp2": {"layout": {"context": 2}},
+    "dp2": {"layout": {}, "save": False},
+    "world tp2+sp": {"layout": {"tensor": 2}, "preset": WORLD},
+    "world pp2": {"layout": {"pipeline": 2}, "preset": WORLD},
+    "world cp2": {"layout": {"context": 2}, "preset": WORLD},
+}
+"""Of two ranks. save: after two of four steps; True: for any layout."""
+ALONE: dict[str, dict[str, Any]] = {
+    "one": {},
+    "selective": {"compute": {"recompute": "selective"}},
+    "full": {"compute": {"recompute": "full"}},
+    "bf16": {"compute": {"precision": "bf16"}},
+    "world": {"preset": WORLD},
+    "world full": {"preset": WORLD, "compute": {"recompute": "full"}},
+    "from tp2": {"load": "tp2"},
+    "from dp2": {"load": "dp2"},
+}
+
+
+def microbatches(shape_of: Preset, engine: Any) -> list[Any]:
+    from hpc.train.ar_engine import Microbatch
+
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(0, 512, (4, shape_of.length), generator=generator)
+    context = None
+    if shape_of.context_dim:
+        ids[:, 0], ids[:, 1 + shape_of.video_tokens :] = shape_of.bov, shape_of.pad
+        context = torch.randn(6, 4, 1024, generator=generator)
+    return [
+        Microbatch.of(ids[i : i + 1], shape_of, 1, None if context is None else context[:, i : i + 1])
+        for i in range(engine.data_rank, 4, engine.data_ranks)
+    ]
+
+
+def run(case: dict[str, Any], name: str, folder: Path) -> list[tuple[float, float]]:
+    from megatron.core import parallel_state
+
+    from hpc.train.ar_engine import Compute, Engine
+
+    shape_of = case.get("preset", BASE)
+    weights = keys.Initial(shape_of, lambda word: torch.Generator().manual_seed(zlib.crc32(word.encode())))
+    compute = Compute(**({"precision": "fp32"} | case.get("compute", {})))
+    engine = Engine(shape_of, Layout(**case.get("layout", {})), compute, Optimizer(weight_decay=0.1), weights)
+    batches, out, rates = microbatches(shape_of, engine), [], list(RATES)
+    if before := case.get("load"):
+        engine.load(folder / before, TOGETHER[before]["save"])
+        rates = rates[2:]
+    for number, rate in enumerate(rates):
+        if number == 2 and "save" in case:
+            (folder / name).mkdir(exist_ok=True)
+            engine.save(folder / name, case["save"])
+        done = engine.step(batches, rate)
+        assert done.moved and done.loss == pytest.approx(done.cross_entropy + done.z_loss)
+        out.append((done.loss, done.grad_norm))
+    if name == "one":
+        out.append(not_finite(engine, batches))
+    parallel_state.destroy_model_parallel()
+    return out
+
+
+def not_finite(engine: Any, batches: list[Any]) -> tuple[float, float]:
+    """A step whose gradients are not finite; then (changes of weights, loss)."""
+    before = [p.clone() for p in engine.model.parameters()]
+    engine.ddp.zero_grad_buffer()
+    engine.run(batches)
+    engine.ddp.buffers[0].grad_data[7] = float("nan")
+    norm, moved = engine.update(1.0)
+    assert norm != norm and not moved
+    changed = sum(int((a != b).sum()) for a, b in zip(before, engine.model.parameters(), strict=True))
+    return changed, engine.step(batches, 1e-3).loss
+
+
+def _rank(rank: int, ranks: int, folder: Path, cases: dict[str, dict[str, Any]]) -> None:
+    import warnings
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    with cpu.stand_in():
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meet{ranks}", rank=rank, world_size=ranks)
+        found = {name: run(case, name, folder) for name, case in cases.items()}
+        (folder / f"{ranks}-{rank}.json").write_text(json.dumps(found))
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def curves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[float, float]]]:
+    """Name -> (loss, norm of gradients) of each step."""
+    folder = tmp_path_factory.mktemp("ranks")
+    spawn = multiprocessing.get_context("spawn")
+    found: dict[str, list[tuple[float, float]]] = {}
+    for ranks, cases in ((2, TOGETHER), (1, ALONE)):
+        processes = [spawn.Process(target=_rank, args=(rank, ranks, folder, cases)) for rank in range(ranks)]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(240)
+            process.kill()
+        told = [json.loads((folder / f"{ranks}-{rank}.json").read_text()) for rank in range(ranks)]
+        assert all(one == told[0] for one in told), "all ranks tell the same"
+        found |= told[0]
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name in [*TOGETHER, *ALONE] if name != "bf16"])
+def test_the_losses_are_the_same(curves: dict[str, list[tuple[float, float]]], name: str) -> None:
+    expected = curves["world" if name.startswith("world") else "one"][:4]
+    found = curves[name][:4]
+    for (loss, norm), (a, b) in zip(found, expected[-len(found) :], strict=True):
+        assert loss == pytest.approx(a, abs=1e-5)
+        assert norm == pytest.approx(b, rel=1e-4)
+    assert expected[0][0] > expected[3][0] + 0.05, "it learns"
+
+
+def test_bfloat16_is_near(curves: dict[str, list[tuple[float, float]]]) -> None:
+    for (loss, _), (exact, _) in zip(curves["bf16"], curves["one"][:4], strict=True):
+        assert loss == pytest.approx(exact, abs=2e-2) and loss != exact
+
+
+def test_gradients_that_are_not_finite_change_nothing(curves: dict[str, list[tuple[float, float]]]) -> None:
+    changed, loss = curves["one"][4]
+    assert changed == 0 and loss < curves["one"][3][0]
