@@ -9,9 +9,9 @@ A sample that cannot be decoded is replaced by the one beside it, the same one w
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -22,7 +22,6 @@ import PIL.Image
 import pyarrow as pa
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from hpc.data import video
 from hpc.data.video import fit as fitting
@@ -31,6 +30,7 @@ from hpc.train.order import Bucket, Order
 from hpc.train.randomness import numbers
 from hpc.train.samples import Shape, assigned, fetched
 from hpc.train.settings.data import Fit
+from hpc.train.stream import stream
 
 NEIGHBOURS = 8  # samples that are tried in place of one that cannot be read
 
@@ -124,31 +124,11 @@ class Batches:
         """A rank's batches from a step on, without end. workers: processes that decode; ahead: batches of each that
         wait. What is yielded does not depend on either."""
         self.order.batch(first_step).of_rank(rank, ranks)  # a share that is none shows here, not in a worker
-        steps = _Steps(self, rank, ranks, first_step)
-        options: dict[str, Any] = {"prefetch_factor": ahead, "multiprocessing_context": "spawn"} if workers else {}
-        loader = DataLoader(steps, batch_size=None, num_workers=workers, pin_memory=False, **options)
-        arriving = iter(loader)
-        while True:
-            begun = time.monotonic()
-            batch = next(arriving)
-            batch.waited = time.monotonic() - begun
+        for batch, waited in stream(functools.partial(self.at, rank=rank, ranks=ranks), first_step, workers, ahead):
+            batch.waited = waited
             for words in batch.replaced:
                 logging.getLogger(__name__).warning("step %d: the sample beside it is taken for %s", batch.step, words)
             yield batch
-
-
-class _Steps(IterableDataset[Batch]):
-    """Each worker makes every so many-th step; the loader takes them in turn."""
-
-    def __init__(self, batches: Batches, rank: int, ranks: int, first: int) -> None:
-        self.batches, self.rank, self.ranks, self.first = batches, rank, ranks, first
-
-    def __iter__(self) -> Iterator[Batch]:
-        worker = get_worker_info()
-        step, stride = (self.first + worker.id, worker.num_workers) if worker else (self.first, 1)
-        while True:
-            yield self.batches.at(step, self.rank, self.ranks)
-            step += stride
 
 
 def taken(

@@ -1,0 +1,43 @@
+"""Batches that are made ahead of training, in worker processes; what comes does not depend on how many there are.
+
+    for batch, waited in stream(functools.partial(batches.at, rank=0, ranks=8), first_step=100, workers=4): ...
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, TypeVar
+
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+Made = TypeVar("Made")
+
+
+def stream(
+    at: Callable[[int], Made], first_step: int, workers: int = 0, ahead: int = 2
+) -> Iterator[tuple[Made, float]]:  # fmt: skip
+    """What `at` makes of each step from the first on, without end, and the seconds that were waited for it.
+
+    workers: processes, 0 for none; ahead: batches of each that wait. `at` is sent to the processes.
+    """
+    options: dict[str, Any] = {"prefetch_factor": ahead, "multiprocessing_context": "spawn"} if workers else {}
+    arriving = iter(DataLoader(Steps(at, first_step), batch_size=None, num_workers=workers, **options))
+    while True:
+        begun = time.monotonic()
+        made = next(arriving)
+        yield made, time.monotonic() - begun
+
+
+class Steps(IterableDataset[Made], Generic[Made]):
+    """Each worker makes every so many-th step; the loader takes them in turn."""
+
+    def __init__(self, at: Callable[[int], Made], first: int) -> None:
+        self.at, self.first = at, first
+
+    def __iter__(self) -> Iterator[Made]:
+        worker = get_worker_info()
+        step, stride = (self.first + worker.id, worker.num_workers) if worker else (self.first, 1)
+        while True:
+            yield self.at(step)
+            step += stride
