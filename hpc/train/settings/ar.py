@@ -139,7 +139,7 @@ class TrainAr(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             near = data * self.micro_batch
             wanted = " or ".join(str(n) for n in (self.batch // near * near, -(-self.batch // near) * near) if n)
             raise ValueError(f"batch: {self.batch} sequences / ({data} data-parallel ranks x {self.micro_batch} at "
-                             f"a time) = {self.batch / near:.4g}: a whole number is needed; make it {wanted}")  # fmt: skip
+                             f"a time) = {self.batch / near:.4g}: make it {wanted}")  # fmt: skip
 
 
 def memory(s: TrainAr, ranks: int) -> dict[str, float]:
