@@ -10,6 +10,7 @@ levels, falling. The state is float64, the denoiser is given float32.
     unipc(...)       Predict2.5's: a predictor and a corrector that costs nothing (Zhao et al., "UniPC", 2023,
                      https://arxiv.org/abs/2302.04867; B(h) = e^h - 1, second order)
     euler(...)       first order, for flows
+    sample(...)      all of it: a network, a text, given frames, guidance -> latents
 
 cosmos_predict1 4ed35fa: diffusion/modules/res_sampler.py, functional/multi_step.py, functional/runge_kutta.py (Zhang et
 al., "Improved order analysis and design of exponential integrator for diffusion models sampling", 2023,
@@ -20,10 +21,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from hpc.models.diffusion import EDM, Condition, Objective, SigmaFlow, mixed, wide
+from hpc.models.dit import DiT
 
 Denoised = Callable[[Tensor, Tensor], Tensor]
 """(x [B, ...], level [B]) -> x0, of float32."""
@@ -60,8 +65,9 @@ def shifted(steps: int, shift: float = 5.0) -> Tensor:
 
 
 def flow_karras(steps: int, sigma_max: float = 200.0, sigma_min: float = 0.01) -> Tensor:
-    """steps + 1 levels t = sigma / (1 + sigma) and 0, for flows that were trained on from an EDM."""
-    sigmas = karras(steps, sigma_max, sigma_min)[:-1]
+    """t = sigma / (1 + sigma) of steps + 1 levels, and 0, for flows that were made of an EDM: one step more than
+    `steps`, as published."""
+    sigmas = karras(steps, sigma_max, sigma_min)
     return torch.cat([sigmas / (1 + sigmas), sigmas.new_zeros(1)])
 
 
@@ -146,3 +152,69 @@ def unipc(denoised: Denoised, x: Tensor, times: Tensor) -> Tensor:
             r = (signal[i - 1] - signal[i]) / h
             x = x - (1 - times[i + 1]) * e * 0.5 * (found[-2] - x0) / r
     return x.float()
+
+
+class Sampling(NamedTuple):
+    """How to generate; a Preset says what a published model was shown with."""
+
+    solver: str = "multistep"
+    """multistep, heun, unipc, euler; the last two are for flows."""
+    schedule: str = "karras"
+    """karras, shifted, flow-karras; the last two are for unipc and euler."""
+    steps: int = 35
+    guidance: float = 7.0
+
+    def problem(self, of: Objective) -> str | None:
+        """What does not go together, in words."""
+        if self.solver not in SOLVERS or self.schedule not in SCHEDULES:
+            return f"solvers are {', '.join(SOLVERS)}, schedules {', '.join(SCHEDULES)}"
+        over_sigma = self.solver in ("multistep", "heun")
+        if over_sigma != (self.schedule == "karras"):
+            return f"{self.solver} goes over {'karras' if over_sigma else 'shifted or flow-karras'} noise levels"
+        if isinstance(of, EDM) and not over_sigma:
+            return f"{self.solver} is for flows; this model was trained as an EDM: multistep or heun"
+        return None
+
+
+SOLVERS = {"multistep": multistep, "heun": heun, "unipc": unipc, "euler": euler}
+SCHEDULES = ("karras", "shifted", "flow-karras")
+
+
+@torch.no_grad()
+def sample(
+    model: DiT, of: Objective, how: Sampling, condition: Condition, negative_BLE: Tensor | None, noise_BCTHW: Tensor
+) -> Tensor:
+    """Latents of videos, float32, as a tokenizer decodes them; given frames are exactly those given.
+
+    condition: latents of given frames as a tokenizer encodes them. negative_BLE: the text to steer away from, which is
+    asked for unless the guidance is 0; given frames stay in both. Raises ValueError for a solver that is not one for
+    this objective.
+    """
+    if words := how.problem(of):
+        raise ValueError(f"solver {how.solver}, schedule {how.schedule}: {words}")
+    if how.guidance and negative_BLE is None:
+        raise ValueError("guidance needs a text to steer away from: an empty prompt's, if nothing else")
+    if condition.latents_BCTHW is not None:
+        condition = condition._replace(latents_BCTHW=condition.latents_BCTHW.float() * of.latent_scale)
+    x = noise_BCTHW.float()
+
+    def with_text(text_BLE: Tensor) -> Denoised:
+        c = condition._replace(text_BLE=text_BLE)
+        if isinstance(of, EDM):  # the published code's noise on given frames is that which it begins with
+            return lambda x, sigma_B: of.denoised(model, x, sigma_B, c, noise_BCTHW)
+        if how.schedule == "karras":  # x0 + sigma n, of which the network sees x / (1 + sigma)
+            return lambda x, sigma_B: of.denoised(model, x / (1 + wide(sigma_B)), sigma_B / (1 + sigma_B), c)
+        # the network was trained with timesteps out of 1000, and is told whole ones
+        return lambda x, t_B: of.denoised(model, x, t_B, c, of.told(torch.floor(1000 * t_B) / 1000))
+
+    denoised = with_text(condition.text_BLE)
+    if how.guidance and negative_BLE is not None:
+        denoised = guided(denoised, with_text(negative_BLE), how.guidance)
+    if how.schedule == "karras":
+        top, low = (of.sigma_max, of.sigma_min) if isinstance(of, EDM | SigmaFlow) else (80.0, 0.002)
+        levels = karras(how.steps, top, low)
+        x = x * levels[0].item()
+    else:
+        levels = shifted(how.steps, of.shift) if how.schedule == "shifted" else flow_karras(how.steps)
+    found = SOLVERS[how.solver](denoised, x, levels)
+    return mixed(condition.mask_B1T11, condition.latents_BCTHW, found) / of.latent_scale

@@ -290,6 +290,7 @@ def predict2() -> tuple[dict, dict]:
 
 def predict25() -> tuple[dict, dict]:
     from cosmos_predict2._src.predict2.conditioner import DataType
+    from cosmos_predict2._src.predict2.models.fm_solvers_unipc import FlowUniPCMultistepScheduler
     from cosmos_predict2._src.predict2.models.video2world_model_rectified_flow import Video2WorldModelRectifiedFlow
     from cosmos_predict2._src.predict2.networks.minimal_v1_lvg_dit import MinimalV1LVGDiT
     from cosmos_predict2._src.predict2.schedulers.rectified_flow import RectifiedFlow
@@ -331,6 +332,15 @@ def predict25() -> tuple[dict, dict]:
         loss.backward()
         arrays |= {f"velocity.{own}": velocity.detach().numpy(), f"loss.{own}": loss.detach().numpy(),
                    f"grads.{own}": grads(net)}  # fmt: skip
+    # the solver, of a velocity that is no straight line; both spreads of noise levels
+    for steps, karras in ((1, False), (2, False), (3, False), (10, False), (10, True)):
+        solver = FlowUniPCMultistepScheduler(num_train_timesteps=1000, shift=1, use_dynamic_shifting=False)
+        solver.set_timesteps(steps, shift=5.0, use_kerras_sigma=karras)
+        x = tensor("start", 2, 3, 4)
+        for i, step in enumerate(solver.timesteps):
+            x = solver.step(torch.tanh(2 * x + solver.sigmas[i]) - 0.3 * x, step, x, return_dict=False)[0]
+        name = f"unipc.{steps}{'.karras' if karras else ''}"
+        arrays |= {f"{name}.sigmas": solver.sigmas.numpy(), f"{name}.told": solver.timesteps.numpy(), name: x.numpy()}
     with torch.device("meta"):
         full = MinimalV1LVGDiT(**published, model_channels=2048, num_blocks=2, num_heads=16, max_img_h=240,
                                max_img_w=240, max_frames=128, crossattn_proj_in_channels=100352)  # fmt: skip
