@@ -106,6 +106,19 @@ def test_what_is_wrong_is_named(tmp_path: Path) -> None:
         listed(str(tmp_path))
 
 
+def test_what_is_in_memory_is_what_is_decoded(shards: Path) -> None:
+    table = listed(str(shards))
+    shapes = [Shape(frames=5, height=48, width=64, batch=2, fps=5), Shape(frames=9, height=64, width=48, batch=2)]
+    decoded, kept = Batches(table, shapes, 1), Batches(table, shapes, 1)
+    assert kept.keep(threads=2) == sum(row["frames"] for row in table.to_pylist()) * 48 * 64 * 3
+    arriving = kept.of_rank(0, 1, first_step=3)
+    for step in range(3, 12):
+        one, other = decoded.at(step), next(arriving)
+        assert other.step == step and torch.equal(one.frames, other.frames) and torch.equal(one.fps, other.fps)
+        assert torch.equal(one.inside, other.inside) and one.starts == other.starts
+    arriving.close()
+
+
 def test_each_sample_goes_to_the_shape_that_is_nearest(shards: Path) -> None:
     table = listed(str(shards))
     sizes = ((9, 48, 64), (16, 48, 64), (9, 64, 48), (16, 24, 32))

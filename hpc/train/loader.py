@@ -9,10 +9,11 @@ A sample that cannot be decoded is replaced by the one beside it, the same one w
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
-import math
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -30,7 +31,7 @@ from hpc.train.order import Bucket, Order
 from hpc.train.randomness import numbers
 from hpc.train.samples import Shape, assigned, fetched
 from hpc.train.settings.data import Fit
-from hpc.train.stream import stream
+from hpc.train.stream import by_thread, stream
 
 NEIGHBOURS = 8  # samples that are tried in place of one that cannot be read
 
@@ -82,6 +83,24 @@ class Batches:
         self.rows = [chosen.rows[number] for number in used]
         buckets = [Bucket(len(r), s.batch, s.weight) for r, s in zip(self.rows, self.shapes, strict=True)]
         self.order = Order(buckets, seed)
+        self.kept: dict[tuple[int, int], tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]] = {}
+        """(shape, row) -> all frames of a clip, where `keep` was called."""
+
+    def keep(self, threads: int) -> int:
+        """Decodes every clip once and keeps all of its frames: for data sets of minutes. Returns how many bytes these
+        are. Clips that cannot be decoded are told of when they are drawn."""
+
+        def whole(number: int, row: int) -> None:
+            one, shape = self.table.slice(row, 1).to_pylist()[0], self.shapes[number]
+            every = msgspec.structs.replace(shape, frames=one["frames"], fps=None)
+            with contextlib.suppress(BadInput, OSError, ValueError):
+                self.kept[number, row] = taken(one, every, 0, self.fit)[:2]
+
+        with ThreadPoolExecutor(threads) as pool:
+            jobs = [pool.submit(whole, number, int(row)) for number, rows in enumerate(self.rows) for row in rows]
+            for job in jobs:
+                job.result()
+        return sum(frames.nbytes for frames, _ in self.kept.values())
 
     def at(self, step: int, rank: int = 0, ranks: int = 1) -> Batch:
         """A rank's batch of a step, decoded here and now."""
@@ -96,7 +115,11 @@ class Batches:
                 one = self.table.slice(row, 1).to_pylist()[0]
                 try:
                     start = self._start(one, shape, sample)
-                    frames, inside, fps = taken(one, shape, start, self.fit)
+                    if held := self.kept.get((batch.bucket, row)):
+                        frames, inside = held[0][shape.numbers(one["fps"], start)], held[1]
+                        fps = float(shape.fps or one["fps"])
+                    else:
+                        frames, inside, fps = taken(one, shape, start, self.fit)
                     more = self.read(one) if self.read else None
                     break
                 except (BadInput, OSError, ValueError) as error:
@@ -121,10 +144,12 @@ class Batches:
         return int(numbers(self.seed, "start", sample).integers(0, last, endpoint=True))
 
     def of_rank(self, rank: int, ranks: int, first_step: int = 0, workers: int = 0, ahead: int = 2) -> Iterator[Batch]:
-        """A rank's batches from a step on, without end. workers: processes that decode; ahead: batches of each that
-        wait. What is yielded does not depend on either."""
+        """A rank's batches from a step on, without end. workers: processes that decode (where all frames are kept, a
+        thread is ahead instead); ahead: batches of each that wait. What is yielded does not depend on either."""
         self.order.batch(first_step).of_rank(rank, ranks)  # a share that is none shows here, not in a worker
-        for batch, waited in stream(functools.partial(self.at, rank=rank, ranks=ranks), first_step, workers, ahead):
+        at = functools.partial(self.at, rank=rank, ranks=ranks)
+        arriving = by_thread(at, first_step, ahead) if self.kept else stream(at, first_step, workers, ahead)
+        for batch, waited in arriving:
             batch.waited = waited
             for words in batch.replaced:
                 logging.getLogger(__name__).warning("step %d: the sample beside it is taken for %s", batch.step, words)
@@ -141,8 +166,7 @@ def taken(
     if row["still"]:
         pictures = _resized(video.still(data), width, height)[None]
     else:
-        numbers = [start + math.floor(i * shape.stride(row["fps"]) + 1e-6) for i in range(shape.frames)]
-        pictures = video.sample(data, numbers, width, height)
+        pictures = video.sample(data, shape.numbers(row["fps"], start), width, height)
         if len(pictures) < shape.frames:
             raise BadInput(row["media"]["uri"], "too-short", f"{row['key']} has no frame {start} to decode")
     inside = np.zeros((shape.height, shape.width), bool)

@@ -23,6 +23,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -118,6 +119,9 @@ def train(
     unfit(settings.shapes, tokenizer.temporal, tokenizer.spatial)
     known, held = samples.held_out(table, v.share, v.by) if (v := settings.validation).share else (table, table[:0])
     batches = Batches(known, settings.shapes, settings.seed, settings.fit)
+    if settings.in_memory:
+        size = batches.keep(threads=os.cpu_count() or 1)
+        logging.getLogger(__name__).warning("%.1f GiB of frames are in memory", size / 2**30)
     clips = validation_clips(settings, held, here)
     perceptual = None
     if wanted := settings.loss.perceptual:

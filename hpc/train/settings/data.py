@@ -34,6 +34,10 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         """Frames of a source that the first and the last taken one and all between them are."""
         return math.floor((self.frames - 1) * self.stride(fps) + 1e-6) + 1
 
+    def numbers(self, fps: float, start: int) -> list[int]:
+        """Which frames of a source are taken, from `start` on."""
+        return [start + math.floor(i * self.stride(fps) + 1e-6) for i in range(self.frames)]
+
 
 class Validation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Samples that training never sees, and how often it is measured on them."""

@@ -120,7 +120,7 @@ class TrainTokenizer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     OBJECTS: ClassVar[tuple[str, ...]] = (".jsonl", ".html", ".json")
     INPUT_SUFFIXES: ClassVar[tuple[str, ...]] = ()
     VERSION: ClassVar[int] = 1
-    NEUTRAL: ClassVar[tuple[str, ...]] = ("checkpoints", "folder", "readers", "micro_batch", "compile")
+    NEUTRAL: ClassVar[tuple[str, ...]] = ("checkpoints", "folder", "readers", "in_memory", "micro_batch", "compile")
     SECONDS_PER_GIB: ClassVar[float] = 1.0
 
     tokenizer: str | Sizes
@@ -156,6 +156,9 @@ class TrainTokenizer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """The type in which the tokenizer is kept in the end."""
     readers: Annotated[int, Meta(ge=0)] = 1
     """Processes of each rank that decode clips; 0: the rank itself, between steps."""
+    in_memory: bool = False
+    """For data sets of minutes: each clip is decoded once, when training starts, and every rank keeps all frames in
+    memory, frames x height x width x 3 bytes; there are no readers then."""
     folder: str | None = None
     """Where checkpoints are while it trains, a folder that all nodes see; null: `training` beside the output. Outputs
     on S3 need one."""
