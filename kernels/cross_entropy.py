@@ -101,9 +101,9 @@ def _backward(
     tl.store(at, dx.to(logits_ptr.dtype.element_ty), mask=col < classes)
 
 
-def config(classes: int) -> dict[str, int]:
+def config(classes: int, *, backward: bool) -> dict[str, int]:
     """Classes of a tile, and warps, for so many classes on this rank; tests/bench_kernels.py tries others."""
-    return {"BLOCK": min(triton.next_power_of_2(classes), 8192), "num_warps": 8}
+    return {"BLOCK": min(triton.next_power_of_2(classes), 4096 if backward else 8192), "num_warps": 8}
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -116,7 +116,7 @@ class _CrossEntropy(torch.autograd.Function):
         if n:
             _stats[(n,)](
                 logits_NV, labels_N, stats, logits_NV.stride(0), classes, rank * classes, n, LOG2E=LOG2E,
-                **config(classes),
+                **config(classes, backward=False),
             )  # fmt: skip
         gathered = stats[None]
         if ranks > 1:
@@ -140,7 +140,7 @@ class _CrossEntropy(torch.autograd.Function):
         ctx.used = True
         n, classes = logits_NV.shape
         if n:
-            use = config(classes)
+            use = config(classes, backward=True)
             _backward[(n, triton.cdiv(classes, use["BLOCK"]))](
                 logits_NV, labels_N, mask_N, lse_N, d_ce_N.contiguous(), d_lse_N.contiguous(), logits_NV.stride(0),
                 classes, ctx.first_class, LOG2E=LOG2E, MASK=mask_N is not None, **use,

@@ -169,7 +169,7 @@ def _quantize(
     tl.store(columns_ptr + col.to(tl.int64)[:, None] * all_tokens + row[None, :], tl.trans(small), mask=turned)
 
 
-def config(d: int, backward: bool) -> dict[str, int]:
+def config(d: int, *, backward: bool) -> dict[str, int]:
     """Warps, and programs per multiprocessor, for d channels; tests/bench_kernels.py tries others."""
     wide = triton.next_power_of_2(d)
     # numbers of a row in each thread: 16; the backward also holds three sums for each, and has 8 where warps allow

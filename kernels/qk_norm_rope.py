@@ -174,7 +174,7 @@ def _backward(
         tl.store(sums_ptr + at + HALF, tl.sum(dwk_b, axis=0), mask=mask)
 
 
-def config(backward: bool) -> dict[str, int]:
+def config(*, backward: bool) -> dict[str, int]:
     """Heads of a tile at most, warps, tokens of a program (forward), programs per multiprocessor (backward).
 
     The backward's tiles are smaller: it holds as many sums for the weights as a tile has heads.
