@@ -118,7 +118,7 @@ def test_embeddings_of_a_folder_get_zeros_too() -> None:
 
 
 def test_another_model_is_refused(t5: Path, tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="a model of the type 't5'; Predict2.5 reads states of qwen2_5_vl"):
+    with pytest.raises(RuntimeError, match=r"a model of the type 't5'; Predict2\.5 reads states of qwen2_5_vl"):
         load_text_input("qwen2.5-vl", str(t5))
     with pytest.raises(FileNotFoundError, match="there is no"):
         load_text_input("qwen2.5-vl", str(tmp_path / "gone"))

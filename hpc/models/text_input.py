@@ -76,8 +76,8 @@ def load_qwen(where: str, precision: str, device: str) -> tuple[Any, Any]:
     folder = hub.folder(where)
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     if config.model_type != "qwen2_5_vl":
-        raise RuntimeError(f"{folder}: a model of the type {config.model_type!r}; Predict2.5 reads states of qwen2_5_vl, "
-                           "such as nvidia/Cosmos-Reason1-7B")  # fmt: skip
+        raise RuntimeError(f"{folder}: a model of the type {config.model_type!r}; Predict2.5 reads states of "
+                           "qwen2_5_vl, such as nvidia/Cosmos-Reason1-7B")  # fmt: skip
     model, found = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
         folder, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True,
         dtype=getattr(torch, precision),
