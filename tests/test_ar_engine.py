@@ -17,6 +17,7 @@ from hpc.models.ar import cpu, keys
 from hpc.models.ar.presets import Preset, preset
 from hpc.train.settings.ar import Layout
 from hpc.train.settings.optimizer import Optimizer
+from hpc.train.token_data import sample
 
 SMALL = {"classes": 512, "bov": 512, "pad": 514, "layers": 2}
 BASE = msgspec.structs.replace(preset("ar-tiny"), vocab=512, **SMALL)
@@ -49,15 +50,15 @@ def microbatches(shape_of: Preset, engine: Any) -> list[Any]:
     from hpc.train.ar_engine import Microbatch
 
     generator = torch.Generator().manual_seed(3)
-    ids = torch.randint(0, 512, (4, shape_of.length), generator=generator)
-    context = None
-    if shape_of.context_dim:
-        ids[:, 0], ids[:, 1 + shape_of.video_tokens :] = shape_of.bov, shape_of.pad
-        context = torch.randn(6, 4, 1024, generator=generator)
-    return [
-        Microbatch.of(ids[i : i + 1], shape_of, 1, None if context is None else context[:, i : i + 1])
-        for i in range(engine.data_rank, 4, engine.data_ranks)
-    ]
+    world = shape_of.context_dim is not None
+    before, after = ([shape_of.bov], [shape_of.pad] * (shape_of.length - shape_of.video_tokens)) if world else ([], [])
+    made = []
+    for _ in range(4):
+        ids = torch.randint(0, 512, (shape_of.video_tokens,), generator=generator).numpy()
+        one = sample(ids, before, after, shape_of.shape, given=1)
+        context = torch.randn(6, 1, 1024, generator=generator) if world else None
+        made.append(Microbatch(one.tokens[None], one.labels[None], one.loss_mask[None], context))
+    return made[engine.data_rank :: engine.data_ranks]
 
 
 def run(case: dict[str, Any], name: str, folder: Path) -> list[tuple[float, float]]:

@@ -53,25 +53,15 @@ class Compute(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Microbatch(NamedTuple):
-    """Whole sequences; every rank of a data-parallel group has the same ones."""
+    """Whole sequences, in memory of the CPU; ranks that have the model together have the same ones."""
 
     tokens_BS: Tensor
+    """int64; hpc.train.token_data makes them."""
     labels_BS: Tensor
     """int64; NO_LABEL where there is none."""
     mask_BS: Tensor
     """bool: where the cross entropy counts."""
     context_CBD: Tensor | None = None
-
-    @classmethod
-    def of(cls, tokens_BS: Tensor, preset: Preset, condition: int, context_CBD: Tensor | None = None) -> Microbatch:
-        """tokens_BS: as the model sees them, and the labels are what follows: the tokens of the video behind the first
-        `condition` latent frames count."""
-        places = torch.arange(tokens_BS.shape[1], device=tokens_BS.device) - preset.first + 1
-        """Of each label among the video's tokens."""
-        with_label = (places >= 0) & (places < preset.video_tokens)
-        labels = tokens_BS.roll(-1, 1).where(with_label, NO_LABEL)
-        given = condition * preset.shape[1] * preset.shape[2]
-        return cls(tokens_BS, labels, (with_label & (places >= given)).expand_as(labels), context_CBD)
 
 
 class Done(NamedTuple):
@@ -225,7 +215,7 @@ class Engine:
     def load(self, folder: Path, reshard: bool) -> None:
         """reshard: as it was saved. Raises ValueError naming what is missing or left over."""
         for one in self._optimizers():
-            if not one.optimizer.state:
+            if isinstance(one.optimizer, torch.optim.Adam) and not one.optimizer.state:  # torch's wants them there
                 one._init_optimizer_states_with_dummy_values()
         state, missing, unexpected = dist_checkpointing.load(
             self._sharded(reshard, loading=True), str(folder), strict=StrictHandling.RETURN_ALL

@@ -154,8 +154,10 @@ class ARModel(LanguageModule):
             pg_collection=groups,
         )  # fmt: skip
         if last:
+            unfused = copy.copy(config)
+            unfused.gradient_accumulation_fusion = False  # megatron-core's own layers need apex for it
             self.output_layer = tensor_parallel.ColumnParallelLinear(
-                preset.dim, preset.classes, config=config, init_method=config.init_method, bias=False,
+                preset.dim, preset.classes, config=unfused, init_method=config.init_method, bias=False,
                 gather_output=False, tp_group=groups.tp,
             )  # fmt: skip
         self.setup_embeddings_and_output_layer()
@@ -280,7 +282,7 @@ class ContextAttention(Attention):
         whole = copy.copy(config)
         whole.sequence_parallel = False
         more = {"init_method": config.init_method, "gather_output": False, "bias": False, "skip_bias_add": False,
-                "is_expert": False}  # fmt: skip
+                "is_expert": False, "tp_group": self.pg_collection.tp}  # fmt: skip
         self.linear_q = build_module(
             submodules.linear_q, config.hidden_size, self.query_projection_size, config=config, **more
         )
