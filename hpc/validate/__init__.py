@@ -211,7 +211,7 @@ def validate(folder: str, consumer: str, num_frames: int = 93, sample: int | Non
     if sample is not None and sample < 1:
         raise ValueError(f"--sample {sample}: give how many entries to look at, 1 at least; without it all are")
     files = Files(folder)
-    if not files.sizes:
+    if not files.sizes and not storage.stat(files.uri(".idx")):  # NVIDIA's tokens are in hidden files alone
         raise ValueError(f"{folder}: there are no files; give the folder or prefix of a data set")
     report = Report(consumer, folder, Settings(num_frames, sample), len(files.sizes))
     known[consumer](files, report)
@@ -219,7 +219,7 @@ def validate(folder: str, consumer: str, num_frames: int = 93, sample: int | Non
 
 
 def consumers() -> dict[str, Callable[[Files, Report], None]]:
-    from hpc.validate import curator, folders, plain, trees  # they need this module
+    from hpc.validate import curator, folders, indexed, latents, plain, trees  # they need this module
 
     return {
         "webdataset": plain.webdataset,
@@ -231,6 +231,8 @@ def consumers() -> dict[str, Callable[[Files, Report], None]]:
         "predict2": folders.predict2,
         "predict2.5": folders.predict25,
         "predict2-multiview": folders.multiview,
+        "megatron-tokens": indexed.megatron,
+        "latents": latents.latents,
     }
 
 
