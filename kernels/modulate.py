@@ -24,6 +24,7 @@ with transpose take 14.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -57,7 +58,7 @@ def _forward(
     y = x
     if GATED:
         y = tl.load(y_ptr + at, mask=inside & (first < last), other=0.0)
-    largest = tl.zeros((BLOCK,), tl.float32)
+    largest = tl.zeros((BLOCK,), tl.int32)  # the bits of numbers that are not negative are in their order, NaN last
     for step in range(0, last - first):
         now, at_now = row + step, at
         z = x.to(tl.float32)
@@ -81,9 +82,9 @@ def _forward(
         if OUT:
             tl.store(out_ptr + at_now, out.to(out_ptr.dtype.element_ty), mask=inside)
         if AMAX:
-            largest = tl.maximum(largest, tl.abs(out))
+            largest = tl.maximum(largest, tl.where(inside, tl.abs(out).to(tl.int32, bitcast=True), 0))
     if AMAX:
-        tl.atomic_max(amax_ptr, tl.max(largest, axis=0))
+        tl.atomic_max(amax_ptr.to(tl.pointer_type(tl.int32), bitcast=True), tl.max(largest, axis=0))
 
 
 @jit
@@ -163,7 +164,8 @@ def _quantize(
     shift = tl.load(shift_ptr + group * shift_stride + col, mask=col < D, other=0.0).to(tl.float32)
     scale = 1.0 + tl.load(scale_ptr + group * scale_stride + col, mask=col < D, other=0.0).to(tl.float32)
     out = ((z - mean) * r * scale[None, :] + shift[None, :]) * by
-    small = tl.minimum(tl.maximum(out, -FP8_MAX), FP8_MAX).to(tl.float8e4nv)
+    small = tl.maximum(out, -FP8_MAX, propagate_nan=tl.PropagateNan.ALL)
+    small = tl.minimum(small, FP8_MAX, propagate_nan=tl.PropagateNan.ALL).to(tl.float8e4nv)
     tl.store(rows_ptr + row[:, None] * D + col[None, :], small, mask=mask)
     turned = (col < D)[:, None] & (token < tokens)[None, :]
     tl.store(columns_ptr + col.to(tl.int64)[:, None] * all_tokens + row[None, :], tl.trans(small), mask=turned)
@@ -211,6 +213,28 @@ def _launch_forward(
     return z_GLD, out_GLD, mean, r
 
 
+def _launch_backward(
+    z: Tensor, y: Tensor | None, gate: Tensor | None, shift: Tensor, scale: Tensor, mean: Tensor, r: Tensor,
+    dz: Tensor | None, d_out: Tensor,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor, Tensor]:  # fmt: skip
+    """Gradients of x, y, gate, shift, scale."""
+    dz, d_out = None if dz is None else dz.contiguous(), d_out.contiguous()
+    groups, tokens, d = z.shape
+    use = config(d, backward=True)
+    run, parts = _runs(z, use["waves"])
+    dx, dy = torch.empty_like(z), None if y is None else torch.empty_like(y)
+    sums = (torch.empty if z.numel() else torch.zeros)(groups, parts, 3, d, dtype=torch.float32, device=z.device)
+    if z.numel():
+        _backward[(groups, parts)](
+            z, y, gate, scale, mean, r, dz, d_out, dx, dy, sums, tokens, run,
+            0 if gate is None else gate.stride(0), scale.stride(0),
+            D=d, GATED=y is not None, BLOCK=triton.next_power_of_2(d), num_warps=use["warps"],
+        )  # fmt: skip
+    d_shift, d_scale, d_gate = sums.sum(1).unbind(1)
+    d_gate = None if gate is None else d_gate.to(gate.dtype)
+    return dx, dy, d_gate, d_shift.to(shift.dtype), d_scale.to(scale.dtype)
+
+
 class _Modulate(torch.autograd.Function):
     """(z, out) of x, y, gate, shift, scale; y and gate None: z is x and no output."""
 
@@ -222,28 +246,8 @@ class _Modulate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):  # type: ignore[no-untyped-def]
-        z, y, gate, shift, scale, mean, r = ctx.saved_tensors
-        dz, d_out = (t if t is None else t.contiguous() for t in (None, *grads)[-2:])
-        groups, tokens, d = z.shape
-        use = config(d, backward=True)
-        run, parts = _runs(z, use["waves"])
-        dx, dy = torch.empty_like(z), None if y is None else torch.empty_like(y)
-        sums = torch.zeros(groups, parts, 3, d, dtype=torch.float32, device=z.device)
-        if z.numel():
-            _backward[(groups, parts)](
-                z, y, gate, scale, mean, r, dz, d_out, dx, dy, sums, tokens, run,
-                0 if gate is None else gate.stride(0), scale.stride(0),
-                D=d, GATED=y is not None, BLOCK=triton.next_power_of_2(d), num_warps=use["warps"],
-            )  # fmt: skip
-        d_shift, d_scale, d_gate = sums.sum(1).unbind(1)
-        return (
-            dx,
-            dy,
-            None if y is None else d_gate.to(gate.dtype),
-            d_shift.to(shift.dtype),
-            d_scale.to(scale.dtype),
-            None,
-        )
+        dz, d_out = (None, *grads)[-2:]
+        return *_launch_backward(*ctx.saved_tensors, dz, d_out), None
 
 
 def _check(x_GLD: Tensor, y_GLD: Tensor | None, **vectors_GD: Tensor) -> None:
@@ -298,33 +302,55 @@ class Quantized(NamedTuple):
     """fp32 [1]: the largest |out| before it was scaled, for delayed scaling's history."""
 
 
+def _launch_quantize(
+    z_GLD: Tensor, shift_GD: Tensor, scale_GD: Tensor, mean: Tensor, r: Tensor, amax: Tensor, given: Tensor | None
+) -> Quantized:
+    groups, tokens, d = z_GLD.shape
+    rows_ND = torch.empty(groups * tokens, d, dtype=torch.float8_e4m3fn, device=z_GLD.device)
+    columns_DN = torch.empty(d, groups * tokens, dtype=torch.float8_e4m3fn, device=z_GLD.device)
+    inverse = torch.ones_like(amax)
+    if z_GLD.numel():
+        use = config_fp8()
+        _quantize[(groups, triton.cdiv(tokens, use["BLOCK_L"]), triton.cdiv(d, use["BLOCK_D"]))](
+            z_GLD, shift_GD, scale_GD, mean, r, amax, given, rows_ND, columns_DN, inverse, tokens, groups * tokens,
+            shift_GD.stride(0), scale_GD.stride(0), D=d, GIVEN=given is not None, FP8_MAX=FP8_MAX, **use,
+        )  # fmt: skip
+    return Quantized(rows_ND, columns_DN, inverse, amax)
+
+
+class _ModulateFp8(torch.autograd.Function):
+    """(z, wrap(out in FP8)); the gradient of the second is taken as out's."""
+
+    @staticmethod
+    def forward(ctx, x, y, gate, shift, scale, eps, given, wrap):  # type: ignore[no-untyped-def]
+        amax = torch.zeros(1, dtype=torch.float32, device=x.device)
+        z, _, mean, r = _launch_forward(x, y, gate, shift, scale, eps, amax)
+        ctx.save_for_backward(z, y, gate, shift, scale, mean, r)
+        return z, wrap(_launch_quantize(z, shift, scale, mean, r, amax, given))
+
+    @staticmethod
+    def backward(ctx, dz, d_out):  # type: ignore[no-untyped-def]
+        return *_launch_backward(*ctx.saved_tensors, dz, d_out.view(dz.shape)), None, None, None
+
+
 def gated_modulate_fp8(
     x_GLD: Tensor, y_GLD: Tensor, gate_GD: Tensor, shift_GD: Tensor, scale_GD: Tensor, *,
-    fp8_scale: Tensor | None = None, eps: float = 1e-6, kernels: str = "auto",
-) -> tuple[Tensor, Quantized, Tensor, Tensor]:  # fmt: skip
-    """(z, out in FP8, mean, r): the forward of gated_modulate, without autograd.
+    wrap: Callable[[Quantized], Tensor], fp8_scale: Tensor | None = None, eps: float = 1e-6, kernels: str = "auto",
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """gated_modulate with out in FP8: (z, what wrap makes of it), with gradients for all five.
 
-    fp8_scale, fp32 [1]: what out is multiplied by (delayed scaling); None: 448 / max |out| (current scaling; 1 where
-    that is 0 or not finite). Numbers beyond 448 become 448. mean and r, fp32 [G * L], are what a backward wants.
+    wrap makes the tensor that goes on, of as many elements as x: transformer-engine's Float8Tensor of x's type, whose
+    gradient comes back in x's type. It may keep the rest (amax). fp8_scale, fp32 [1]: out is multiplied by it (delayed
+    scaling); None: 448 / max |out| (current scaling; 1 where that is 0 or not finite). Numbers beyond 448 become 448,
+    NaN stays. out is not rounded to x's type before it is scaled.
     """
     _check(x_GLD, y_GLD, gate=gate_GD, shift=shift_GD, scale=scale_GD)
     if choose(kernels, x_GLD) == "torch":
-        return gated_modulate_fp8_reference(x_GLD, y_GLD, gate_GD, shift_GD, scale_GD, fp8_scale=fp8_scale, eps=eps)
-    x_GLD, y_GLD = x_GLD.contiguous(), y_GLD.contiguous()
-    gate_GD, shift_GD, scale_GD = _rows(gate_GD, shift_GD, scale_GD)
-    groups, tokens, d = x_GLD.shape
-    amax = torch.zeros(1, dtype=torch.float32, device=x_GLD.device)
-    z_GLD, _, mean, r = _launch_forward(x_GLD, y_GLD, gate_GD, shift_GD, scale_GD, eps, amax)
-    rows_ND = torch.empty(groups * tokens, d, dtype=torch.float8_e4m3fn, device=x_GLD.device)
-    columns_DN = torch.empty(d, groups * tokens, dtype=torch.float8_e4m3fn, device=x_GLD.device)
-    inverse = torch.ones_like(amax)
-    if x_GLD.numel():
-        use = config_fp8()
-        _quantize[(groups, triton.cdiv(tokens, use["BLOCK_L"]), triton.cdiv(d, use["BLOCK_D"]))](
-            z_GLD, shift_GD, scale_GD, mean, r, amax, fp8_scale, rows_ND, columns_DN, inverse, tokens, groups * tokens,
-            shift_GD.stride(0), scale_GD.stride(0), D=d, GIVEN=fp8_scale is not None, FP8_MAX=FP8_MAX, **use,
-        )  # fmt: skip
-    return z_GLD, Quantized(rows_ND, columns_DN, inverse, amax), mean, r
+        return gated_modulate_fp8_reference(
+            x_GLD, y_GLD, gate_GD, shift_GD, scale_GD, wrap=wrap, fp8_scale=fp8_scale, eps=eps
+        )
+    vectors = _rows(gate_GD, shift_GD, scale_GD)
+    return _ModulateFp8.apply(x_GLD.contiguous(), y_GLD.contiguous(), *vectors, eps, fp8_scale, wrap)
 
 
 def modulate_reference(x_GLD: Tensor, shift_GD: Tensor, scale_GD: Tensor, *, eps: float = 1e-6) -> Tensor:
@@ -343,19 +369,31 @@ def gated_modulate_reference(
     return z, modulate_reference(z, shift_GD, scale_GD, eps=eps)
 
 
+class _Straight(torch.autograd.Function):
+    """wrap(quantized) in the place of `wide`, whose gradient it gets."""
+
+    @staticmethod
+    def forward(ctx, wide, quantized, wrap):  # type: ignore[no-untyped-def]
+        ctx.shape = wide.shape
+        return wrap(quantized)
+
+    @staticmethod
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        return grad.reshape(ctx.shape), None, None
+
+
 def gated_modulate_fp8_reference(
     x_GLD: Tensor, y_GLD: Tensor, gate_GD: Tensor, shift_GD: Tensor, scale_GD: Tensor, *,
-    fp8_scale: Tensor | None = None, eps: float = 1e-6,
-) -> tuple[Tensor, Quantized, Tensor, Tensor]:  # fmt: skip
-    """The same in FP8; out is not rounded to x's type on the way."""
+    wrap: Callable[[Quantized], Tensor], fp8_scale: Tensor | None = None, eps: float = 1e-6,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The same in FP8."""
     z = gated_modulate_reference(x_GLD, y_GLD, gate_GD, shift_GD, scale_GD, eps=eps)[0]
-    wide = z.float()
-    out = modulate_reference(wide, shift_GD, scale_GD, eps=eps).flatten(0, 1)
-    amax = out.abs().amax().view(1)
+    wide_ND = modulate_reference(z.to(maths(z)), shift_GD, scale_GD, eps=eps).flatten(0, 1)
+    out_ND = wide_ND.detach()
+    amax = out_ND.abs().amax().view(1)
     by = fp8_scale
     if by is None:
         by = torch.where((amax > 0) & amax.isfinite(), FP8_MAX / amax, torch.ones_like(amax))
-    rows_ND = (out * by).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
-    var, mean = torch.var_mean(wide, dim=-1, correction=0)
+    rows_ND = (out_ND * by).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
     quantized = Quantized(rows_ND, rows_ND.t().contiguous(), 1 / by, amax)
-    return z, quantized, mean.flatten(), (var + eps).rsqrt().flatten()
+    return z, _Straight.apply(wide_ND, quantized, wrap)

@@ -327,28 +327,21 @@ def modulation_fp8(name: str, g: int, n: int, d: int) -> Op:
     """Forward only: out in FP8 by rows and transposed, of the scale of its own maximum."""
     inputs = [randn(g, n, d), randn(g, n, d), *(0.5 * randn(g, d) for _ in range(3))]
 
-    def ours() -> Way:
-        def call() -> Sequence[Tensor]:
-            z, out, _, _ = modulate.gated_modulate_fp8(*inputs, kernels="fused")
-            return z, out.rows_ND, out.columns_DN, out.amax
+    def way(fp8_scale: Tensor | None = None, kernels: str = "fused") -> Way:
+        made: list[modulate.Quantized] = []
 
-        return Way(call)
+        def wrap(quantized: modulate.Quantized) -> Tensor:
+            made[:] = [quantized]
+            return quantized.rows_ND
+
+        def call() -> Sequence[Tensor]:
+            z, rows = modulate.gated_modulate_fp8(*inputs, wrap=wrap, fp8_scale=fp8_scale, kernels=kernels)
+            return z, rows, made[0].columns_DN, made[0].amax
+
+        return Way(call, right=fp8_scale is None)
 
     def delayed() -> Way:
-        scale = torch.full((1,), 32.0, device=DEVICE)
-
-        def call() -> Sequence[Tensor]:
-            z, out, _, _ = modulate.gated_modulate_fp8(*inputs, fp8_scale=scale, kernels="fused")
-            return z, out.rows_ND, out.columns_DN, out.amax
-
-        return Way(call, right=False)
-
-    def exact() -> Way:
-        def call() -> Sequence[Tensor]:
-            z, out, _, _ = modulate.gated_modulate_fp8_reference(*inputs)
-            return z, out.rows_ND, out.columns_DN, out.amax
-
-        return Way(call)
+        return way(torch.full((1,), 32.0, device=DEVICE))
 
     def engine() -> Way:
         kind = optional("transformer_engine.pytorch.tensor.float8_tensor", "Float8CurrentScalingQuantizer")
@@ -362,8 +355,8 @@ def modulation_fp8(name: str, g: int, n: int, d: int) -> Op:
 
         return Way(call, right=False)
 
-    return Op(name, 8 * g * n * d, 0, {"ours": ours, "ours, scale given": delayed,
-              "ours in bf16, transformer-engine's cast": engine}, exact)  # fmt: skip
+    return Op(name, 8 * g * n * d, 0, {"ours": way, "ours, scale given": delayed,
+              "ours in bf16, transformer-engine's cast": engine}, lambda: way(kernels="torch"))  # fmt: skip
 
 
 # AdamW, average, copy
