@@ -39,17 +39,17 @@ def _stats(
     logits_ptr += row * row_stride
     col = tl.arange(0, BLOCK)
     top = -1.0e38  # not -inf: rows may begin with classes of -inf
-    total = 0.0
+    total = tl.zeros((BLOCK,), tl.float32)  # one a column, so that tiles meet in their maximum alone
     for start in range(0, classes, BLOCK):
         x = tl.load(logits_ptr + start + col, mask=start + col < classes, other=-float("inf")).to(tl.float32)
         higher = tl.maximum(top, tl.max(x, axis=0))
-        total = total * tl.exp2((top - higher) * LOG2E) + tl.sum(tl.exp2(x * LOG2E - higher * LOG2E), axis=0)
+        total = total * tl.exp2((top - higher) * LOG2E) + tl.exp2(x * LOG2E - higher * LOG2E)
         top = higher
     label = tl.load(labels_ptr + row).to(tl.int64) - first_class
     mine = (label >= 0) & (label < classes)
     target = tl.load(logits_ptr + tl.where(mine, label, 0), mask=mine, other=0.0).to(tl.float32)
     tl.store(stats_ptr + row, top)
-    tl.store(stats_ptr + positions + row, total)
+    tl.store(stats_ptr + positions + row, tl.sum(total, axis=0))
     tl.store(stats_ptr + 2 * positions + row, target)
 
 
