@@ -16,12 +16,15 @@ import msgspec
 import numpy as np
 import pytest
 import s3
+import safetensors.torch
 import token_sets
 import torch
 import yaml
 from token_sets import Window
 
+from hpc import validate
 from hpc.batch.spec import SpecErrors, load
+from hpc.data import latents as latent_files
 from hpc.data import layers, storage, video
 from hpc.data.units import Bytes
 from hpc.data.upstream import meta_of, table
@@ -30,6 +33,8 @@ from hpc.models.tokenizers import cosmos, files, wan
 from hpc.prepare import documents, encode, inputs, latents, tokens
 from hpc.prepare.forms import megatron
 from hpc.prepare.settings import Latents, Megatron, TokensIds
+from hpc.train.loader import Batches
+from hpc.train.samples import Shape, assigned, listed
 
 SMALL: dict[str, Any] = {"frames": 9, "size": (32, 64), "precision": "float32"}
 
@@ -235,6 +240,59 @@ def test_a_spec_is_refused_before_anything_runs(tmp_path: Path, stage: dict[str,
     (tmp_path / "t.yaml").write_text(yaml.safe_dump(spec))
     with pytest.raises(SpecErrors, match=words):
         load(tmp_path / "t.yaml")
+
+
+# Latents
+
+
+@pytest.mark.parametrize("kind", ["wan", "cv"])
+def test_latents_go_round(tmp_path: Path, tokenizers: dict[str, str], kind: str) -> None:
+    """What training reads is what the tokenizer made of these frames, rounded to bfloat16, with the padding's mask."""
+    clips = [datasets.Clip(frames=30), datasets.Clip(frames=8), datasets.Clip(frames=9, source="/b.mp4")]
+    made = datasets.publish(tmp_path, [clips], texts=False)
+    needs = {name: dict(shards)["000000"] for name, shards in made.items()}
+    settings = Latents(tokenizer=tokenizers[kind], fit="pad", batch=2, **SMALL)
+    done = latents.start(settings)(work(tmp_path, upstream=needs))
+    (tmp_path / "data").mkdir()
+    for path in done.objects:
+        path.rename(tmp_path / "data" / path.name)
+    report = validate.validate(str(tmp_path / "data"), "latents")
+    assert (report.errors, report.entries) == (0, 4), report.problems
+    rows = table(str(tmp_path / "data/000000.parquet")).to_pylist()
+    assert [(row["uuid"], row["start"], row["why"]) for row in rows] == [
+        *((clips[0].uuid, start, None) for start in (0, 9, 18)), (clips[1].uuid, None, "too-short"),
+        (clips[2].uuid, 0, None)]  # fmt: skip
+    shape = Shape(frames=9, height=32, width=64, batch=4)
+    batches = Batches(listed(str(tmp_path / "data")), [shape, Shape(frames=9, height=32, width=48, batch=1)], seed=0)
+    batch = batches.at(0)
+    assert sorted(batch.keys) == sorted(f"{row['uuid']}_{row['start']}" for row in rows if row["why"] is None)
+    assert (batch.starts, batch.fps.tolist(), batch.replaced) == ([0] * 4, [24.0] * 4, [])
+    assert batch.inside.sum().item() == 4 * 57 * 32 and not batch.inside[:, :, :3].any()
+    tokenizer = encode.load(tokenizers[kind])
+    for key, found in zip(batch.keys, batch.frames, strict=True):
+        name, _, start = key.rpartition("_")
+        frames = next(clip.frames for clip in clips if clip.uuid == name)
+        pictures = video.sample(datasets.mp4(frames), range(int(start), int(start) + 9), 57, 32)
+        padded = np.pad(pictures, ((0, 0), (0, 0), (3, 4), (0, 0)))
+        whole = tokenizer.encode(torch.from_numpy(padded).permute(3, 0, 1, 2)[None].float() / 127.5 - 1)[0]
+        close = (found - whole.bfloat16().float()).abs().max() <= 2**-7 * whole.abs().max()
+        assert found.shape == whole.shape and close, "batches of other sizes round otherwise"
+    other = assigned(listed(str(tmp_path / "data")), [Shape(frames=5, height=32, width=64, batch=1)])
+    assert list(other.left_out) == ["no shape is for latents of 9x32x64, 24 frames a second"]
+
+
+def test_files_of_latents_are_safetensors() -> None:
+    """...which torch's own reader and ours take alike, rounded as torch rounds."""
+    numbers = torch.randn(3, 2, 4, 5, generator=torch.Generator().manual_seed(0)) * 100
+    data = latent_files.dumps(numbers.numpy())
+    assert (safetensors.torch.load(data)["latents"] == numbers.bfloat16()).all()
+    assert (latent_files.loads(data) == numbers.bfloat16().float().numpy()).all()
+    for dtype in (torch.float32, torch.float16):
+        theirs = safetensors.torch.save({"latents": numbers.to(dtype)})
+        assert (latent_files.loads(theirs) == numbers.to(dtype).float().numpy()).all()
+    for wrong in (b"", data[:-1], safetensors.torch.save({"x": numbers})):
+        with pytest.raises(ValueError, match="a tensor 'latents' of floats"):
+            latent_files.loads(wrong)
 
 
 # Megatron's form

@@ -19,17 +19,13 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from hpc.data import layers
+from hpc.data.latents import SUFFIX, dumps
 from hpc.data.work import Bad, Made, Work
 from hpc.prepare import encode
 from hpc.prepare.documents import SCHEMA
 from hpc.prepare.encode import Encoder
 from hpc.prepare.settings import Latents
-
-LATENTS = "latents"
-"""The tensor's name in its file."""
 
 
 def start(settings: Latents) -> Callable[[Work], Made]:
@@ -39,8 +35,6 @@ def start(settings: Latents) -> Callable[[Work], Made]:
 
 def process(settings: Latents, encoder: Encoder, work: Work) -> Made:
     """Make one shard. Raises ValueError for a tokenizer that makes other latents than it promises, or no numbers."""
-    from safetensors.torch import save
-
     tar_path, table_path = (work.scratch / f"{work.shard}{suffix}" for suffix in settings.OBJECTS)
     shape = (encoder.tokenizer.latent_channels, *encoder.shape)
     rows: list[dict[str, Any]] = []
@@ -57,8 +51,8 @@ def process(settings: Latents, encoder: Encoder, work: Work) -> Made:
                 inside = [row[name] for name in ("left", "top", "right", "bottom")]
                 told = {name: row[name] for name in ("uuid", "start", "fps", "source_fps", "caption", "source")}
                 about = json.dumps(told | same | {"inside": inside}, ensure_ascii=False).encode()
-                members = {".safetensors": save({LATENTS: made.to(torch.bfloat16).contiguous()}), ".json": about}
-                offset, size = tar.add(f"{row['uuid']}_{row['start']}", members).members[".safetensors"]
+                members = {SUFFIX: dumps(made.float().numpy()), ".json": about}
+                offset, size = tar.add(f"{row['uuid']}_{row['start']}", members).members[SUFFIX]
                 row = row | {"offset": offset, "size": size}
             rows.append(row)
     meta = {

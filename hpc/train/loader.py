@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from hpc.data import video
+from hpc.data import latents, video
 from hpc.data.video import fit as fitting
 from hpc.data.work import BadInput
 from hpc.train.order import Bucket, Order
@@ -42,7 +43,7 @@ class Batch(msgspec.Struct):
     step: int
     shape: Shape
     frames: Tensor
-    """uint8 [batch, frames, height, width, 3], RGB."""
+    """uint8 [batch, frames, height, width, 3], RGB; of latents float32 [batch, channels, t, h, w]."""
     fps: Tensor
     """float32 [batch]; 0 for pictures."""
     inside: Tensor
@@ -161,6 +162,8 @@ def taken(
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], float]:
     """A sample's frames from `start` on, brought to a shape: uint8 [frames, height, width, 3], bool [height, width] of
     where the picture is, and its frames a second. Raises BadInput or OSError where it cannot be decoded."""
+    if row["latents"]:
+        return taken_latents(row, shape)
     data = fetched(row["media"])
     width, height, left, top = fitting.placed(row["width"], row["height"], shape.width, shape.height, fit)
     if row["still"]:
@@ -173,6 +176,18 @@ def taken(
     x, y, right, bottom = fitting.inside(row["width"], row["height"], shape.width, shape.height, fit)
     inside[y:bottom, x:right] = True
     return fitting.laid(pictures, shape.width, shape.height, left, top), inside, float(shape.fps or row["fps"])
+
+
+def taken_latents(
+    row: dict[str, Any], shape: Shape
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_], float]:
+    """As `taken`, of what hpc.prepare encoded: float32 [channels, t, h, w], bool [height, width] in pixels. Raises
+    ValueError for what is no file of latents."""
+    about = json.loads(fetched(row["json"]))
+    left, top, right, bottom = about["inside"]
+    inside = np.zeros((shape.height, shape.width), bool)
+    inside[top:bottom, left:right] = True
+    return latents.loads(fetched(row["media"])), inside, float(row["fps"])
 
 
 def _resized(picture: npt.NDArray[np.uint8], width: int, height: int) -> npt.NDArray[np.uint8]:

@@ -4,9 +4,10 @@
     shapes = [Shape(frames=33, height=640, width=1024, batch=8)]
     chosen = assigned(table, shapes)                 # sample -> the shape it is taken in; what fits none is named
 
-Tars are those of `curate.shard` in any layout, or anybody's with members <key>.mp4, <key>.json and so on. A folder has
-its videos anywhere below it, or in videos/ with metas/*.txt and t5_xxl/*.pickle beside it, as predict2 and predict2.5
-have them. A .jsonl has a line {"visual_input": path, "prompt": text} a sample, as the autoregressive models' data.
+Tars are those of `curate.shard` in any layout, of `prepare.latents`, or anybody's with members <key>.mp4, <key>.json
+and so on. A folder has its videos anywhere below it, or in videos/ with metas/*.txt and t5_xxl/*.pickle beside it, as
+predict2 and predict2.5 have them. A .jsonl has a line {"visual_input": path, "prompt": text} a sample, as the
+autoregressive models' data.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hpc.data import layers, storage, video
+from hpc.data import latents, layers, storage, video
 from hpc.data.work import BadInput
 from hpc.train import randomness
 from hpc.train.settings.data import Shape as Shape
 
 MOVING = (".mp4", ".mov", ".mkv", ".webm", ".avi")
 STILL = (".jpg", ".jpeg", ".png", ".webp")
+LATENTS = (latents.SUFFIX,)
 BESIDE = {".json": "json", ".txt": "text", ".pickle": "embedding"}
 """Members and files beside a video -> the columns that say where they lie."""
 PLACE = pa.struct([("uri", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
@@ -37,8 +39,9 @@ PLACE = pa.struct([("uri", pa.string()), ("offset", pa.int64()), ("size", pa.int
 SCHEMA = pa.schema(
     [
         ("key", pa.string()),
-        ("media", PLACE),  # the video or picture
+        ("media", PLACE),  # the video or picture, or latents of one
         ("still", pa.bool_()),
+        ("latents", pa.bool_()),  # hpc.prepare made them: frames, height and width are those that were encoded
         ("frames", pa.int32()),  # 1 for a picture
         ("fps", pa.float32()),  # 0 for a picture
         ("height", pa.int32()),
@@ -79,13 +82,13 @@ def _tars(uris: Sequence[str]) -> Iterator[dict[str, Any]]:
             row["key"] = key
             for suffix, (offset, size) in entry.members.items():
                 place = {"uri": uri, "offset": offset, "size": size}
-                if suffix in MOVING + STILL:
+                if suffix in MOVING + STILL + LATENTS:
                     if "media" in row and suffix in STILL and not row["still"]:
                         continue  # a video's thumbnail
                     if "media" in row and (suffix in STILL or not row["still"]):
                         raise ValueError(f"{uri}: {key}{suffix} is the second video of {key}, besides {row['media']}: "
                                          "sessions of cameras are data sets of their own")  # fmt: skip
-                    row |= {"media": place, "still": suffix in STILL}
+                    row |= {"media": place, "still": suffix in STILL, "latents": suffix in LATENTS}
                 elif suffix in BESIDE:
                     row[BESIDE[suffix]] = place
     for key, row in found.items():
@@ -138,13 +141,17 @@ def _prompts(uri: str) -> Iterator[dict[str, Any]]:
 
 def _measured(row: dict[str, Any]) -> dict[str, Any]:
     """The row with frames, size and speed: as its JSON says, or by looking at the video."""
-    row["source"] = row["key"]
+    row = {"latents": False} | row | {"source": row["key"]}
     if place := row.get("json"):
         said = json.loads(fetched(place))
         row["source"] = said.get("source") or said.get("source_video") or row["key"]
         frames, fps = said.get("num_frames", said.get("nb_frames")), said.get("fps", said.get("framerate"))
         if frames and fps and said.get("width") and said.get("height"):
+            row["still"] = row["still"] or (row["latents"] and frames == 1)
             return row | {"frames": frames, "fps": fps, "height": said["height"], "width": said["width"]}
+    if row["latents"]:
+        raise ValueError(f"{row['media']['uri']}: {row['key']}: beside latents there is a .json with num_frames, fps, "
+                         "height and width of what was encoded; here is none, or it lacks one")  # fmt: skip
     data = fetched(row["media"])
     if row["still"]:
         height, width, _ = video.still(data).shape
@@ -183,9 +190,10 @@ class Assigned(msgspec.Struct):
 
 def assigned(table: pa.Table, shapes: Sequence[Shape]) -> Assigned:
     """Which shape each sample is taken in: of those it has the frames for, the one whose aspect ratio is nearest; of
-    these the one with the most frames, and then the one whose area is nearest. Pictures go to shapes of one frame."""
+    these the one with the most frames, and then the one whose area is nearest. Pictures go to shapes of one frame, and
+    latents to the very shape that they were made of."""
     columns = {name: table[name].to_numpy() for name in ("frames", "height", "width", "fps")}
-    still = table["still"].to_numpy(zero_copy_only=False)
+    still, latent = (table[name].to_numpy(zero_copy_only=False) for name in ("still", "latents"))
     best = np.full(len(table), -1)
     least = np.full((3, len(table)), np.inf)
     ratio = np.log(columns["width"] / columns["height"])
@@ -196,6 +204,10 @@ def assigned(table: pa.Table, shapes: Sequence[Shape]) -> Assigned:
         fits = (columns["frames"] >= np.array([spans[fps] for fps in columns["fps"].tolist()], int)) & (
             still == (shape.frames == 1)
         )
+        exact = np.isclose(columns["fps"], shape.fps, rtol=1e-3) if shape.fps else np.ones(len(table), bool)
+        for name in ("frames", "height", "width"):
+            exact &= columns[name] == getattr(shape, name)
+        fits &= exact | ~latent
         enough |= fits
         cost = np.stack([
             np.abs(ratio - math.log(shape.width / shape.height)).round(3),
@@ -212,6 +224,11 @@ def assigned(table: pa.Table, shapes: Sequence[Shape]) -> Assigned:
     keys = table["key"].to_pylist()
     left_out: dict[str, list[str]] = {}
     for place in np.flatnonzero(best < 0).tolist():
+        if latent[place]:
+            made_of = "x".join(str(columns[name][place]) for name in ("frames", "height", "width"))
+            why = f"no shape is for latents of {made_of}, {columns['fps'][place]:g} frames a second"
+            left_out.setdefault(why, []).append(keys[place])
+            continue
         least_frames = min((s.frames for s in shapes if (s.frames == 1) == bool(still[place])), default=0)
         why = f"shorter than {least_frames} frames" if least_frames else "no shape is for " + (
             "pictures" if still[place] else "videos")  # fmt: skip

@@ -3,19 +3,16 @@ and a .json a sample."""
 
 from __future__ import annotations
 
-import json
-import struct
 from collections import Counter
 from typing import Any
 
 import numpy as np
 
 from hpc.data import layers
+from hpc.data.latents import SUFFIX, loads
 from hpc.validate import Files, Report, as_json, expected
 
 AGAIN = "Make the data set again (prepare.latents)"
-TENSOR = "latents"
-WIDTHS = {"BF16": 2, "F16": 2, "F32": 4}
 FAR = 8.0
 """Normalised latents have a mean near 0 and a deviation near 1; farther off than this they are not normalised."""
 
@@ -68,18 +65,22 @@ def _sample(
 ) -> tuple[tuple[Any, ...] | None, bool]:
     """((tokenizer, channels, frames, height, width), whether it has a caption); None of what cannot be read."""
     name = f"{tar}#{key}"
-    if lacking := [suffix for suffix in (".safetensors", ".json") if suffix not in entry.members]:
+    if lacking := [suffix for suffix in (SUFFIX, ".json") if suffix not in entry.members]:
         report.add(name, "member", f"it has {' '.join(entry.members)}, and no {' '.join(lacking)}", AGAIN)
         return None, True
     with files.open(tar) as file:
         read = {}
-        for suffix in (".safetensors", ".json"):
+        for suffix in (SUFFIX, ".json"):
             offset, size = entry.members[suffix]
             file.seek(offset)
             read[suffix] = file.read(size)
     about = as_json(f"{name}.json", read[".json"], report)
-    found = _tensor(f"{name}.safetensors", read[".safetensors"], report)
-    if about is None or found is None:
+    try:
+        found = loads(read[SUFFIX])
+    except ValueError as error:
+        report.add(f"{name}{SUFFIX}", "safetensors", str(error), AGAIN)
+        return None, True
+    if about is None:
         return None, True
     channels, t, h, w = found.shape
     frames, height, width = (about[field] for field in ("num_frames", "height", "width"))
@@ -102,22 +103,3 @@ def _sample(
         what = f"mean {found.mean():.3g}, deviation {found.std():.3g}: these are not normalised"
         report.add(name, "normalised", what, "Give the tokenizer its mean and std, and prepare again", error=False)
     return (about["tokenizer"], channels, frames, height, width), bool(about.get("caption"))
-
-
-def _tensor(name: str, data: bytes, report: Report) -> np.ndarray[Any, Any] | None:
-    """float32 [channels, t, h, w]. Reads what it needs of the format; nothing is run."""
-    try:
-        (length,) = struct.unpack_from("<Q", data)
-        head = json.loads(data[8 : 8 + length])[TENSOR]
-        begin, end = (8 + length + offset for offset in head["data_offsets"])
-        count = int(np.prod(head["shape"]))
-        if len(head["shape"]) != 4 or end - begin != WIDTHS[head["dtype"]] * count or end > len(data):
-            raise ValueError(f"{head['dtype']}{head['shape']} in {end - begin} of {len(data)} bytes")
-    except (ValueError, LookupError, TypeError, struct.error) as error:
-        what = f"a tensor {TENSOR!r} of floats [channels, t, h, w] is expected: {type(error).__name__}: {error}"
-        report.add(name, "safetensors", what, AGAIN)
-        return None
-    raw = data[begin:end]
-    if head["dtype"] == "BF16":
-        return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32).reshape(head["shape"])
-    return np.frombuffer(raw, {"F16": "<f2", "F32": "<f4"}[head["dtype"]]).astype(np.float32).reshape(head["shape"])
