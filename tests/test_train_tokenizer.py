@@ -17,8 +17,10 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+import runs
 import torch
 import torch.distributed as dist
+import yaml
 
 from hpc.data import layers
 from hpc.data.work import Stopped, Work
@@ -32,6 +34,7 @@ from hpc.train.settings.data import Shape, Validation
 from hpc.train.settings.optimizer import Mean, Optimizer
 from hpc.train.settings.tokenizer import Loss, Sizes
 
+pytestmark = pytest.mark.filterwarnings("ignore:FSDP2-wrapped module")
 SIDE = 32
 SIZES = Sizes(family="cosmos-dv", temporal=4, spatial=8, channels=8, multipliers=(1, 2), levels=(8, 5, 5), blocks=1)
 CLOCKS = ("time", "waited", "seconds", "samples_per_second", "memory_bytes")
@@ -91,40 +94,30 @@ def near(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
 # In ranks of their own
 
 
-def _rank(rank: int, count: int, port: int, tar: Path, folder: Path, kill_at: int) -> None:
+def _rank(rank: int, count: int, port: int, tar: Path, folder: Path) -> None:
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in names.items()}
     torch.set_num_threads(1)
-    steps = 0
-
-    def check() -> None:
-        nonlocal steps
-        steps += 1
-        if rank == count - 1 and steps == kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    tokenizer.train(settings(), listed([str(tar)]), folder, ranks.start(), check)
+    tokenizer.train(settings(), listed([str(tar)]), folder, ranks.start(), lambda: None)
     dist.barrier()
     dist.destroy_process_group()
 
 
-def run(count: int, tar: Path, folder: Path, kill_at: int = 0) -> list[dict[str, Any]]:
-    """What ranks in processes of their own wrote; the last one is killed after so many steps."""
+@pytest.fixture(scope="module")
+def two(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two ranks in processes of their own, never stopped."""
+    folder = tmp_path_factory.mktemp("two")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     spawn = multiprocessing.get_context("spawn")
-    group = [spawn.Process(target=_rank, args=(n, count, port, tar, folder, kill_at)) for n in range(count)]
+    group = [spawn.Process(target=_rank, args=(n, 2, port, clips, folder)) for n in range(2)]
     for one in group:
         one.start()
-    group[-1].join(120)
     for one in group:
-        one.join(0 if kill_at else 120)
-        if one.is_alive():
-            one.kill()
-            one.join()
-    assert group[-1].exitcode == (-signal.SIGKILL if kill_at else 0)
-    return curve(folder)
+        one.join(120)
+        assert one.exitcode == 0
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -135,21 +128,49 @@ def alone(clips: Path, here: ranks.Here, tmp_path_factory: pytest.TempPathFactor
     return curve(folder)
 
 
-def test_two_ranks_learn_what_one_does_and_go_on_after_a_kill(
-    clips: Path, alone: list[dict[str, Any]], tmp_path: Path
+def test_two_ranks_learn_what_one_does(two: Path, alone: list[dict[str, Any]]) -> None:
+    near(curve(two), alone)
+
+
+def test_one_rank_goes_on_from_a_checkpoint_of_two(
+    clips: Path, two: Path, alone: list[dict[str, Any]], here: ranks.Here, tmp_path: Path
 ) -> None:
-    whole = run(2, clips, tmp_path / "whole")
-    near(whole, alone)
-    killed = tmp_path / "killed"
-    run(2, clips, killed, kill_at=6)
-    assert complete(killed / "checkpoints") in ([3], [3, 6])
-    torn = killed / "checkpoints" / "step_000000007.part"
-    shutil.copytree(killed / "checkpoints" / "step_000000003", torn, dirs_exist_ok=True)
-    (torn / "complete").unlink()
-    shutil.copytree(killed, tmp_path / "fewer")
-    assert run(2, clips, killed) == whole, "the same layout goes on to the last bit"
-    near(run(1, clips, tmp_path / "fewer"), alone)
-    assert not torn.exists()
+    """...and one that is torn is not picked."""
+    kept = tmp_path / "checkpoints"
+    shutil.copytree(two / "checkpoints/step_000000003", kept / "step_000000003")
+    shutil.copytree(two / "checkpoints/step_000000006", kept / "step_000000006.part")
+    shutil.copytree(two / "checkpoints/step_000000006", kept / "step_000000006")
+    (kept / "step_000000006/complete").unlink()
+    shutil.copy(two / "metrics.jsonl", tmp_path)
+    tokenizer.train(settings(), listed([str(clips)]), tmp_path, here, lambda: None)
+    said = curve(tmp_path)
+    assert said[:3] == curve(two)[:3] and said[3:] != curve(two)[3:]
+    near(said, alone)
+
+
+def test_a_run_whose_rank_is_killed_is_equal_to_the_last_bit(clips: Path, two: Path, tmp_path: Path) -> None:
+    """`hpc run` on two ranks, one of them killed: tried again at once, from the newest checkpoint."""
+    said = tokenizer.plain(settings()) | {"checkpoints": {"every": 3}}
+    stage = said | {"kind": "train.tokenizer", "needs": "data", "resources": {"workers": 2, "cpus": 1}}
+    spec = tmp_path / "t.yaml"
+    spec.write_text(yaml.safe_dump({"name": "t", "inputs": str(clips), "output": "out",
+                                    "stages": {"data": {"kind": "stages:Tar"}, "tokenizer": stage}}))  # fmt: skip
+    prepared = runs.planned(spec)
+    runs.finish(runs.worker(prepared, "data"))
+    runs.finish(runs.worker(prepared, "tokenizer", "barrier"))
+    file = tmp_path / "out/tokenizer@v1/training/metrics.jsonl"
+    worker = runs.worker(prepared, "tokenizer")
+    runs.until(lambda: file.exists() and len(list(lines(file))) >= 4, timeout=90)
+    [gang] = runs.children(worker.pid)
+    os.kill(runs.children(gang)[-1], signal.SIGKILL)
+    runs.finish(worker, timeout=120)
+    assert curve(file.parent) == curve(two)
+    output = tmp_path / "out/tokenizer@v1"
+    assert complete(file.parent / "checkpoints") == complete(two / "checkpoints")
+    assert json.loads((output / "000000.json").read_text())["ranks"] == 2
+    assert tokenizers.load(str(output / "tokenizer")).vocabulary == 200
+    stopped = [r for r in runs.lines(prepared.run, "tokenizer") if getattr(r, "failure", "") == "lost"]
+    assert len(stopped) == 1, "it was killed while it trained"
 
 
 # In this process

@@ -45,6 +45,19 @@ class Note(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     prompt: str = "what is this?"
 
 
+class Tar(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Takes a tar as it is, for stages that need a data set."""
+
+    KIND: ClassVar[str] = "stages:Tar"
+    CODE: ClassVar[str] = "stages.tar"
+    PHASES: ClassVar[tuple[str, ...]] = ("map",)
+    OBJECTS: ClassVar[tuple[str, ...]] = (".tar",)
+    INPUT_SUFFIXES: ClassVar[tuple[str, ...]] = (".tar",)
+    VERSION: ClassVar[int] = 1
+    NEUTRAL: ClassVar[tuple[str, ...]] = ()
+    SECONDS_PER_GIB: ClassVar[float] = 1.0
+
+
 class Join(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A barrier over Echo: lines are dealt to shards of `lines` lines."""
 
