@@ -104,7 +104,8 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("data", metavar="DIR", help="a folder, or s3://bucket/prefix")
     p.add_argument("--as", dest="consumer", required=True, metavar="NAME",
                    help="webdataset, cosmos, cosmos-frames, predict2.5-webdataset, sessions, cosmos-curate, predict2, "
-                        "predict2.5, predict2-multiview")  # fmt: skip
+                        "predict2.5, predict2-multiview, video2world-tokens, instruction-tokens, action-tokens, "
+                        "bridge, megatron-tokens, latents")  # fmt: skip
     p.add_argument("--num-frames", type=int, default=93, metavar="N",
                    help="that the training takes of a video (default 93)")  # fmt: skip
     p.add_argument("--sample", type=int, metavar="N", help="look at N entries only, picked evenly (default: at all)")

@@ -219,7 +219,7 @@ def validate(folder: str, consumer: str, num_frames: int = 93, sample: int | Non
 
 
 def consumers() -> dict[str, Callable[[Files, Report], None]]:
-    from hpc.validate import curator, folders, indexed, latents, plain, trees  # they need this module
+    from hpc.validate import curator, folders, indexed, latents, plain, robots, tokens, trees  # they need this module
 
     return {
         "webdataset": plain.webdataset,
@@ -233,6 +233,10 @@ def consumers() -> dict[str, Callable[[Files, Report], None]]:
         "predict2-multiview": folders.multiview,
         "megatron-tokens": indexed.megatron,
         "latents": latents.latents,
+        "video2world-tokens": tokens.video2world,
+        "instruction-tokens": tokens.instruction,
+        "action-tokens": tokens.actions,
+        "bridge": robots.films,
     }
 
 
