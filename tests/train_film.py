@@ -9,6 +9,7 @@ First cut the film into its shots (here; any film will do):
 Then train, where the GPU is (it needs torch, PyAV, pyarrow, msgspec, Pillow, safetensors):
 
     python tests/train_film.py film/shard@v1 out --tokenizer dv-4x8x8 --minutes 6
+    torchrun --nproc-per-node 2 tests/train_film.py film/shard@v1 out        on several GPUs
 
 A tenth of the shots is held out, each whole. The script times some steps first, and takes as many as fit the minutes.
 out/<tokenizer>/ then has tokenizer/ (bfloat16, for hpc.models.tokenizers.load), metrics.jsonl, page.html and pictures/.
@@ -21,10 +22,12 @@ import json
 import shutil
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import torch
+import torch.distributed as dist
 
 from hpc.models.tokenizers import files
 from hpc.train import ranks, samples, tokenizer
@@ -71,50 +74,58 @@ def main() -> None:
         optimizer=Optimizer(rate=given.rate, warmup=TIMED, final=0.02),
         validation=Validation(share=0.1, by="clip", every=10**9, clips=16), checkpoints=Checkpoints(every=10**9),
     )  # fmt: skip
-    with tempfile.TemporaryDirectory() as scratch:
-        tokenizer.train(settings, table, Path(scratch), here, lambda: None)
-        said = list(lines(Path(scratch) / "metrics.jsonl"))
+    scratch = Path(tempfile.gettempdir(), "train_film")
+    if here.rank == 0:
+        shutil.rmtree(scratch, ignore_errors=True)
+    dist.barrier(group=here.words)
+    tokenizer.train(settings, table, scratch / "timed", here, lambda: None)
+    dist.barrier(group=here.words)
+    said = list(lines(scratch / "timed/metrics.jsonl"))
     each = [line["seconds"] + line["waited"] for line in said[TIMED // 2 :]]
     steps = max(TIMED + 1, round(given.minutes * 60 / (sum(each) / len(each))))
-    print(f"{sum(each) / len(each):.3f} s a step (waiting {sum(line['waited'] for line in said[TIMED // 2:]):.2f} s of "
-          f"{sum(each):.1f}): {steps} steps in {given.minutes:g} minutes; {time.monotonic() - begun:.0f} s so far")
+    waited = sum(line["waited"] for line in said[TIMED // 2 :])
+    say = print if here.rank == 0 else lambda *words, **more: None
+    say(f"{sum(each) / len(each):.3f} s a step (waiting {waited:.2f} s of {sum(each):.1f}): {steps} steps in "
+        f"{given.minutes:g} minutes; {time.monotonic() - begun:.0f} s so far")  # fmt: skip
 
     out = given.out / given.tokenizer
     settings = msgspec.structs.replace(
         settings, steps=steps, optimizer=msgspec.structs.replace(settings.optimizer, warmup=min(300, steps // 5)),
         validation=msgspec.structs.replace(settings.validation, every=max(1, steps // 12)),
     )  # fmt: skip
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        trained, told = tokenizer.train(settings, table, folder, here, lambda: None, Telling())
-        assert trained is not None
-        files.save(trained, out / "tokenizer")
-        said = list(lines(folder / "metrics.jsonl"))
-        told |= {"tokenizer": str(out / "tokenizer")}
-        (out / "page.html").write_text(tokenizer.as_page(told, said, folder))
-        (out / "told.json").write_text(json.dumps(told, indent=1))
-        shutil.copy(folder / "metrics.jsonl", out)
-        shutil.copytree(folder / "pictures", out / "pictures", dirs_exist_ok=True)
+    folder, shown = scratch / "whole", Sometimes(say)
+    trained, told = tokenizer.train(settings, table, folder, here, lambda: None, shown)
+    if trained is None:
+        return
+    files.save(trained, out / "tokenizer")
+    said = list(lines(folder / "metrics.jsonl"))
+    told |= {"tokenizer": str(out / "tokenizer")}
+    (out / "page.html").write_text(tokenizer.as_page(told, said, folder))
+    (out / "told.json").write_text(json.dumps(told, indent=1))
+    shutil.copy(folder / "metrics.jsonl", out)
+    shutil.copytree(folder / "pictures", out / "pictures", dirs_exist_ok=True)
     for line in said:
         if "psnr" in line:
+            ids = ""
+            if "usage" in line:
+                ids = f"ids used {line['ema_usage']:.1%}, perplexity {line['ema_perplexity']:.0f}"
             print(f"step {line['step']:6}  PSNR {line['psnr']:.2f} dB (mean of weights {line['ema_psnr']:.2f})  SSIM "
-                  f"{line['ssim']:.4f} ({line['ema_ssim']:.4f})"
-                  + (f"  ids used {line['ema_usage']:.1%}, perplexity {line['ema_perplexity']:.0f}" if "usage" in line
-                     else ""))  # fmt: skip
+                  f"{line['ssim']:.4f} ({line['ema_ssim']:.4f})  {ids}")  # fmt: skip
     size = (out / "tokenizer/model.safetensors").stat().st_size
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    print(f"{told['parameters']:,} weights, {size / 2**20:.1f} MiB; {steps} steps of {given.batch} clips on {where}, "
-          f"{ranks.memory(here.device) / 2**30:.1f} GiB; {time.monotonic() - begun:.0f} s in all")
+    print(f"{told['parameters']:,} weights, {size / 2**20:.1f} MiB; {steps} steps of {given.batch} clips on "
+          f"{here.count} x {where}, {ranks.memory(here.device) / 2**30:.1f} GiB; {time.monotonic() - begun:.0f} s")
 
 
-class Telling:
-    """Some twenty times."""
+class Sometimes:
+    """Says how far it is, some twenty times."""
 
-    next = 0.0
+    def __init__(self, say: Callable[..., None]) -> None:
+        self.say, self.next = say, 0.0
 
     def __call__(self, share: float, words: str) -> None:
         if share >= self.next:
-            print(words, flush=True)
+            self.say(words, flush=True)
             self.next = share + 1 / 20
 
 
