@@ -71,7 +71,8 @@ def test_every_class_is_explained_and_has_a_remedy() -> None:
     explained = [line.split()[0] for line in (failure.__doc__ or "").splitlines()[2:] if line]
     assert explained == list(failure.REMEDIES)
     assert all(remedy.words for remedy in failure.REMEDIES.values())
-    assert {name for name, remedy in failure.REMEDIES.items() if not remedy.unattended} == {"crash", "code", "input"}
+    for_a_person = {name for name, remedy in failure.REMEDIES.items() if not remedy.unattended}
+    assert for_a_person == {"stuck", "crash", "code", "input"}
     assert failure.REMEDIES.keys() >= failure.AGAIN_AT_ONCE
     assert [name for name, remedy in failure.REMEDIES.items() if remedy.elsewhere] == ["node"]
 

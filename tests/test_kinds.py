@@ -8,7 +8,7 @@ from specs import errors, one
 
 from hpc.batch import check
 from hpc.batch.kinds import CONTRACT
-from hpc.batch.spec import KINDS, fingerprint, settings_of, text
+from hpc.batch.spec import KINDS, StageBlock, fingerprint, settings_of, text
 from hpc.data.units import Bytes, Seconds
 
 
@@ -98,7 +98,7 @@ def test_every_kind_keeps_the_contract() -> None:
     assert "CODE" in CONTRACT and "PHASES" in CONTRACT
     for kind, struct in KINDS.items():
         assert hasattr(struct, "parts") or all(hasattr(struct, name) for name in CONTRACT), kind
-        assert not {"kind", "needs", "resources", "required", "throttle"} & set(struct.__struct_fields__), kind
+        assert not set(StageBlock.__struct_fields__) & set(struct.__struct_fields__), kind
         made = struct(**{field.name: "/somewhere" for field in msgspec.structs.fields(struct) if field.required})
         assert settings_of(kind, check.plain(made)) == made
         assert settings_of(kind, msgspec.json.decode(msgspec.json.encode(made, enc_hook=check.plain))) == made

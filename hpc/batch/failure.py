@@ -4,6 +4,7 @@ node       the machine: full scratch disk, I/O errors, a node that died     -> e
 memory     killed for memory                                                -> with twice the memory
 timeout    the time limit came first, again and again                       -> with more time
 preempted  a job of higher priority took the place                          -> again
+stuck      ranks were started again and again, and reached no new checkpoint -> after a person looked; `hpc retry`
 lost       the task ended without a word (killed, cancelled by hand)        -> again
 storage    the object store or shared file system did not take or give      -> again
 upstream   the shard that it needs is not there                             -> together with that one
@@ -36,6 +37,7 @@ REMEDIES = {
     "memory": Remedy(True, "again, with twice the memory", memory=2.0),
     "timeout": Remedy(True, "again, with twice the time", time=2.0),
     "preempted": Remedy(True, "again"),
+    "stuck": Remedy(False, "look at the log; checkpoint more often, or give it more time; `hpc retry` tries again"),
     "lost": Remedy(True, "again"),
     "storage": Remedy(True, "again"),
     "upstream": Remedy(True, "again, after the shard it needs"),

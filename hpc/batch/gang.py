@@ -22,7 +22,7 @@ from typing import NoReturn
 
 import msgspec
 
-from hpc.batch import slurm
+from hpc.batch import records, slurm
 from hpc.batch.run import StagePlan
 
 RUNNER = ["-m", "hpc.batch.runner"]
@@ -30,6 +30,10 @@ ECHOES = ("closed by peer", "reset by peer", "remote process", "remoteerror", "b
 """Words of errors that ranks meet because another one is gone: gloo's, NCCL's, the store's."""
 LEAVE_SECONDS = 5
 """After one rank failed the others get so long before they are killed."""
+NONE = "none"
+"""Instead of the name of a checkpoint."""
+TAKEN_AWAY = ("PREEMPTED", "REQUEUED")
+"""States of starts that Slurm, or somebody, ended, which says nothing about the training."""
 
 
 def is_gang(stage: StagePlan) -> bool:
@@ -76,6 +80,28 @@ def reason(file: str, status: int) -> tuple[str, str]:
             return line.failure, f"rank {line.rank}: {line.detail}"
     said = f"; rank {lines[0].rank} said {lines[0].detail[:200]}" if lines else ""
     return "lost", f"a rank was killed, or lost its node (exit {status}){said}: see the log"
+
+
+def newest(file: Path) -> str:
+    """What a training says its newest checkpoint is, in hpc.data.work.SAVED."""
+    try:
+        return file.read_text(errors="replace").strip()[:200] or NONE
+    except FileNotFoundError:
+        return NONE
+
+
+def counted(earlier: records.Fold, job: str, restart: int, on_slurm: bool) -> dict[str, list[str]]:
+    """Shard -> the newest checkpoint at each earlier start of this task, less those starts that were taken away: that
+    were told to leave, or of which Slurm says so. A start that vanished otherwise (with its node, killed for memory)
+    may have to thank itself for it."""
+    away = {number for number in range(restart) if earlier.ended.get((job, number)) == "stopped by signal"}
+    vanished = {number for number in range(restart) if (job, number) not in earlier.ended}
+    if vanished and on_slurm:
+        states = slurm.starts(job)
+        if len(states) == restart + 1:  # else nobody knows which is which
+            away |= {number for number in vanished if states[number].startswith(TAKEN_AWAY)}
+    return {shard: [checkpoint for number, checkpoint in some if number not in away]
+            for shard, some in earlier.starts.items()}  # fmt: skip
 
 
 def main(count: int) -> int:

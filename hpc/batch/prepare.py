@@ -256,6 +256,7 @@ def _stage_plan(spec: Spec, stage: Stage, domain: str, cluster: Cluster) -> Stag
         name=stage.name, kind=stage.kind, settings=check.plain(s), fingerprint=fingerprint(spec, stage.name),
         folder="", objects=s.OBJECTS, phases=s.PHASES, needs=stage.needs, domain=domain,
         resources=cluster.resources(stage), required=stage.required, throttle=stage.throttle,
+        starts=stage.starts,
     )  # fmt: skip
 
 

@@ -62,6 +62,8 @@ class Record(msgspec.Struct, tag="shard", omit_defaults=True):
     """A class of hpc.batch.failure."""
     detail: str = ""
     fraction: float = 0.0
+    checkpoint: str = ""
+    """The newest one when ranks were started; hpc.batch.gang.NONE for none."""
 
 
 class End(msgspec.Struct, tag="end", omit_defaults=True):
@@ -114,6 +116,8 @@ class Fold(msgspec.Struct):
     """(job, restart) -> (the worker, time of its last line)."""
     ended: dict[tuple[str, int], str] = {}
     """(job, restart) -> why it left, for those that left in an orderly way."""
+    starts: dict[str, list[tuple[int, str]]] = {}
+    """Shard that ranks make -> (restart, newest checkpoint) of each of their starts."""
 
 
 def read(path: Path) -> Iterator[Line]:
@@ -166,6 +170,8 @@ def fold_lines(out: Fold, lines: Iterable[Line], fingerprint: str | None, attemp
         out.workers[key] = (worker, max(line.t, out.workers[key][1] if key in out.workers else 0.0))
         if isinstance(line, Record):
             _add(out, worker, line)
+            if line.checkpoint:
+                out.starts.setdefault(line.shard, []).append((worker.restart, line.checkpoint))
         elif isinstance(line, End):
             out.ended[key] = line.why
 

@@ -52,6 +52,8 @@ class StagePlan(msgspec.Struct):
     resources: Resources
     required: float
     throttle: int | None
+    starts: int = 3
+    """Of ranks: how many in a row may end without a new checkpoint."""
     done: list[str] = []
     """Behind a barrier: shards in its rows that this stage has made already."""
     width: int = 0

@@ -26,7 +26,7 @@ from hpc.batch import failure, gang, jsons
 from hpc.batch.run import StagePlan
 from hpc.batch.spec import settings_of
 from hpc.data import storage
-from hpc.data.work import Bad, Item, Made, Object, Stopped, Work
+from hpc.data.work import SAVED, Bad, Item, Made, Object, Stopped, Work
 
 
 class Setup(msgspec.Struct):
@@ -39,6 +39,8 @@ class Setup(msgspec.Struct):
     progress_every: float
     failures: str = ""
     """Of a gang: the file in which ranks say why they failed."""
+    saves: str = ""
+    """...and the folder in which they say what their newest checkpoint is, in a file for each shard."""
 
 
 class Order(msgspec.Struct):
@@ -109,6 +111,8 @@ def main() -> None:
         if stopping:
             send(Reply("stopped", order.shard))
             break
+        if setup.saves:
+            os.environ[SAVED] = str(saved(setup.saves, order.shard))
         scratch = Path(setup.scratch) / f"{order.shard}.{rank}"
         try:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -126,6 +130,11 @@ def main() -> None:
             reply = Reply("failed", order.shard, failure=failure.of_exception(error), detail=words)
         shutil.rmtree(scratch, ignore_errors=True)
         send(reply)
+
+
+def saved(folder: str, shard: str) -> Path:
+    """Where it is said what the newest checkpoint of a shard is."""
+    return Path(folder, f"{shard}.checkpoint")
 
 
 def _one(order: Order, setup: Setup, process: Any, scratch: Path, check: Any, send: Any, publishes: bool) -> Reply:

@@ -160,6 +160,17 @@ def accounting(jobs: Iterable[str], since: float) -> list[Task]:
     return out
 
 
+def starts(job: str) -> list[str]:
+    """The states in which the starts of a job, or array task, ended, the present one last: Slurm keeps one for each
+    time that it was requeued. Empty where the site keeps no accounting, or accounting does not answer."""
+    try:
+        text = call(["sacct", "-nXPD", "--jobs", job, "--format=JobID,State"])
+    except SlurmError:
+        return []
+    found = [line.split("|") for line in text.splitlines()]
+    return [state for ident, state in found if ident == job]
+
+
 def submit(script: Path) -> str:
     """Run a run's submit.sh. Its own words reach the caller in the SlurmError."""
     process = subprocess.Popen(["bash", str(script)], text=True, stdin=subprocess.DEVNULL,

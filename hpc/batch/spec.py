@@ -89,6 +89,9 @@ class StageBlock(Struct, frozen=True, kw_only=True):
     """Share of the needed stages' shards that must be good before a barrier goes on."""
     throttle: Count | None = None
     """Array tasks that may run at once; null: as many as the cluster has room for."""
+    starts: Count = 3
+    """Stages that train only: starts in a row without a new checkpoint, after which it fails. Those that Slurm ended by
+    preemption are not counted."""
 
 
 class Stage(Struct, frozen=True, kw_only=True):
@@ -100,6 +103,7 @@ class Stage(Struct, frozen=True, kw_only=True):
     resources: Resources = Resources()
     required: float = 0.95
     throttle: int | None = None
+    starts: int = 3
     settings: Any
     """Of the stage's kind, e.g. hpc.curate.settings.Clips."""
 
@@ -342,7 +346,7 @@ def _stages(node: Node, problems: list[Problem]) -> dict[str, Stage]:
             continue
         own = {f.name: values[f.name] for f in msgspec.structs.fields(struct)}
         settings = check.build(struct, own, block, where, problems)
-        common = {key: values[key] for key in ("kind", "resources", "required", "throttle")}
+        common = {key: values[key] for key in ("kind", "resources", "required", "throttle", "starts")}
         stages[name] = Stage(name=name, needs=needs, settings=settings, **common)
     return _in_parts(_ordered(stages, node, problems), node, problems)
 
@@ -361,7 +365,7 @@ def _in_parts(stages: dict[str, Stage], node: Node, problems: list[Problem]) -> 
                 problems.append(node.below(full).problem(f"stages.{full}", message))
             named = [name if need == "." else f"{name}-{need}" if need else "" for need in needs]
             out[full] = Stage(
-                name=full, kind=settings.KIND, settings=settings, throttle=stage.throttle,
+                name=full, kind=settings.KIND, settings=settings, throttle=stage.throttle, starts=stage.starts,
                 needs=tuple(dict.fromkeys(n for one in named for n in ([one] if one else stage.needs))),
                 # a share of good shards is for what comes from outside: of its own parts a stage needs all
                 required=stage.required if "" in needs else 1.0,

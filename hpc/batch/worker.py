@@ -32,7 +32,7 @@ from hpc.batch import barrier, commit, failure, gang, jsons, records, slurm
 from hpc.batch.gang import is_gang
 from hpc.batch.plan import RowShard
 from hpc.batch.run import Attempt, AttemptPlan, Run, StagePlan
-from hpc.batch.runner import Order, Reply, Setup
+from hpc.batch.runner import Order, Reply, Setup, saved
 from hpc.batch.script import warning
 
 FINISH_SHARE = 0.5
@@ -93,9 +93,13 @@ class State(msgspec.Struct):
     """Seconds between USR2 and the time limit."""
     gang: bool = False
     """Its processes are ranks, which leave together and with a checkpoint."""
+    saves: str = ""
+    """Where a gang says what its newest checkpoint is."""
+    starts: dict[str, list[str]] = {}
+    """Shard -> the newest checkpoint at each start of a gang on it."""
+    most_starts: int = 0
+    """With the same newest checkpoint."""
     tries: dict[str, int] = {}
-    furthest: dict[str, float] = {}
-    """Shard -> how far a gang came with it."""
     died_on: dict[str, list[int]] = {}
     """Shard -> the items on which its process died."""
     closing: str = ""
@@ -159,7 +163,11 @@ def work(run: Run, attempt: Attempt, plan: AttemptPlan, stage: StagePlan, row: i
     finished = earlier.done.keys() | earlier.failed.keys() | set(stage.done)
     left = [s for s in shards if s.id not in finished]
     state = State(left, warning(stage.resources.time), is_gang(stage))
-    if not state.gang:  # a training goes on from its checkpoint as often as it must: nothing here sees whether it does
+    if state.gang:
+        state.saves, state.most_starts = str(run.records(stage.name)), stage.starts
+        state.starts = gang.counted(earlier, here.job, here.restart, here.on_slurm)
+        give_up_stuck(log, state, earlier)
+    else:
         give_up(log, state, earlier, here)
     # A signal only sets a flag; the loop wakes up through this pipe.
     wake_read, wake_write = os.pipe()
@@ -288,6 +296,29 @@ def give_up(log: records.Log, state: State, earlier: records.Fold, here: Place) 
         log.write(records.Record("failed", shard.id, time.time(), failure=why, detail=detail))
 
 
+def give_up_stuck(log: records.Log, state: State, earlier: records.Fold) -> None:
+    """A training goes on from its checkpoint as often as it must, but not if it never gets to a new one."""
+    for shard in [s for s in state.todo if stuck(state, s.id)]:
+        state.todo.remove(shard)
+        last = earlier.stopped.get(shard.id)
+        if last is None:
+            words = "its worker vanished, or was killed"
+        else:
+            words = f"{last.failure}: {last.detail}" if last.failure else "it was out of time, and did not save"
+        detail = f"{stuck(state, shard.id)}; the last one: {words}"
+        log.write(records.Record("failed", shard.id, time.time(), failure="stuck", detail=detail))
+
+
+def stuck(state: State, shard: str) -> str:
+    """Words, if ranks were started on it often enough without a new checkpoint."""
+    newest = gang.newest(saved(state.saves, shard))
+    count = state.starts.get(shard, []).count(newest)
+    if count < state.most_starts:
+        return ""
+    there = "no checkpoint" if newest == gang.NONE else f"no checkpoint after {newest}"
+    return f"{count} starts in a row came to {there} (starts: {state.most_starts})"
+
+
 def start_child(run: Run, attempt: Attempt, plan: AttemptPlan, stage: StagePlan, scratch: Path, k: int,
                 here: Place) -> Child:  # fmt: skip
     r = stage.resources
@@ -308,7 +339,8 @@ def start_child(run: Run, attempt: Attempt, plan: AttemptPlan, stage: StagePlan,
             needed = barrier.frozen_stage(attempt, plan, need)
             upstream[need] = (needed.folder, needed.objects)
     failures = str(run.logs(stage.name) / f"{here.job}.{here.restart}.failures.jsonl") if is_gang(stage) else ""
-    setup = Setup(stage, upstream, str(scratch), 30.0 if here.on_slurm else 0.5, failures)
+    saves = str(run.records(stage.name)) if is_gang(stage) else ""
+    setup = Setup(stage, upstream, str(scratch), 30.0 if here.on_slurm else 0.5, failures, saves)
     assert process.stdin and process.stdout
     process.stdin.write(jsons.encode(setup) + b"\n")
     process.stdin.flush()
@@ -323,7 +355,11 @@ def hand_out(child: Child, state: State, log: records.Log) -> None:
     shard = state.todo.pop(0)
     child.order = Order(shard.id, shard.items, culprits(shard.id, state), alone=shard.id in state.died_on)
     child.begun, child.items = time.monotonic(), []
-    log.write(records.Record("start", shard.id, time.time()))
+    start = records.Record("start", shard.id, time.time())
+    if state.gang:
+        start.checkpoint = gang.newest(saved(state.saves, shard.id))
+        state.starts.setdefault(shard.id, []).append(start.checkpoint)
+    log.write(start)
     try:
         child.orders.write(msgspec.json.encode(child.order) + b"\n")
         child.orders.flush()
@@ -355,9 +391,6 @@ def receive(child: Child, state: State, log: records.Log) -> bool:
             note = records.Record("progress", reply.shard, now, seconds=seconds, detail=reply.detail)
             note.fraction = reply.fraction
             log.write(note)
-            if child.failures and reply.fraction > state.furthest.get(reply.shard, 0.0):  # it got on: count anew
-                state.furthest[reply.shard] = reply.fraction
-                state.tries.pop(reply.shard, None)
             continue
         if child.start_seconds and reply.what == "done":  # once, with the first shard: imports, models
             reply.times["start"], child.start_seconds = child.start_seconds, 0.0
@@ -392,7 +425,12 @@ def failed(order: Order, why: str, detail: str, seconds: float, state: State, lo
     without = len(culprits(order.shard, state))
     possible = without <= MAX_CULPRITS and (without < len(order.items) or not without)
     again = why in failure.AGAIN_AT_ONCE or (state.gang and why == "lost")
-    if again and tries < MAX_TRIES * (1 + without) and possible and not leave:
+    if state.gang:
+        if again and (words := stuck(state, order.shard)):
+            again, why, detail = False, "stuck", f"{words}; the last one: {why}: {detail}"
+    else:
+        again = again and tries < MAX_TRIES * (1 + without) and possible
+    if again and not leave:
         state.todo.append(RowShard(order.shard, order.items))
         log.write(records.Record("stopped", order.shard, time.time(), seconds=seconds, failure=why, detail=detail))
     else:

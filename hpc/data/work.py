@@ -18,6 +18,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+SAVED = "HPC_CHECKPOINT_FILE"
+"""Environment variable, where ranks make a shard together: a file into which the first one writes the name of each
+checkpoint once it is complete (hpc.train.checkpoint does). Ranks that are started some times without a new one fail."""
+
 
 class Part(NamedTuple):
     """One of the stages that a stage of a spec is made of: its settings have `parts() -> dict[str, Part]`, in order.

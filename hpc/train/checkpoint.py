@@ -6,8 +6,9 @@ matter: each trainer has its own `save(state, folder)` and `load(state, folder)`
     <folder>/latest                    the name of the newest complete one
 
 A checkpoint counts once every rank has said that its part is on disk: only then it gets its name and the file
-`complete`. The order of samples and all draws follow from the step's number (hpc.train.order, hpc.train.randomness), so
-the number and what must not change under it are the whole state of the data.
+`complete`, and whoever started the ranks is told (hpc.data.work.SAVED). The order of samples and all draws follow from
+the step's number (hpc.train.order, hpc.train.randomness), so the number and what must not change under it are the whole
+state of the data.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 import msgspec
 
 from hpc.data.units import Seconds
+from hpc.data.work import SAVED
 
 COMPLETE = "complete"
 
@@ -122,6 +124,8 @@ class Keeper:
         _flush(beside)
         beside.replace(self.folder / "latest")
         _flush(self.folder)
+        if told := os.environ.get(SAVED):
+            Path(told).write_text(final.name)
         self._tidy()
 
     def _tidy(self) -> None:

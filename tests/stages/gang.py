@@ -33,9 +33,10 @@ def start(settings):
         if newest := keeper.newest():
             step, folder = newest
             total = json.loads((folder / "total").read_text())
+        begun = step
         metrics = Metrics(Path(work.folder, "metrics.jsonl"), step) if rank == 0 else None
         while step < settings.steps:
-            _misbehave(Path(settings.flags), rank)
+            _misbehave(Path(settings.flags), rank, step - begun)
             time.sleep(settings.seconds)
             one = torch.tensor([rank + 1])
             dist.all_reduce(one)
@@ -55,7 +56,11 @@ def start(settings):
     return process
 
 
-def _misbehave(flags: Path, rank: int) -> None:
+def _misbehave(flags: Path, rank: int, steps: int) -> None:
+    """steps: taken since this start."""
+    doom = flags / f"doom-{rank}"  # after so many steps, at every start
+    if flags.name and doom.exists() and steps >= int(doom.read_text()):
+        os.kill(os.getpid(), signal.SIGKILL)
     for word in ("fail", "kill"):
         if flags.name and (flags / f"{word}-{rank}").exists():
             (flags / f"{word}-{rank}").unlink()
