@@ -23,6 +23,7 @@ import yaml
 from token_sets import Window
 
 from hpc import validate
+from hpc.batch.prepare import domains
 from hpc.batch.spec import SpecErrors, load
 from hpc.data import latents as latent_files
 from hpc.data import layers, storage, video
@@ -144,6 +145,14 @@ def test_a_long_film_in_parts(tmp_path: Path, tokenizers: dict[str, str]) -> Non
             work(tmp_path, [item(path, part=one[0], parts=one[1])]))) if ids is not None]
             for items in ([(0, 1)], [(0, 3), (1, 3), (2, 3)]))  # fmt: skip
         assert parts == [whole] and len(whole) == {"all": 27 if settings.fps else 7, "first": 1}[settings.windows]
+        (tmp_path / "short").mkdir(exist_ok=True)
+        with layers.TarWriter(tmp_path / "short.tar") as tar:
+            for name, frames in (("a", 3), ("b", 64), ("c", 3), ("d", 20)):
+                tar.add(name, {".mp4": film(tmp_path / f"short/{frames}.mp4", frames, seed=1).read_bytes()})
+        [whole_tar, *tars] = ([row["media"][-5:] + str(row["start"]) for one in items for row, _ in ids_of(process(
+            work(tmp_path, [item(tmp_path / "short.tar", part=one[0], parts=one[1])])))]
+            for items in ([(0, 1)], [(0, 3), (1, 3), (2, 3)]))  # fmt: skip
+        assert tars == [whole_tar] and len({one[:1] for one in whole_tar}) == 4
         if settings.fps:
             assert [start for start, _ in whole][:4] == [0, 2, 4, 7]
 
@@ -413,3 +422,11 @@ def test_ids_that_are_damaged(tmp_path: Path) -> None:
         token_sets.form(tmp_path, Megatron(), token_sets.ids(tmp_path, [[Window("a", why="too-short")]]))
     with pytest.raises(ValueError, match="a form of tokens is made of shards of ids"):
         documents.ids_of({"clips": [("000000", {".tar": "x"})]})
+
+
+def test_the_shipped_spec() -> None:
+    [spec] = load(Path(__file__).parents[1] / "jobs/tokens.yaml")
+    assert list(spec.stages)[-2:] == ["tokens-ids", "tokens"] and spec.stages["tokens"].needs == ("dataset", "tokens-ids")
+    assert spec.stages["tokens-ids"].settings.models() == {
+        "nvidia/Cosmos-Tokenize1-DV8x16x16-720p": ("encoder.jit", "decoder.jit")}  # fmt: skip
+    assert domains(spec)["tokens-ids"] == "dataset" and spec.stages["tokens"].resources.gpus == 0

@@ -101,8 +101,9 @@ def planned(
     if len(metas) > 1:
         raise ValueError(f"shards {', '.join(metas.values())} of the ids were not made alike: {list(metas)}")
     with Plan() as plan:
-        for number, (_, files) in enumerate(shards):
-            plan.add(_records(number, files[".parquet"], superseded, hold_out))
+        numbered = enumerate(files[".parquet"] for _, files in shards)
+        for records in layers.map_ahead(lambda one: _records(*one, superseded, hold_out), numbered):
+            plan.add(records)
         plan.bin("")
         plan.sort(shuffle=True)
         total, copies = plan.sorted.counts.get(0, 0), plan.copies.counts.get(0, 0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ from hpc.prepare import inputs
 from hpc.prepare.inputs import Clip
 from hpc.prepare.settings.frames import Frames
 
-THREADS = 4  # windows that are being read or wait: each is 65 MB at 33 x 640 x 1024, 250 MB at 93 x 704 x 1280
+MOST_THREADS = 8  # windows that are being read or wait: each is 65 MB at 33 x 640 x 1024, 250 MB at 93 x 704 x 1280
 TOGETHER = 32  # frames of neighbouring windows that are decoded at once, where windows are shorter
 
 
@@ -77,9 +78,10 @@ class Some(NamedTuple):
 
 def windows(settings: Frames, work: Work, bad: list[Bad]) -> Iterator[Window]:
     """All windows of a shard, in order, and the clips that are left out. bad: takes what cannot be read."""
-    found = layers.map_ahead(functools.partial(_measured, work), inputs.clips(work), THREADS)
+    threads = min(MOST_THREADS, len(os.sched_getaffinity(0)))  # decoding is what they do
+    found = layers.map_ahead(functools.partial(_measured, work), inputs.clips(work), threads)
     parts = itertools.chain.from_iterable(map(functools.partial(cut, settings), found))
-    for some in layers.map_ahead(functools.partial(_decoded, settings, work), parts, THREADS):
+    for some in layers.map_ahead(functools.partial(_decoded, settings, work), parts, threads):
         work.check()
         if some.clip.refused:
             bad.append(some.clip.refused)
@@ -104,12 +106,12 @@ def cut(settings: Frames, clip: Clip) -> Iterator[Some]:
     """The windows of a clip that are taken, some at a time."""
     count = 0 if clip.refused else inputs.windows(settings.frames, stride(settings, clip), clip.frames)
     if not count:
-        yield Some(clip)
+        if clip.part == 0:
+            yield Some(clip)
         return
     if settings.windows == "first":
         count = 1
-    part, parts = (clip.item.part, clip.item.parts) if clip.item else (0, 1)
-    first, end = part * count // parts, (part + 1) * count // parts
+    first, end = clip.part * count // clip.parts, (clip.part + 1) * count // clip.parts
     together = max(1, TOGETHER // settings.frames)
     for begin in range(first, end, together):
         yield Some(clip, begin, min(begin + together, end))

@@ -58,6 +58,9 @@ class Clip(msgspec.Struct):
     """Of the spec's inputs."""
     about: Callable[[], Mapping[str, Any]] | None = None
     """Reads the clip's .json, where it has one."""
+    part: int = 0
+    """Of a film that is planned as `parts` spans: the share of its windows that belongs here."""
+    parts: int = 1
     refused: Bad | None = None
     """It cannot be read."""
 
@@ -93,13 +96,15 @@ def of_item(item: Item) -> Clip:
     named = str(uuid.uuid5(uuid.NAMESPACE_URL, storage.public(item.uri)))
     captions = [Said(0, None, item.caption)] if item.caption else []
     return Clip(named, item.uri, functools.partial(storage.open, item.uri, item.version), item.uri, item.etag,
-                captions=captions, item=item)  # fmt: skip
+                captions=captions, item=item, part=item.part, parts=item.parts)  # fmt: skip
 
 
 def of_inputs_tar(item: Item) -> Iterator[Clip]:
     """The clips of somebody's tar; of a key that is no uuid one is made of it and the tar's name."""
     try:
-        for key, entry in indexed(item.uri, item.version):
+        found = indexed(item.uri, item.version)
+        share = slice(item.part * len(found) // item.parts, (item.part + 1) * len(found) // item.parts)
+        for key, entry in found[share]:
             clip = of_tar(item.uri, key, entry)
             clip.item, clip.etag = item, ""
             clip.cameras = [{"source": item.uri, "etag": item.etag}]  # so that it goes where the tar is replaced
