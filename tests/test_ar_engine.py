@@ -71,6 +71,9 @@ def run(case: dict[str, Any], name: str, folder: Path) -> list[tuple[float, floa
     compute = Compute(**({"precision": "fp32"} | case.get("compute", {})))
     engine = Engine(shape_of, Layout(**case.get("layout", {})), compute, Optimizer(weight_decay=0.1), weights)
     batches, out, rates = microbatches(shape_of, engine), [], list(RATES)
+    again = dict(engine.published())
+    assert again.keys() == set(weights)
+    assert all(torch.equal(again[word], weights[word].to(engine.config.params_dtype)) for word in weights)
     if before := case.get("load"):
         engine.load(folder / before, TOGETHER[before]["save"])
         rates = rates[2:]
@@ -116,7 +119,8 @@ def _rank(rank: int, ranks: int, folder: Path, cases: dict[str, dict[str, Any]])
 def curves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[float, float]]]:
     """Name -> (loss, norm of gradients) of each step."""
     folder = tmp_path_factory.mktemp("ranks")
-    spawn = multiprocessing.get_context("spawn")
+    spawn = multiprocessing.get_context("forkserver")
+    spawn.set_forkserver_preload(["hpc.train.ar"])  # what every rank imports, once
     found: dict[str, list[tuple[float, float]]] = {}
     for ranks, cases in ((2, TOGETHER), (1, ALONE)):
         processes = [spawn.Process(target=_rank, args=(rank, ranks, folder, cases)) for rank in range(ranks)]

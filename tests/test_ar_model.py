@@ -178,12 +178,7 @@ def test_what_tensor_parallel_ranks_have_makes_the_published_weights_again(ranks
     whole = {}
     for name, rule in table.items():
         parts = [rule.cut(rule.joined([source[s] for s in rule.sources], 8), rank, ranks) for rank in range(ranks)]
-        if rule.axis is None:
-            whole[name] = parts[0]
-        elif "linear_fc1" in name:  # megatron-core itself has w1 above w3 on every rank
-            whole[name] = torch.cat([half for place in (0, 1) for half in (p.chunk(2)[place] for p in parts)])
-        else:
-            whole[name] = torch.cat(parts, rule.axis)
+        whole[name] = rule.together(parts)
     again = dict(keys.published(WORLD, whole.__getitem__))
     assert again.keys() == source.keys()
     for name, tensor in again.items():

@@ -232,6 +232,26 @@ class Engine:
                 if isinstance(kept.get("step"), Tensor):  # torch's AdamW gets one tensor for all parameters
                     kept["step"] = kept["step"].clone()
 
+    @torch.no_grad()
+    def published(self) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor) of model.pt, on every rank's device, one after the other; all ranks go through all of them."""
+        mine = keys.parameters(self.model, self.preset)
+        for name, rule in keys.rules(self.preset).items():
+            part = mine.get(name)
+            first = torch.tensor(dist.get_rank() if part is not None else dist.get_world_size(), device=self.device)
+            dist.all_reduce(first, dist.ReduceOp.MIN)
+            if part is not None:
+                parts = [torch.empty_like(part) for _ in range(self.tp.size())]
+                dist.all_gather(parts, part.detach().contiguous(), group=self.tp)
+                whole = rule.together(parts).contiguous()
+            else:
+                shape = rule.joined(
+                    [torch.empty(one, device="meta") for one in rule.shapes], self.preset.kv_heads
+                ).shape
+                whole = torch.empty(shape, dtype=self.config.params_dtype, device=self.device)
+            dist.broadcast(whole, int(first))
+            yield from zip(rule.sources, rule.parted(whole, self.preset.kv_heads), strict=True)
+
     def _sharded(self, reshard: bool, loading: bool) -> dict[str, Any]:
         group = parallel_state.get_data_parallel_group(with_context_parallel=True)
         metadata = {

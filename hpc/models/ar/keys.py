@@ -63,6 +63,14 @@ class Rule(NamedTuple):
             return torch.cat([t.chunk(ranks)[rank] for t in whole.split([shape[0] for shape in self.shapes])])
         return whole.chunk(ranks, self.axis)[rank]
 
+    def together(self, parts: list[Tensor]) -> Tensor:
+        """The whole again, of the parts of all tensor-parallel ranks."""
+        if self.axis is None or len(parts) == 1:
+            return parts[0]
+        if len(self.sources) > 1 and not self.heads:
+            return torch.cat([t.chunk(len(self.sources))[n] for n in range(len(self.sources)) for t in parts])
+        return torch.cat(parts, self.axis)
+
 
 def rules(preset: Preset) -> dict[str, Rule]:
     """Name of a parameter, with the layer's number in the whole model -> how it is made."""

@@ -4,4 +4,5 @@ Settings of a kind that runs on several ranks may have a method `shared_by(ranks
 is wrong") where so many (nodes x workers) cannot work together.
 """
 
+from hpc.train.settings.ar import TrainAr as TrainAr
 from hpc.train.settings.tokenizer import TrainTokenizer as TrainTokenizer

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 import msgspec
 from msgspec import Meta
 
+from hpc.data.units import Bytes
 from hpc.models.ar.presets import PRESETS, Preset, preset
 from hpc.train.checkpoint import Checkpoints
 from hpc.train.settings.optimizer import Optimizer
@@ -70,7 +71,17 @@ class TrainAr(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     OBJECTS: ClassVar[tuple[str, ...]] = (".jsonl", ".json")
     INPUT_SUFFIXES: ClassVar[tuple[str, ...]] = ()
     VERSION: ClassVar[int] = 1
-    NEUTRAL: ClassVar[tuple[str, ...]] = ("checkpoints", "folder", "layout", "micro_batch", "recompute", "kernels")
+    NEUTRAL: ClassVar[tuple[str, ...]] = (
+        "checkpoints",
+        "folder",
+        "layout",
+        "micro_batch",
+        "recompute",
+        "kernels",
+        "reshard",
+        "gpu_memory",
+        "readers",
+    )
     SECONDS_PER_GIB: ClassVar[float] = 1.0
 
     model: str
@@ -105,6 +116,11 @@ class TrainAr(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     can, and the others by any number of data-parallel ranks."""
     seed: int = 1
     """Of the first weights and the order of clips."""
+    gpu_memory: Bytes | None = None
+    """Of one GPU, e.g. 80GiB: a layout that is estimated to need more is an error, which says what would need less.
+    null: nothing is said."""
+    readers: Annotated[int, Meta(ge=0)] = 1
+    """Processes of each rank that read tokens; 0: the rank itself, between steps."""
     deterministic: bool = False
     """On GPUs take only algorithms that give the same bits each time, slower ones: without a GPU they always do."""
     folder: str | None = None
@@ -140,6 +156,31 @@ class TrainAr(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             wanted = " or ".join(str(n) for n in (self.batch // near * near, -(-self.batch // near) * near) if n)
             raise ValueError(f"batch: {self.batch} sequences / ({data} data-parallel ranks x {self.micro_batch} at "
                              f"a time) = {self.batch / near:.4g}: make it {wanted}")  # fmt: skip
+        if self.gpu_memory is not None and (needed := sum(memory(self, ranks).values())) > self.gpu_memory:
+            raise ValueError(f"layout: about {needed / GIB:.0f} GiB a GPU are needed, of {self.gpu_memory / GIB:.0f}: "
+                             f"{_said(memory(self, ranks))}. {_less(self, ranks)}")  # fmt: skip
+
+
+def _said(parts: dict[str, float]) -> str:
+    return ", ".join(f"{what} {size / GIB:.0f}" for what, size in parts.items())
+
+
+def _less(s: TrainAr, ranks: int) -> str:
+    """What would need less, with the figures."""
+    ways = []
+    others = {"micro_batch": 1, "recompute": "full"}
+    for tensor in (2, 4, 8):
+        layout = msgspec.structs.replace(s.layout, tensor=s.layout.tensor * tensor)
+        if ranks % layout.ranks == 0 and not layout.problems(s.preset):
+            others[f"layout.tensor: {layout.tensor}"] = layout
+    for what, value in others.items():
+        name = what.split(".")[0]
+        if getattr(s, name) != value:
+            other = msgspec.structs.replace(s, **{name: value})
+            words = what if ":" in what else f"{what}: {value}"
+            ways.append(f"`{words}` needs {sum(memory(other, ranks).values()) / GIB:.0f} GiB")
+    more = sum(memory(s, 2 * ranks).values()) / GIB
+    return "; ".join([*ways, f"twice as many ranks need {more:.0f} GiB each"])
 
 
 def memory(s: TrainAr, ranks: int) -> dict[str, float]:

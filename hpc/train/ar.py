@@ -1,0 +1,276 @@
+"""train.ar: a data set of tokens -> an autoregressive model, by all ranks of a gang together. Read from top to bottom.
+
+freeze      which token data set it is (on the login side of the barrier)
+process     the whole stage: train, then publish
+train       the loop: a batch, a step of hpc.train.ar_engine, a line of metrics, a checkpoint
+...         then what these call, in that order
+
+<output>/<stage>@v1/training/      while it trains: checkpoints/, metrics.jsonl
+<output>/<stage>@v1/model/         in the end: model.safetensors, under the published names, and config.json
+<output>/<stage>@v1/000000.json    what came of it; .jsonl its metrics
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import importlib.util
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from hpc.data import storage
+from hpc.data.upstream import meta_of, table
+from hpc.data.work import Made, Stopped, Work
+from hpc.models.ar import cpu, keys
+from hpc.models.ar.model import Backend
+from hpc.models.hub import located
+from hpc.train import ranks, token_data
+from hpc.train.agree import agreed
+from hpc.train.ar_engine import Compute, Engine, Microbatch
+from hpc.train.checkpoint import Keeper
+from hpc.train.metrics import Metrics, lines
+from hpc.train.randomness import generator
+from hpc.train.ranks import Here
+from hpc.train.schedule import rate
+from hpc.train.settings import TrainAr
+
+Upstream = Mapping[str, list[tuple[str, dict[str, str]]]]
+PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
+"""Dense bfloat16, FLOP/s, by a word in the GPU's name: what MFU is a share of, whatever the precision."""
+
+
+def freeze(settings: TrainAr, upstream: Upstream, superseded: set[tuple[str, str]]) -> Iterator[list[Any]]:
+    """One shard: the files of the needed stage of tokens. Raises ValueError for a form that the model does not take."""
+    world = settings.preset.context_dim is not None
+    for shards in upstream.values():
+        made = shards[0][1]
+        if {".bin", ".idx", ".parquet"} <= made.keys() and not world:
+            yield [files for _, files in shards]
+            return
+        folder = next(iter(made.values())).rpartition("/")[0]
+        if world and storage.stat(storage.join(folder, token_data.video2world.METADATA)):
+            yield [folder]
+            return
+    form = "video2world (or instruction)" if world else "megatron"
+    raise ValueError(f"{settings.model} is trained on tokens of the form {form}: `needs` must name a stage "
+                     f"prepare.tokens with `form: {form.split()[0]}`; it has {', '.join(upstream)}")  # fmt: skip
+
+
+def start(settings: TrainAr) -> Callable[[Work], Made]:
+    if settings.deterministic:
+        os.environ["NVTE_ALLOW_NONDETERMINISTIC_ALGO"] = "0"  # before transformer-engine is imported
+    return functools.partial(process, settings, ranks.start(settings.deterministic))
+
+
+def process(settings: TrainAr, here: Here, work: Work) -> Made:
+    folder = place(settings, work)
+    out = [work.scratch / f"{work.shard}{suffix}" for suffix in settings.OBJECTS]
+    weights = work.scratch / "model"
+    weights.mkdir()
+    told = train(settings, work.rows, folder, here, work.check, work.progress, weights)
+    tree = {}
+    if here.rank == 0:
+        for path in sorted(weights.iterdir()):
+            tree[storage.join(work.folder, f"model/{path.name}")] = path
+        told |= {"stage": settings.KIND, "fingerprint": work.fingerprint, "model": storage.join(work.folder, "model")}
+        out[0].write_text("".join(json.dumps(line) + "\n" for line in lines(folder / "metrics.jsonl")))
+        out[1].write_text(json.dumps(told, indent=1) + "\n")
+    return Made(
+        out, {name: float(told.get(name, 0)) for name in ("steps", "tokens", "skipped", "gpu_hours")}, tree=tree
+    )
+
+
+def train(
+    settings: TrainAr,
+    rows: list[Any],
+    folder: Path,
+    here: Here,
+    check: Callable[[], None],
+    progress: Callable[[float, str], None] = lambda share, words: None,
+    weights: Path | None = None,
+) -> dict[str, Any]:
+    """Every rank calls it. Returns, on rank 0, what came of it; weights: a folder where rank 0 puts the model in the
+    end. Goes on from the newest checkpoint in the folder. Raises Stopped, with one written, when `check` does;
+    RuntimeError where nothing is learned any more."""
+    with cpu.stand_in():
+        preset, steps, o = settings.preset, settings.steps, settings.optimizer
+        data = dataset(settings, rows)
+        compute = Compute(precision=settings.precision, recompute=settings.recompute, kernels=settings.kernels,
+                          backend=backend(settings), deterministic=settings.deterministic,
+                          z_loss=settings.z_loss)  # fmt: skip
+        engine = Engine(preset, settings.layout, compute, o, first(settings, here.device))
+        batches = token_data.Batches(data, settings.batch, settings.seed)
+
+        keeper = Keeper(folder / "checkpoints", settings.checkpoints, identity(settings, data), here.writers())
+        step = skipped = bad = 0
+        if newest := keeper.newest():
+            step, where = newest
+            said = json.loads((where / "training.json").read_text())
+            continued(said, settings, where)
+            engine.load(where, said["reshard"])
+            skipped = said["skipped"]
+
+        told = Metrics(folder / "metrics.jsonl", step) if here.rank == 0 else None
+        stall = 0.0
+        with told or contextlib.nullcontext():
+            arriving = batches.of_rank(engine.data_rank, engine.data_ranks, step, settings.readers)
+            for batch in arriving if step < steps else ():
+                since = time.monotonic()
+                step += 1
+                speed = rate(o, step, steps)
+                context = (
+                    None if batch.context is None else batch.context.transpose(0, 1).split(settings.micro_batch, 1)
+                )
+                ids, labels, masks = (
+                    t.split(settings.micro_batch) for t in (batch.tokens, batch.labels, batch.loss_mask)
+                )
+                micro = list(map(Microbatch, ids, labels, masks, context or [None] * len(ids)))
+                done = engine.step(micro, speed)
+                skipped, bad = (skipped, 0) if done.moved else (skipped + 1, bad + 1)
+                seconds = time.monotonic() - since
+                tokens = settings.batch * preset.length
+                each = seconds + batch.waited + stall
+                line = {
+                    "loss": done.loss, "cross_entropy": done.cross_entropy, "z_loss": done.z_loss,
+                    "grad_norm": done.grad_norm, "rate": speed, "samples": settings.batch, "tokens": tokens,
+                    "seconds": seconds, "waited": batch.waited, "checkpoint_seconds": stall, "skipped": skipped,
+                    "memory_bytes": ranks.memory(here.device), "tokens_per_second": tokens / each,
+                    "tokens_per_second_per_gpu": tokens / each / here.count,
+                    "gpu_hours": each * here.count / 3600,
+                    **speeds(settings.batch * preset.flops() / each / here.count, here.device),
+                }  # fmt: skip
+                if told:
+                    told.step(step, **line)
+                leave, due = agreed(check, keeper.due(step, steps), here.words)
+                begun = time.monotonic()
+                if leave or due:
+                    reshard = settings.reshard or step == steps
+                    more = {"reshard": reshard, "layout": plain(settings.layout), "skipped": skipped, "loss": done.loss}
+                    keeper.save(step, lambda to, reshard=reshard: engine.save(to, reshard), more)
+                stall = time.monotonic() - begun
+                progress(step / steps, f"step {step} of {steps}, loss {done.loss:.4f}, {tokens / each:,.0f} tokens a "
+                                       "second")  # fmt: skip
+                if bad == o.bad_steps:
+                    raise RuntimeError(f"the gradients of {bad} steps in a row, up to step {step}, are not finite: "
+                                       "lower `optimizer.rate`, or look at the data; earlier checkpoints are in "
+                                       f"{keeper.folder}")  # fmt: skip
+                if step == steps:
+                    break
+                if leave:
+                    raise Stopped
+        if weights is not None:
+            export(engine.published(), settings, weights, here)
+        if here.rank:
+            return {}
+        said = list(lines(folder / "metrics.jsonl"))
+        return {
+            "steps": step, "tokens": int(sum(line["tokens"] for line in said)), "skipped": skipped,
+            "ranks": here.count, "device": str(here.device), "parameters": preset.parameters, "clips": len(data),
+            "gpu_hours": sum(line["gpu_hours"] for line in said), "last": said[-1], "settings": plain(settings),
+            "flops": "causal attention counted once; MFU is a share of the GPU's dense bfloat16",
+        }  # fmt: skip
+
+
+# What it is made of
+
+
+def place(settings: TrainAr, work: Work) -> Path:
+    """Where checkpoints and metrics are while it trains. Raises ValueError for an output on S3 without `folder`."""
+    if settings.folder:
+        return Path(settings.folder).expanduser() / work.fingerprint
+    if "://" in work.folder:
+        raise ValueError(f"folder: the output, {work.folder}, is no file system, where checkpoints could be: give a "
+                         "folder that all nodes see")  # fmt: skip
+    return Path(work.folder, "training")
+
+
+def dataset(settings: TrainAr, rows: list[Any]) -> token_data.Data:
+    """The training split of what `freeze` found. Raises ValueError where its clips have another shape."""
+    preset = settings.preset
+    if isinstance(rows[0], str):
+        return token_data.Video2World(rows[0], "train", preset.shape, settings.condition)
+    shape = tuple(meta_of(rows[0][".parquet"])["shape"])
+    if shape != preset.shape:
+        raise ValueError(f"shape: clips of these tokens are {list(shape)} (latent frames, rows, columns), the model's "
+                         f"are {list(preset.shape)}: write `shape: {list(shape)}`, or make other tokens")  # fmt: skip
+    splits = [table(files[".parquet"], ["split"])["split"].to_pylist() for files in rows]
+    ends = accumulate(map(len, splits), initial=0)
+    documents = [begin + n for begin, some in zip(ends, splits, strict=False) for n, one in enumerate(some)
+                 if one == "train"]  # fmt: skip
+    prefixes = [files[".bin"].removesuffix(".bin") for files in rows]
+    return token_data.Clips(prefixes, preset.shape, documents, settings.condition)
+
+
+def backend(settings: TrainAr) -> Backend:
+    """transformer-engine's layers where they can run. Raises ValueError for FP8 where they cannot."""
+    there = torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None
+    if settings.precision.startswith("fp8") and not there:
+        raise ValueError(f"precision: {settings.precision} needs a GPU and transformer-engine, and one is not here: "
+                         "install transformer-engine, or say `precision: bf16`")  # fmt: skip
+    return "transformer_engine" if there and settings.precision != "fp32" else "local"
+
+
+def first(settings: TrainAr, device: torch.device) -> Mapping[str, Tensor]:
+    """The weights that training begins with, under the published names."""
+    if settings.start is None:
+        return keys.Initial(settings.preset, lambda name: generator(device, settings.seed, "weights", name))
+    [path] = located(settings.start, "model.pt")
+    return keys.Published(path)
+
+
+def continued(said: dict[str, Any], settings: TrainAr, where: Path) -> None:
+    """Raises ValueError for a checkpoint that another layout saved for itself."""
+    if said["reshard"]:
+        return
+    names = ("tensor", "pipeline", "context")
+    there, here = ([layout[name] for name in names] for layout in (said["layout"], plain(settings.layout)))
+    if there != here:
+        words = " x ".join(f"{name} {count}" for name, count in zip(names, there, strict=True))
+        raise ValueError(f"layout: {where} was saved for {words} alone, with any number of data-parallel ranks. Go on "
+                         "with that layout and `reshard: true` to its next checkpoint: any layout can take "
+                         "that one")  # fmt: skip
+
+
+def identity(settings: TrainAr, data: token_data.Data) -> dict[str, Any]:
+    """What must be equal for a checkpoint to be continued."""
+    given = {name: value for name, value in plain(settings).items() if name not in settings.NEUTRAL}
+    sample = data[0].tokens.numpy().tobytes()
+    return given | {"clips": len(data), "data": hashlib.sha256(sample).hexdigest()[:16]}
+
+
+def plain(value: Any) -> dict[str, Any]:
+    """As JSON has it."""
+    return msgspec.json.decode(msgspec.json.encode(value, enc_hook=float))  # durations
+
+
+def speeds(flops: float, device: torch.device) -> dict[str, float]:
+    """TFLOP/s of a rank, and MFU where the GPU's peak is known."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    peak = next((peak for word, peak in PEAK.items() if word in name), None)
+    return {"tflops_per_gpu": flops / 1e12} | ({"mfu": flops / peak} if peak else {})
+
+
+def export(published: Iterator[tuple[str, Tensor]], settings: TrainAr, to: Path, here: Here) -> None:
+    """Rank 0 writes; all ranks go through the tensors together."""
+    from safetensors.torch import save_file
+
+    kept = {}
+    for name, tensor in published:
+        if here.rank == 0:
+            kept[name] = tensor.to("cpu", copy=True).contiguous()
+    if here.rank == 0:
+        save_file(kept, to / "model.safetensors")
+        config = {"preset": settings.model, "shape": settings.preset.shape, **plain(settings.preset)}
+        (to / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    dist.barrier(group=here.words)

@@ -1,0 +1,219 @@
+"""train.ar: settings that cannot work are told with the arithmetic; what is killed goes on, to the last bit; what comes
+out has the published names."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import re
+import signal
+import socket
+import struct
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+import torch.distributed as dist
+
+from hpc.batch import check
+from hpc.data import layers
+from hpc.data.tokens import video2world
+from hpc.data.units import Bytes
+from hpc.data.work import Stopped
+from hpc.models.ar import keys
+from hpc.models.ar.presets import preset
+from hpc.train.checkpoint import Checkpoints, complete
+from hpc.train.metrics import lines
+from hpc.train.settings import TrainAr
+from hpc.train.settings.ar import Layout, memory
+from hpc.train.settings.optimizer import Optimizer
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+SHAPE = (3, 4, 4)
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["hpc.train.ar"])  # what every rank imports, once
+CLOCKS = ("time", "waited", "seconds", "checkpoint_seconds", "memory_bytes", "tokens_per_second",
+          "tokens_per_second_per_gpu", "tflops_per_gpu", "gpu_hours")  # fmt: skip
+
+
+def settings(**more: Any) -> TrainAr:
+    return TrainAr(**{
+        "model": "ar-tiny", "steps": 4, "batch": 4, "shape": SHAPE, "precision": "fp32", "readers": 0,
+        "optimizer": Optimizer(rate=3e-3, warmup=2, weight_decay=0.1), "checkpoints": Checkpoints(every=2), **more,
+    })  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
+    """Two .bin with their .idx and tables, as prepare.tokens leaves them: walks over ids, which can be learned."""
+    place = tmp_path_factory.mktemp("tokens")
+    rows, size = [], math.prod(SHAPE)
+    for shard in ("000000", "000001"):
+        ids = np.stack([(np.arange(size) * (n + 1) + ord(shard[-1])) % 64_000 for n in range(6)]).astype("<i4")
+        (place / f"{shard}.bin").write_bytes(ids.tobytes())
+        head = struct.pack("<9sQBQQ", b"MMIDIDX\x00\x00", 1, 4, 6, 7)
+        lengths, places = np.full(6, size, "<i4"), (np.arange(6) * size * 4).astype("<i8")
+        (place / f"{shard}.idx").write_bytes(
+            head + lengths.tobytes() + places.tobytes() + np.arange(7).astype("<i8").tobytes()
+        )
+        table = pa.table({"split": ["train"] * 5 + ["valid"]})
+        layers.write_arrow(place / f"{shard}.parquet", table, {"shape": list(SHAPE)})
+        rows.append({suffix: str(place / f"{shard}{suffix}") for suffix in (".bin", ".idx", ".parquet")})
+    return rows
+
+
+def _rank(rank: int, count: int, port: int, folder: Path, given: TrainAr, rows: list[Any], kill_at: int) -> None:
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in names.items()}
+    torch.set_num_threads(1)
+    from hpc.train import ar, ranks
+
+    steps = 0
+
+    def told() -> None:
+        nonlocal steps
+        steps += 1
+        if kill_at == -steps:
+            raise Stopped
+        if rank == count - 1 and steps == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    weights = folder / "model"
+    weights.mkdir(parents=True, exist_ok=True)
+    try:
+        made = ar.train(given, rows, folder, ranks.start(), told, weights=weights)
+        if rank == 0:
+            (folder / "made.json").write_text(json.dumps(made))
+    except Stopped:
+        pass
+    except ValueError as error:
+        (folder / "error").write_text(str(error))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def run(count: int, folder: Path, given: TrainAr, rows: list[Any], kill_at: int = 0) -> list[dict[str, Any]]:
+    """Lines of metrics of ranks in processes of their own. kill_at: the last one is killed after so many steps; told to
+    leave after -kill_at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    group = [FORKS.Process(target=_rank, args=(n, count, port, folder, given, rows, kill_at)) for n in range(count)]
+    for one in group:
+        one.start()
+    group[-1].join(120)
+    for one in group:
+        if kill_at > 0:
+            one.kill()
+        one.join(60)
+    return list(lines(folder / "metrics.jsonl"))
+
+
+def curve(said: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: value for name, value in line.items() if name not in CLOCKS} for line in said]
+
+
+def test_killed_or_warned_it_goes_on_to_the_last_bit(tmp_path: Path, tokens: list[dict[str, str]]) -> None:
+    given = settings()
+    whole = run(1, tmp_path / "whole", given, tokens)
+    assert [line["step"] for line in whole] == list(range(1, 5)) and whole[-1]["loss"] < whole[0]["loss"] - 0.03
+    assert complete(tmp_path / "whole/checkpoints") == [2, 4]
+    run(1, tmp_path / "killed", given, tokens, kill_at=3)
+    assert complete(tmp_path / "killed/checkpoints") == [2]
+    run(1, tmp_path / "killed", given, tokens, kill_at=-1)
+    assert complete(tmp_path / "killed/checkpoints") == [2, 3], "told to leave, it saves at that step"
+    assert curve(run(1, tmp_path / "killed", given, tokens)) == curve(whole)
+
+    made = json.loads((tmp_path / "whole/made.json").read_text())
+    assert made["clips"] == 10 and made["tokens"] == 4 * 4 * 48 and made["gpu_hours"] > 0
+    found = keys.Published(tmp_path / "whole/model/model.safetensors")
+    keys.account(keys.rules(given.preset), found, "the published names")
+    again = keys.Published(tmp_path / "killed/model/model.safetensors")
+    assert all(torch.equal(found[name], again[name]) for name in found)
+
+
+def test_another_layout_takes_the_last_checkpoint_alone(tmp_path: Path, tokens: list[dict[str, str]]) -> None:
+    each = Checkpoints(every=1)
+    run(2, tmp_path, settings(steps=2, layout=Layout(tensor=2), checkpoints=each), tokens)
+    one = settings(steps=2, checkpoints=each)
+    assert len(run(1, tmp_path, one, tokens)) == 2 and not (tmp_path / "error").exists(), (
+        "the last one is for any layout"
+    )
+    (tmp_path / "checkpoints/step_000000002/complete").unlink()
+    run(1, tmp_path, one, tokens)
+    words = (tmp_path / "error").read_text()
+    assert re.search(r"step_000000001 was saved for tensor 2 x pipeline 1 x context 1 alone", words)
+    assert "`reshard: true`" in words
+
+
+def test_prompts(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    generator = np.random.default_rng(1)
+    for number in range(4):
+        ids = generator.integers(0, 64_000, math.prod(SHAPE))
+        embedding = generator.normal(size=(7, 1024)).astype(np.float16)
+        video, prompt = video2world.names("train", number)
+        (folder / video).write_bytes(video2world.video(ids))
+        (folder / prompt).write_bytes(video2world.prompt(embedding))
+    (folder / video2world.METADATA).write_bytes(video2world.metadata({"train": 4, "valid": 0, "test": 0}))
+    given = settings(model="ar-tiny-video2world", steps=2, batch=2)
+    said = run(1, tmp_path / "out", given, [str(folder)])
+    assert len(said) == 2 and all(10 < line["loss"] < 13 for line in said)
+    found = keys.Published(tmp_path / "out/model/model.safetensors")
+    keys.account(keys.rules(given.preset), found, "the published names")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"model": "ar-5b"}, "model: 'ar-5b' is no autoregressive model; did you mean ar-4b"),
+        (
+            {"layout": {"tensor": 3}},
+            "layout: tensor: 8 heads of keys / 3 = 2.66667: ranks must have equal parts; 2 or 4",
+        ),
+        ({"layout": {"pipeline": 3}}, "layout: pipeline: 16 layers / 3 = 5.33333"),
+        ({"layout": {"context": 3}}, "layout: context: 12,800 tokens are cut into 2 x 3 pieces of 2133.33"),
+        ({"condition": 5}, "condition: 5 of 5 latent frames leave nothing to learn"),
+        ({"precision": "fp8"}, "precision"),
+    ],
+)
+def test_what_cannot_be(values: dict[str, Any], words: str) -> None:
+    with pytest.raises((ValueError, msgspec.ValidationError), match=re.escape(words)):
+        msgspec.convert({"model": "ar-4b", "steps": 1, "batch": 8} | values, TrainAr, dec_hook=check.unit)
+
+
+@pytest.mark.parametrize(
+    ("values", "ranks", "words"),
+    [
+        (
+            {"layout": Layout(tensor=2, pipeline=2)},
+            6,
+            "tensor 2 x pipeline 2 x context 1 = 4; 6 ranks (nodes x workers)",
+        ),
+        ({}, 3, "batch: 8 sequences / (3 data-parallel ranks x 1 at a time) = 2.667: make it 6 or 9"),
+        ({"gpu_memory": Bytes(80 << 30)}, 1, "GiB a GPU are needed, of 80: weights 7, gradients 15, optimizer 45"),
+        ({"gpu_memory": Bytes(70 << 30)}, 2, "`layout.tensor: 2` needs"),
+    ],
+)
+def test_what_so_many_ranks_cannot_do(values: dict[str, Any], ranks: int, words: str) -> None:
+    given = TrainAr(**{"model": "ar-4b", "steps": 1, "batch": 8} | values)
+    with pytest.raises(ValueError, match=re.escape(words)):
+        given.shared_by(ranks)
+
+
+def test_the_estimate_of_memory_follows_the_layout() -> None:
+    given = TrainAr(model="ar-4b", steps=1, batch=8)
+    one = memory(given, 1)
+    assert one["weights"] == 2 * preset("ar-4b").parameters and one["optimizer"] == 12 * preset("ar-4b").parameters
+    split = memory(msgspec.structs.replace(given, layout=Layout(tensor=2)), 4)
+    assert split["weights"] == one["weights"] / 2 and split["optimizer"] == one["optimizer"] / 4
+    assert split["activations"] == one["activations"] / 2 and split["logits"] == one["logits"] / 2
+    full = memory(msgspec.structs.replace(given, recompute="full"), 1)
+    assert full["activations"] < one["activations"] / 5
