@@ -14,11 +14,15 @@ import msgspec
 
 from hpc.batch import check
 from hpc.curate import settings as curate
+from hpc.generate import settings as generate
 from hpc.prepare import settings as prepare
 from hpc.train import settings as train
 
 KINDS: dict[str, type] = {
-    kind.KIND: kind for module in (curate, prepare, train) for kind in vars(module).values() if hasattr(kind, "KIND")
+    kind.KIND: kind
+    for module in (curate, prepare, train, generate)
+    for kind in vars(module).values()
+    if hasattr(kind, "KIND")
 }
 CONTRACT = [name for name in curate.Clips.__annotations__ if name.isupper() and name != "KIND"]
 """Class variables that the settings of every stage declare."""

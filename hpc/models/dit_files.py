@@ -216,21 +216,20 @@ def load(
     dtype: torch.dtype = torch.bfloat16,
     weights: Weights = "net",
 ) -> DiT:
-    """A transformer with its weights, ready for inference: of a file with published names, whose sizes `config` says,
-    or of a folder of ours. The log-variance head, of training alone, is left out. Raises FileNotFoundError,
-    RuntimeError."""
+    """A transformer with its weights, ready for inference: of a file, or a folder of *.safetensors, with published
+    names, whose sizes `config` says; or of a folder of ours, which says them itself. The log-variance head, of training
+    alone, is left out. Raises FileNotFoundError, RuntimeError."""
     files = [path]
     if path.is_dir():
         settings = path / "config.json"
+        values = json.loads(settings.read_bytes()) if settings.is_file() else {}
+        if values and "_class_name" not in values:  # which is diffusers'
+            config = configured(values, str(settings))
         files = sorted(path.glob("*.safetensors"))
-        if config is None:
-            if not settings.is_file():
-                raise FileNotFoundError(f"{path}: there is no config.json that says the sizes of the transformer")
-            config = configured(json.loads(settings.read_bytes()), str(settings))
         if not files:
             raise FileNotFoundError(f"{path}: there are no weights, *.safetensors")
     if config is None:
-        raise RuntimeError(f"{path}: a file does not say the sizes of its transformer: name its preset")
+        raise RuntimeError(f"{path}: nothing says the sizes of its transformer: name its preset")
     model = build(dataclasses.replace(config, log_variance=False), device, dtype)
     state: dict[str, Any] = {}
     for file in files:

@@ -151,7 +151,7 @@ PRESETS: dict[str, Preset] = {
         "sigma-flow", frames=17, height=64, width=96, steps=4,
     ),
     "tiny-predict2.5": Preset(
-        Config(**_tiny, condition_mask=True, rope_stretch=(1.0, 3.0, 3.0), timestep_scale=0.001, text_projection=96),
+        Config(**_tiny, condition_mask=True, rope_stretch=(1.0, 3.0, 3.0), timestep_scale=0.001, text_projection=64),
         "flow", text="qwen2.5-vl", frames=17, height=64, width=96, steps=4, solver="unipc", schedule="shifted",
     ),
 }  # fmt: skip

@@ -182,13 +182,19 @@ SCHEDULES = ("karras", "shifted", "flow-karras")
 
 @torch.no_grad()
 def sample(
-    model: DiT, of: Objective, how: Sampling, condition: Condition, negative_BLE: Tensor | None, noise_BCTHW: Tensor
+    model: DiT,
+    of: Objective,
+    how: Sampling,
+    condition: Condition,
+    negative_BLE: Tensor | None,
+    noise_BCTHW: Tensor,
+    check: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Latents of videos, float32, as a tokenizer decodes them; given frames are exactly those given.
 
     condition: latents of given frames as a tokenizer encodes them. negative_BLE: the text to steer away from, which is
-    asked for unless the guidance is 0; given frames stay in both. Raises ValueError for a solver that is not one for
-    this objective.
+    asked for unless the guidance is 0; given frames stay in both. check: is called before each evaluation, and may
+    raise. Raises ValueError for a solver that is not one for this objective.
     """
     if words := how.problem(of):
         raise ValueError(f"solver {how.solver}, schedule {how.schedule}: {words}")
@@ -216,5 +222,10 @@ def sample(
         x = x * levels[0].item()
     else:
         levels = shifted(how.steps, of.shift) if how.schedule == "shifted" else flow_karras(how.steps)
-    found = SOLVERS[how.solver](denoised, x, levels)
+
+    def checked(x: Tensor, level_B: Tensor) -> Tensor:
+        check()
+        return denoised(x, level_B)
+
+    found = SOLVERS[how.solver](checked, x, levels)
     return mixed(condition.mask_B1T11, condition.latents_BCTHW, found) / of.latent_scale

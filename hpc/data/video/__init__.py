@@ -12,7 +12,7 @@ what it is. Frames come out upright: a rotation in the metadata has been applied
 
 from hpc.data.video.container import CONTAINERS, Frame, Source, Unfit, refused
 from hpc.data.video.decode import Decoder
-from hpc.data.video.encode import Coding, Encoder, try_encoder
+from hpc.data.video.encode import Coding, Encoder, try_encoder, write
 from hpc.data.video.index import Index, index, times
 from hpc.data.video.picture import Luma, Points, Resizer, webp
 from hpc.data.video.probe import Video, probe
@@ -48,4 +48,5 @@ __all__ = [
     "times",
     "try_encoder",
     "webp",
+    "write",
 ]

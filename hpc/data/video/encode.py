@@ -11,10 +11,13 @@ from pathlib import Path
 
 import av
 import msgspec
+import numpy as np
+import numpy.typing as npt
 from av.codec.context import Flags
-from av.video.reformatter import ColorRange
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 from hpc.data.video.audio import Sound
+from hpc.data.video.color import BT709
 from hpc.data.video.container import Frame
 from hpc.data.video.graph import SCALE, Graph
 from hpc.data.video.probe import Video
@@ -155,6 +158,29 @@ class Encoder:
         """Leave no file."""
         self._container.close()
         self.path.unlink(missing_ok=True)  # it comes with the first packet
+
+
+def write(path: Path, frames: npt.NDArray[np.uint8], fps: float, coding: Coding) -> None:
+    """Pictures uint8 [frames, height, width, 3], RGB of BT.709, as a video of a constant rate. Sides are even."""
+    height, width = frames.shape[1:3]
+    rate = Fraction(fps).limit_denominator(100_000)
+    info = Video(width, height, 0, Fraction(1), "", "", rate, 0, 0.0, 0, 1 / rate, "", 0)
+    encoder = Encoder(path, info, coding)
+    to_yuv = VideoReformatter()
+    try:
+        for number, picture in enumerate(frames):
+            frame = to_yuv.reformat(
+                Frame.from_ndarray(picture, "rgb24"), format="yuv420p", dst_colorspace=Colorspace.ITU709,
+                dst_color_range=ColorRange.MPEG, interpolation=Interpolation.BICUBIC, threads=1,
+            )  # fmt: skip
+            frame.color_range = ColorRange.MPEG
+            frame.colorspace = frame.color_primaries = frame.color_trc = BT709
+            frame.pts, frame.time_base = number, info.time_base
+            encoder.write(frame, 1)
+        encoder.close()
+    except BaseException:
+        encoder.abandon()
+        raise
 
 
 def try_encoder(coding: Coding) -> None:

@@ -1,0 +1,180 @@
+"""What files of prompts say, in the published inference formats; one line of JSON for each video to make.
+
+    Predict2.5    {"inference_type": "video2world", "samples": {name: {"prompt" or "prompt_path", "input_path"?}},
+                   "seed"?, "guidance"?, "negative_prompt"?, "num_output_frames"?, "resolution"?: "704,1280"}
+                  or, as later versions have it, such an object for each sample, with "name"; or a list of them
+    Predict2      [{"input_video": path, "prompt": text, "output_video": name}, ...]
+    Predict1      a .jsonl with a line {"prompt": text, "visual_input"?: path} for each
+
+Paths count from the file's folder. A .jsonl with `visual_input` that is the spec's `inputs` itself is a list of those
+pictures and videos, each with its prompt. cosmos_predict2.5 50369b8: config.py; cosmos_predict2 661da47:
+examples/video2world.py; cosmos_predict1 4ed35fa: diffusion/inference/
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections.abc import Callable, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+import msgspec
+
+from hpc.data import storage
+from hpc.data.work import Bad, BadInput, Made, Work
+from hpc.generate.settings.diffusion import PICTURES, Prompts
+
+GIVEN = {"text2world": 0, "image2world": 1, "video2world": 2}
+"""Latent frames that a video goes on from."""
+COMMON = ("inference_type", "seed", "guidance", "negative_prompt", "num_output_frames", "resolution", "num_steps")
+ONE = ("name", "output_video", "prompt", "prompt_path", "input_path", "input_video", "visual_input")
+MEDIA = ("input_path", "input_video", "visual_input")
+
+
+class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """A video to make. None: as the stage's settings say."""
+
+    name: str
+    prompt: str
+    source: str
+    """The file that asks for it, and its etag."""
+    etag: str
+    media: str = ""
+    """A picture or video to go on from."""
+    media_etag: str = ""
+    given: int = 0
+    """Latent frames of it."""
+    seed: int | None = None
+    guidance: float | None = None
+    negative_prompt: str | None = None
+    frames: int | None = None
+    steps: int | None = None
+    size: tuple[int, int] | None = None
+
+
+def start(settings: Prompts) -> Callable[[Work], Made]:
+    return process
+
+
+def process(work: Work) -> Made:
+    """Make one shard. What is no file of prompts is refused, with every prompt in it."""
+    bad: list[Bad] = []
+    found: list[Request] = []
+    counts = {"files": 0, "prompts": 0, "media_without_prompt": 0}
+    for item in work.items:
+        work.check()
+        counts["files"] += 1
+        try:
+            with work.on(item):
+                if item.uri.lower().endswith((".json", ".jsonl")):
+                    found += requests(storage.read(item.uri, etag=item.version), item.uri, item.etag)
+                elif item.caption:
+                    found.append(request({"prompt": item.caption, "visual_input": item.uri}, item.uri, item.etag, ""))
+                else:  # of a folder: a file of prompts may name it
+                    counts["media_without_prompt"] += 1
+        except BadInput as error:
+            bad.append(error.bad)
+        except storage.Changed as error:
+            bad.append(Bad(item.uri, "changed-since-planned", str(error)))
+    counts["prompts"] = len(found)
+    path = work.scratch / f"{work.shard}.jsonl"
+    path.write_bytes(b"".join(msgspec.json.encode(one) + b"\n" for one in found))
+    return Made([path], counts, bad)
+
+
+def requests(data: bytes, uri: str, etag: str) -> list[Request]:
+    """Of a file of prompts. Raises BadInput."""
+    stem = PurePosixPath(uri).stem
+    try:
+        if uri.lower().endswith(".jsonl"):
+            lines = enumerate(data.decode().splitlines(), 1)
+            parsed: Any = [(f"line {number}", json.loads(line)) for number, line in lines if line.strip()]
+        else:
+            whole = json.loads(data)
+            parsed = [(f"entry {i}", one) for i, one in enumerate(whole, 1)] if isinstance(whole, list) else whole
+    except ValueError as error:  # UnicodeDecodeError, JSONDecodeError
+        raise BadInput(uri, "no-json", str(error)) from error
+    if isinstance(parsed, list):
+        names = [f"{stem}_{i:06}" if len(parsed) > 1 else stem for i in range(1, len(parsed) + 1)]
+        return [request(one, uri, etag, name, where) for name, (where, one) in zip(names, parsed, strict=True)]
+    if isinstance(parsed, dict) and isinstance(parsed.get("samples"), dict):
+        common = {key: value for key, value in parsed.items() if key != "samples"}
+        _known(common, COMMON, uri, "")
+        return [request(common | {"name": name} | one, uri, etag, stem, f"sample {name}")
+                if isinstance(one, dict) else _refuse(uri, f"sample {name}", one)
+                for name, one in parsed["samples"].items()]  # fmt: skip
+    return [request(parsed, uri, etag, stem)]
+
+
+def request(values: Any, uri: str, etag: str, name: str, where: str = "") -> Request:
+    """Of one object. Raises BadInput."""
+    if not isinstance(values, dict):
+        _refuse(uri, where, values)
+    _known(values, (*COMMON, *ONE), uri, where)
+    folder = uri.rpartition("/")[0]
+    prompt = values.get("prompt")
+    media = next((values[key] for key in MEDIA if values.get(key)), "")
+    try:
+        if values.get("prompt_path"):
+            prompt = storage.read(_joined(folder, values["prompt_path"])).decode().strip()
+        media = _joined(folder, media) if media else ""
+        there = storage.stat(media) if media else None
+    except (FileNotFoundError, UnicodeDecodeError, TypeError, AttributeError) as error:
+        raise BadInput(uri, "no-prompt", _at(where, str(error))) from error
+    if media and there is None:
+        raise BadInput(uri, "missing-media", _at(where, f"there is no {media}"))
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise BadInput(uri, "no-prompt", _at(where, "it has neither a prompt nor a prompt_path with words"))
+    kind = values.get("inference_type")
+    if kind is not None and kind not in GIVEN:
+        raise BadInput(uri, "no-prompt", _at(where, f"inference_type: {kind!r}; known are {', '.join(GIVEN)}"))
+    given = GIVEN[kind] if kind else 0 if not media else 1 if media.lower().endswith(PICTURES) else 2
+    if given and not media:
+        raise BadInput(uri, "missing-media", _at(where, f"{kind} goes on from something: give an input_path"))
+    own = values.get("name") or PurePosixPath(values.get("output_video") or "").stem or name
+    try:
+        return msgspec.convert(
+            {
+                "name": own or PurePosixPath(media).stem, "prompt": prompt.strip(), "source": uri, "etag": etag,
+                "media": media if given else "", "media_etag": there.etag if there and given else "", "given": given,
+                "seed": values.get("seed"), "guidance": values.get("guidance"), "steps": values.get("num_steps"),
+                "negative_prompt": values.get("negative_prompt"), "frames": values.get("num_output_frames"),
+                "size": _size(values.get("resolution")),
+            },
+            Request,
+        )  # fmt: skip
+    except (msgspec.ValidationError, ValueError) as error:
+        raise BadInput(uri, "no-prompt", _at(where, str(error))) from error
+
+
+def _size(resolution: Any) -> list[int] | None:
+    """Of "704,1280"; "none" is the model's own. Raises ValueError."""
+    if resolution in (None, "none"):
+        return None
+    sides = str(resolution).split(",")
+    if len(sides) != 2 or not all(side.strip().isdigit() for side in sides):
+        raise ValueError(f'resolution: {resolution!r}; write height and width, "704,1280", or "none"')
+    return [int(side) for side in sides]
+
+
+def _joined(folder: str, path: str) -> str:
+    if storage.is_s3(path) or path.startswith("/"):
+        return path
+    if storage.is_s3(folder):
+        return storage.join(folder, path)
+    return posixpath.normpath(f"{folder}/{path}")
+
+
+def _known(values: Mapping[str, Any], known: tuple[str, ...], uri: str, where: str) -> None:
+    if wrong := [key for key in values if key not in known]:
+        words = f"unknown: {', '.join(wrong)}; known are {', '.join(known)}"
+        raise BadInput(uri, "no-prompt", _at(where, words))
+
+
+def _refuse(uri: str, where: str, value: Any) -> Any:
+    raise BadInput(uri, "no-prompt", _at(where, f"{json.dumps(value)[:80]} is no object with a prompt"))
+
+
+def _at(where: str, words: str) -> str:
+    return f"{where}: {words}" if where else words

@@ -1,0 +1,137 @@
+"""Settings of generate.diffusion, and of the two parts that it is made of: the prompts of all files, and videos."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import msgspec
+from msgspec import Meta
+
+from hpc.data.work import Part
+from hpc.models.dit_presets import Preset, preset
+from hpc.models.tokenizer_files import files_of
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
+ENCODERS = {
+    "t5": "google-t5/t5-11b@90f37703b3334dfe9d2b009bfcbfbf1ac9d28ea3",
+    "qwen2.5-vl": "nvidia/Cosmos-Reason1-7B",
+}
+"""Of the texts that published models read."""
+Side = Annotated[int, Meta(ge=16, le=8192)]
+Model = Annotated[str, Meta(pattern=r"^([/~].*|[\w.-]+/[\w.-]+(@[\w./-]+)?)$")]
+"""A path, or owner/name@revision on the Hugging Face hub."""
+
+
+class Prompts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Files of prompts -> one line of JSON a video to make; hpc.generate.prompts says which files."""
+
+    KIND: ClassVar[str] = "generate.diffusion-prompts"
+    CODE: ClassVar[str] = "hpc.generate.prompts"
+    PHASES: ClassVar[tuple[str, ...]] = ("map",)
+    OBJECTS: ClassVar[tuple[str, ...]] = (".jsonl",)
+    INPUT_SUFFIXES: ClassVar[tuple[str, ...]] = (".json", ".jsonl", *PICTURES, *VIDEOS)
+    VERSION: ClassVar[int] = 1
+    NEUTRAL: ClassVar[tuple[str, ...]] = ()
+    SECONDS_PER_GIB: ClassVar[float] = 10.0
+
+
+class Diffusion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Prompts, and pictures or videos that they go on from -> videos, by a diffusion model; an array over prompts."""
+
+    KIND: ClassVar[str] = "generate.diffusion"
+    CODE: ClassVar[str] = "hpc.generate.diffusion"
+    PHASES: ClassVar[tuple[str, ...]] = ("barrier", "map")
+    OBJECTS: ClassVar[tuple[str, ...]] = (".tar", ".parquet")
+    INPUT_SUFFIXES: ClassVar[tuple[str, ...]] = ()
+    VERSION: ClassVar[int] = 1
+    NEUTRAL: ClassVar[tuple[str, ...]] = ()
+    SECONDS_PER_GIB: ClassVar[float] = 1e6
+
+    model: str = "predict2.5-2b"
+    """A preset of hpc/models/dit_presets.py, such as predict2.5-2b or predict1-7b-text2world, or the name of the
+    published experiment that trained the weights."""
+    weights: str | None = None
+    """Of the model: the path of a model.pt, a .safetensors or a folder. null: those that were published, which
+    `hpc models pull` fetches."""
+    average: bool = False
+    """Of a file that has both: the running average (net_ema.) rather than the weights trained last (net.)."""
+    tokenizer: str | None = None
+    """What makes videos of latents: owner/name@revision, a path, or `package.module:make`. null: the model's own."""
+    text_encoder: Model | None = None
+    """A T5 for Predict1 and 2, a Qwen2.5-VL for Predict2.5. null: the one that the model was trained with."""
+
+    frames: Annotated[int, Meta(ge=1)] | None = None
+    """Of a video; null: as many as in the model's training. A file of prompts may say otherwise, also of the next
+    two."""
+    size: tuple[Side, Side] | None = None
+    """Height and width; null: those of the model's training."""
+    negative_prompt: str | None = None
+    """What to steer away from. null: no text, zeros, as where texts were left out in training."""
+    seed: Annotated[int, Meta(ge=0, lt=2**32)] = 1
+    """Of the noise that a video begins as, the same on every machine. A file of prompts may give each its own."""
+    guidance: Annotated[float, Meta(ge=0, le=100)] | None = None
+    """How far to go from the negative prompt: with + guidance (with - without); 0 asks for no text but the prompt, in
+    half the time. null: what the model was shown with."""
+    steps: Annotated[int, Meta(ge=1, le=1000)] | None = None
+    solver: Literal["multistep", "heun", "unipc", "euler"] | None = None
+    schedule: Literal["karras", "shifted", "flow-karras"] | None = None
+    """Of noise levels. hpc/models/samplers.py explains both; null: as published."""
+    fps: Annotated[float, Meta(gt=0, le=240)] | None = None
+    """Of the video, which Predict1 is also told; null: that of the model's training."""
+    crf: Annotated[float, Meta(ge=0, le=51)] = 17.0
+    """Of the mp4: H.264, lower is better."""
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
+    """What the model and the tokenizer compute in."""
+    per_shard: Annotated[int, Meta(ge=1, le=10_000)] = 4
+    """Videos that a shard has: what is lost where a worker is stopped in the middle."""
+
+    def __post_init__(self) -> None:
+        known = self.preset
+        if self.weights is None and not known.repository:
+            raise ValueError(f"weights: {self.model} has no published weights: give the path of a file or folder")
+        if self.weights is not None and not self.weights.startswith(("/", "~")):
+            raise ValueError(f"weights: {self.weights!r}: a path begins with / or ~, since jobs run elsewhere")
+        if self.tokenizer is None and not known.tokenizer:
+            raise ValueError(f"tokenizer: {self.model} has none of its own: name one")
+        if self.text_encoder is None and not known.repository:
+            raise ValueError(f"text_encoder: {self.model} was trained with none: name one")
+        files_of(self.video_tokenizer)
+        for side in self.size or ():
+            if side % 16:
+                raise ValueError(f"size: {side}: a model's tokens are 16 pixels wide: make it {side - side % 16} or "
+                                 f"{side - side % 16 + 16}")  # fmt: skip
+        over_sigma = (self.solver or known.solver) in ("multistep", "heun")
+        if over_sigma != ((self.schedule or known.schedule) == "karras"):
+            raise ValueError("schedule: multistep and heun go over karras noise levels, unipc and euler over shifted "
+                             "or flow-karras: set both")  # fmt: skip
+        if known.objective == "edm" and not over_sigma:
+            raise ValueError(f"solver: {self.model} was trained as an EDM: multistep or heun")
+
+    @property
+    def preset(self) -> Preset:
+        """Raises ValueError."""
+        try:
+            return preset(self.model)
+        except ValueError as error:
+            raise ValueError(f"model: {error}") from error
+
+    @property
+    def video_tokenizer(self) -> str:
+        return self.tokenizer or self.preset.tokenizer
+
+    @property
+    def text_model(self) -> str:
+        return self.text_encoder or ENCODERS[self.preset.text]
+
+    def parts(self) -> dict[str, Part]:
+        return {"prompts": Part(Prompts(), ("",), gpus=False), "": Part(self, ("prompts",))}
+
+    def models(self) -> dict[str, tuple[str, ...]]:
+        known = self.preset
+        wanted: dict[str, tuple[str, ...]] = {self.text_model: ()}
+        if files := files_of(self.video_tokenizer):
+            wanted[self.video_tokenizer] = files
+        if self.weights is None:
+            wanted[known.repository] = (*wanted.get(known.repository, ()), known.file)
+        return wanted

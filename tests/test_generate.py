@@ -1,0 +1,329 @@
+"""generate.diffusion by the real worker: a tiny transformer, a tiny VAE and tiny text encoders with random weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import PIL.Image
+import pytest
+import runs
+import tiny_models
+import torch
+import yaml
+
+from hpc.batch import inputs
+from hpc.batch.kinds import settings_of
+from hpc.batch.spec import Inputs
+from hpc.data import layers, storage, video
+from hpc.data.work import BadInput, Item, Work
+from hpc.generate import diffusion, prompts
+from hpc.generate.settings import Diffusion, Prompts
+from hpc.models import dit_files
+from hpc.models.dit import DiT
+from hpc.models.dit_presets import PRESETS
+from hpc.models.tokenizers import files, wan
+
+HEIGHT, WIDTH, FRAMES = 64, 96, 9
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Settings that name tiny models."""
+    folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(1)
+    model = DiT(PRESETS["tiny-predict2.5"].config)
+    for block in model.blocks:  # a new one would not listen to texts
+        for name in ("self_attn", "cross_attn", "mlp"):
+            torch.nn.init.normal_(getattr(block, f"adaln_modulation_{name}")[2].weight, std=1.0)
+    dit_files.save(model, model.config, folder / "dit")
+    files.save(wan.WanVAE(wan.Config(channels=8)), folder / "vae")
+    tiny_models.qwen2_5_vl(folder / "qwen")
+    return {
+        "model": "tiny-predict2.5", "weights": str(folder / "dit"), "tokenizer": str(folder / "vae"),
+        "text_encoder": str(folder / "qwen"), "frames": FRAMES, "size": [HEIGHT, WIDTH], "steps": 2, "guidance": 1.0,
+        "precision": "float32", "fps": 16.0,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def maker(models: dict[str, Any]) -> diffusion.Maker:
+    return diffusion.Maker(settings_of("generate.diffusion", models))
+
+
+def picture(path: Path, seed: int = 0) -> Path:
+    rng = np.random.default_rng(seed)
+    small = PIL.Image.fromarray(rng.integers(0, 255, (4, 6, 3), np.uint8))
+    small.resize((WIDTH, HEIGHT), PIL.Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+def film(path: Path, frames: int = 12) -> Path:
+    rng = np.random.default_rng(3)
+    small = [PIL.Image.fromarray(rng.integers(0, 255, (4, 6, 3), np.uint8)) for _ in range(frames)]
+    large = [np.asarray(one.resize((WIDTH, HEIGHT), PIL.Image.Resampling.BICUBIC)) for one in small]
+    video.write(path, np.stack(large), 16, video.Coding(crf=5.0))
+    return path
+
+
+def asked(folder: Path) -> Path:
+    """A folder with prompts in each of the published formats."""
+    folder.mkdir()
+    picture(folder / "robot.png")
+    film(folder / "street.mp4")
+    (folder / "rain.txt").write_text("Rain.\n")
+    (folder / "a_predict25.json").write_text(json.dumps({
+        "inference_type": "image2world", "seed": 3, "num_output_frames": 5,
+        "samples": {"lift": {"prompt": "A robot.", "input_path": "robot.png"},
+                    "wet street": {"prompt_path": "rain.txt", "input_path": "robot.png", "seed": 4}},
+    }))  # fmt: skip
+    (folder / "b_predict2.json").write_text(json.dumps(
+        [{"input_video": "street.mp4", "prompt": "Cars.", "output_video": "out/cars.mp4"}]
+    ))  # fmt: skip
+    (folder / "c_predict1.jsonl").write_text('{"prompt": "Snow."}\n\n{"prompt": "Sun."}\n')
+    (folder / "d.json").write_text("{")
+    return folder
+
+
+def spec(folder: Path, models: dict[str, Any], inputs: Any, **more: Any) -> Path:
+    stages = {"videos": {"kind": "generate.diffusion", "resources": {"cpus": 1}, "per_shard": 2, **models, **more}}
+    path = folder / "g.yaml"
+    path.write_text(yaml.safe_dump({"name": "g", "inputs": inputs, "output": "out", "stages": stages}))
+    return path
+
+
+def rows_of(out: Path) -> list[dict[str, Any]]:
+    return [row | {"tar": table.with_suffix(".tar")} for table in sorted(out.rglob("videos*/*.parquet"))
+            for row in layers.read_table(table).to_pylist()]  # fmt: skip
+
+
+def pixels(row: dict[str, Any]) -> np.ndarray:
+    """uint8 [frames, height, width, 3]"""
+    data = row["tar"].read_bytes()[row["mp4_offset"] : row["mp4_offset"] + row["mp4_size"]]
+    return video.sample(data, range(row["frames"]), row["width"], row["height"])
+
+
+# The stage
+
+
+def test_prompts_of_all_formats_become_videos(tmp_path: Path, models: dict[str, Any]) -> None:
+    asked(tmp_path / "in")
+    file = spec(tmp_path, models, "in")
+    made = runs.go(file)
+    rows = {row["name"]: row for row in rows_of(tmp_path / "out")}
+    assert list(rows) == ["lift", "wet_street", "cars", "c_predict1_000001", "c_predict1_000002"]
+    assert len({row["tar"] for row in rows.values()}) == 3, "two videos a shard"
+    assert {name: (row["prompt"], row["given"], row["seed"], row["frames"]) for name, row in rows.items()} == {
+        "lift": ("A robot.", 1, 3, 5), "wet_street": ("Rain.", 1, 4, 5), "cars": ("Cars.", 2, 1, 9),
+        "c_predict1_000001": ("Snow.", 0, 1, 9), "c_predict1_000002": ("Sun.", 0, 1, 9),
+    }  # fmt: skip
+    for name, row in rows.items():
+        data = row["tar"].read_bytes()[row["mp4_offset"] : row["mp4_offset"] + row["mp4_size"]]
+        info, frames = video.measured(data)
+        assert (info.width, info.height, frames, info.fps) == (WIDTH, HEIGHT, row["frames"], 16), name
+        with row["tar"].open("rb") as tar:
+            about = dict(layers.read_tar(tar))[name]
+        assert json.loads(about[".json"])["prompt"] == row["prompt"] and about[".mp4"] == data
+    films = {name: pixels(row).astype(float) for name, row in rows.items()}
+    assert np.abs(films["c_predict1_000001"] - films["c_predict1_000002"]).mean() > 1, "texts count"
+    told = "".join(path.read_text() for path in made.run.folder.rglob("*.jsonl"))
+    assert "no-json" in told and "d.json" in told, "what is no file of prompts is named, and stops nothing"
+    # again: nothing to do
+    assert runs.planned(file).attempt is None
+
+
+def work(folder: Path, items: list[Item] | None = None, rows: list[Any] | None = None) -> Work:
+    folder.mkdir(parents=True, exist_ok=True)
+    return Work("000000", items or [], rows or [], {}, folder, "f", lambda: None, lambda *_: None)
+
+
+def test_a_prompt_gives_the_same_video_wherever_it_stands(tmp_path: Path, maker: diffusion.Maker) -> None:
+    films = []
+    for i, texts in enumerate((["Snow.", "Sun."], ["Fog.", "Wind.", "Snow."])):
+        rows = [{"name": text[:-1], "prompt": text, "source": "s", "etag": "e"} for text in texts]
+        made = diffusion.process(maker, work(tmp_path / str(i), rows=rows))
+        with made.objects[0].open("rb") as tar:
+            films.append(dict(layers.read_tar(tar))["Snow"][".mp4"])
+    assert films[0] == films[1]
+
+
+def test_a_list_of_pictures_with_prompts_as_inputs(tmp_path: Path) -> None:
+    """Predict1's format as the spec's inputs: each line is an input of its own."""
+    picture(tmp_path / "a.png", 1)
+    picture(tmp_path / "b.png", 2)
+    lines = [{"prompt": "A.", "visual_input": "a.png"}, {"prompt": "B.", "visual_input": "b.png"}]
+    (tmp_path / "batch.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found = inputs.resolve([Inputs(uri=str(tmp_path / "batch.jsonl"))], Prompts.INPUT_SUFFIXES)
+    items = [Item(one.uri, one.size, one.etag, caption=found.captions[one.uri]) for one in found.entries]
+    made = prompts.process(work(tmp_path / "scratch", items))
+    asked = [json.loads(line) for line in made.objects[0].read_text().splitlines()]
+    assert [(one["name"], one["prompt"], one["given"]) for one in asked] == [("a", "A.", 1), ("b", "B.", 1)]
+    assert made.counts["prompts"] == 2 and not made.bad
+
+
+def test_what_cannot_be_made_is_named_and_the_rest_is_made(tmp_path: Path, maker: diffusion.Maker) -> None:
+    film(tmp_path / "short.mp4", 3)
+    (tmp_path / "x.png").write_text("no picture")
+    asked = [
+        {"name": "few", "prompt": "x", "input_path": "short.mp4"},
+        {"name": "none", "prompt": "x", "input_path": "x.png"},
+        {"name": "odd", "prompt": "x", "resolution": "50,96"},
+        {"name": "ten", "prompt": "x", "num_output_frames": 10},
+        {"name": "all", "prompt": "x", "input_path": "short.mp4", "num_output_frames": 5},
+        {"name": "good", "prompt": "x"},
+    ]  # fmt: skip
+    rows = [msgspec.to_builtins(one) for one in parse(tmp_path, "a.json", json.dumps(asked))]
+    made = diffusion.process(maker, work(tmp_path / "scratch", rows=rows))
+    table = layers.read_table(made.objects[1]).to_pylist()
+    assert {row["name"]: row["why"] for row in table} == {
+        "few": "too-short", "none": "no-picture", "odd": "bad-size", "ten": "bad-frames", "all": "bad-frames",
+        "good": None,
+    }  # fmt: skip
+    assert made.counts["videos"] == 1 and len(made.bad) == 5
+    told = "".join(one.detail for one in made.bad)
+    for words in ("3 frames; 5 are gone on from", "odd: 50 x 96: 16 must divide both"):
+        assert words in told, words
+
+
+# The maker
+
+
+def test_given_frames_are_in_the_video(tmp_path: Path, maker: diffusion.Maker) -> None:
+    """As the VAE knows them: what it makes of them alone."""
+    path = film(tmp_path / "street.mp4", 12)
+    stat = storage.stat(str(path))
+    of = {"name": "x", "prompt": "Cars.", "source": "s", "etag": "e"}
+    one = prompts.Request(**of, media=str(path), media_etag=stat.etag, given=2)
+    frames = maker.make(one)
+    assert frames.shape == (FRAMES, HEIGHT, WIDTH, 3) and frames.dtype == np.uint8
+    last = video.sample(path.read_bytes(), range(7, 12), WIDTH, HEIGHT)  # the last 1 + 4
+    latents = maker.tokenizer.encode(torch.from_numpy(last).permute(3, 0, 1, 2)[None].float() / 127.5 - 1)
+    again = maker.tokenizer.decode(latents)[0].permute(1, 2, 3, 0)
+    wanted = ((again + 1) * 127.5).round().clamp(0, 255).numpy()
+    assert np.abs(frames[:5].astype(float) - wanted).max() <= 1
+    seen: list[int] = []
+    maker.make(one, lambda: seen.append(1))
+    assert len(seen) == 2, "a stopped worker leaves between steps"
+    other = maker.make(prompts.Request(**of, seed=9))
+    assert np.abs(other.astype(float) - frames).mean() > 1
+
+
+def test_videos_keep_their_colours(tmp_path: Path) -> None:
+    colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255], [0, 0, 0], [128, 64, 200]], np.uint8)
+    frames = np.repeat(np.repeat(colours[:, None, None], 64, 1), 64, 2)
+    video.write(tmp_path / "x.mp4", frames, 23.976, video.Coding(crf=1.0))
+    data = (tmp_path / "x.mp4").read_bytes()
+    info, count = video.measured(data)
+    assert count == 6 and float(info.fps) == pytest.approx(23.976, abs=1e-3)
+    again = video.sample(data, range(6), 64, 64)
+    assert np.abs(again.astype(int) - frames).max() <= 6
+    before = (tmp_path / "x.mp4").read_bytes()
+    video.write(tmp_path / "y.mp4", frames, 23.976, video.Coding(crf=1.0))
+    assert (tmp_path / "y.mp4").read_bytes() == before
+
+
+def test_models_that_do_not_go_together(models: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"makes texts of 64 channels; tiny-predict2\.5 takes 80"):
+        model = DiT(type(PRESETS["tiny-predict2.5"].config)(channels=24, blocks=1, heads=2, condition_mask=True,
+                                                           text_projection=80, adaln_rank=4))  # fmt: skip
+        dit_files.save(model, model.config, tmp_path / "dit")
+        diffusion.Maker(settings_of("generate.diffusion", models | {"weights": str(tmp_path / "dit")}))
+    with pytest.raises(FileNotFoundError, match="weights: there is no /nowhere"):
+        diffusion.Maker(settings_of("generate.diffusion", models | {"weights": "/nowhere"}))
+
+
+# Files of prompts
+
+
+def parse(tmp_path: Path, name: str, content: str) -> list[prompts.Request]:
+    (tmp_path / name).write_text(content)
+    return prompts.requests(content.encode(), str(tmp_path / name), "e")
+
+
+def test_settings_of_a_file_are_those_of_its_videos(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    common = {"seed": 5, "guidance": 3, "num_output_frames": 93, "negative_prompt": "bad", "resolution": "704,1280"}
+    one, two = parse(tmp_path, "a.json", json.dumps(
+        {"inference_type": "text2world", **common, "samples": {"x": {"prompt": " X "}, "y": {"prompt": "Y", "seed": 6}}}
+    ))  # fmt: skip
+    assert (one.name, one.prompt, one.seed, one.guidance, one.frames, one.negative_prompt, one.size) == (
+        "x", "X", 5, 3.0, 93, "bad", (704, 1280))  # fmt: skip
+    assert (two.name, two.seed, two.given) == ("y", 6, 0)
+    # as later versions have it: one sample a file
+    [flat] = parse(tmp_path, "b.json", json.dumps(
+        {"inference_type": "image2world", "name": "n", "prompt": "P", "input_path": "a.png", "resolution": "none"}
+    ))  # fmt: skip
+    assert (flat.name, flat.given, flat.media, flat.size) == ("n", 1, str(tmp_path / "a.png"), None)
+    [stem] = parse(tmp_path, "some.json", '{"prompt": "P"}')
+    assert stem.name == "some"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[3]", "entry 1: 3 is no object with a prompt"),
+        ('{"prompt": ""}', "it has neither a prompt nor a prompt_path with words"),
+        ('{"prompt_path": "gone.txt"}', "gone.txt"),
+        ('{"prompt": "x", "input_path": "gone.png"}', "there is no .*gone.png"),
+        ('{"prompt": "x", "inference_type": "image2world"}', "image2world goes on from something: give an input_path"),
+        ('{"prompt": "x", "inference_type": "audio"}', "inference_type: 'audio'; known are text2world, image2world"),
+        ('{"prompt": "x", "sead": 3}', "unknown: sead; known are .*seed"),
+        ('{"samples": {"a": {"prompt": "x"}}, "stepz": 3}', "unknown: stepz"),
+        ('{"prompt": "x", "seed": "three"}', "seed"),
+        ('{"prompt": "x", "resolution": "720p"}', "write height and width"),
+    ],
+)
+def test_files_that_say_something_else_are_refused(tmp_path: Path, content: str, words: str) -> None:
+    with pytest.raises(BadInput, match=words):
+        parse(tmp_path, "p.json", content)
+
+
+def test_pictures_of_a_folder_are_no_prompts(tmp_path: Path) -> None:
+    made = prompts.process(work(tmp_path, [Item(str(picture(tmp_path / "a.png")), 1, "e")]))
+    assert made.counts == {"files": 1, "prompts": 0, "media_without_prompt": 1}
+
+
+def test_names_that_several_have_get_numbers(tmp_path: Path) -> None:
+    lines = [{"name": name, "prompt": "x", "source": source, "etag": "1"} for name, source in
+             (("a", "p"), ("a", "p"), ("b/c.d", "p"), ("a", "gone"), ("a", "p"))]  # fmt: skip
+    path = tmp_path / "0.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)))
+    settings = Diffusion(model="tiny-predict2.5", weights="/x", tokenizer="/y", text_encoder="/z", per_shard=3)
+    planned = list(diffusion.freeze(settings, {"p": [("0", {".jsonl": str(path)})]}, {("gone", "1")}))
+    assert [[row["name"] for row in rows] for rows in planned] == [["a", "a_2", "b_c_d"], ["a_3"]]
+    with pytest.raises(ValueError, match="there is not one prompt"):
+        list(diffusion.freeze(settings, {"p": []}, set()))
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"model": "predict2.5-2B"}, r"model: .*did you mean predict2\.5-2b\?"),
+        ({"model": "tiny-predict2.5"}, r"weights: tiny-predict2\.5 has no published weights"),
+        ({"weights": "model.pt"}, "a path begins with / or ~"),
+        ({"size": [700, 1280]}, "size: 700: a model's tokens are 16 pixels wide: make it 688 or 704"),
+        ({"solver": "multistep"}, "schedule: multistep and heun go over karras"),
+        ({"model": "predict1-7b-text2world", "solver": "unipc", "schedule": "shifted"}, "trained as an EDM"),
+        ({"tokenizer": "who/knows"}, "no tokenizer is known by this name"),
+    ],
+)
+def test_settings_that_are_refused(more: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        settings_of("generate.diffusion", {"model": "predict2.5-2b"} | more)
+
+
+def test_the_published_models_that_are_fetched() -> None:
+    settings = settings_of("generate.diffusion", {"model": "predict2_video2world_training_2b_cosmos_nemo_assets"})
+    weights = "base/pre-trained/d20b7120-df3e-4911-919d-db6e08bad31c_ema_bf16.pt"
+    assert settings.models() == {
+        "nvidia/Cosmos-Reason1-7B": (), "nvidia/Cosmos-Predict2.5-2B": ("tokenizer.pth", weights)
+    }  # fmt: skip
+    settings = settings_of("generate.diffusion", {"model": "predict1-7b-video2world"})
+    assert settings.models()["nvidia/Cosmos-Predict1-7B-Video2World"] == ("model.pt",)
+    assert "mean_std.pt" in settings.models()["nvidia/Cosmos-Tokenize1-CV8x8x8-720p"]
