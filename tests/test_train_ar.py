@@ -12,7 +12,7 @@ import signal
 import socket
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
@@ -27,11 +27,11 @@ from hpc.data.tokens import video2world
 from hpc.data.units import Bytes
 from hpc.data.work import Stopped
 from hpc.models.ar import keys
-from hpc.models.ar.presets import preset
+from hpc.models.ar.presets import PRESETS, preset
 from hpc.train.checkpoint import Checkpoints, complete
 from hpc.train.metrics import lines
 from hpc.train.settings import TrainAr
-from hpc.train.settings.ar import Layout, memory
+from hpc.train.settings.ar import Layout, Model, memory
 from hpc.train.settings.optimizer import Optimizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -173,7 +173,7 @@ def test_prompts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"model": "ar-5b"}, "model: 'ar-5b' is no autoregressive model; did you mean ar-4b"),
+        ({"model": "ar-5b"}, "Invalid enum value 'ar-5b' - at `$.model`"),
         (
             {"layout": {"tensor": 3}},
             "layout: tensor: 8 heads of keys / 3 = 2.66667: ranks must have equal parts; 2 or 4",
@@ -206,6 +206,10 @@ def test_what_so_many_ranks_cannot_do(values: dict[str, Any], ranks: int, words:
     given = TrainAr(**{"model": "ar-4b", "steps": 1, "batch": 8} | values)
     with pytest.raises(ValueError, match=re.escape(words)):
         given.shared_by(ranks)
+
+
+def test_every_preset_can_be_asked_for() -> None:
+    assert set(get_args(Model)) == set(PRESETS)
 
 
 def test_the_estimate_of_memory_follows_the_layout() -> None:

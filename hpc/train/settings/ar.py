@@ -8,10 +8,13 @@ import msgspec
 from msgspec import Meta
 
 from hpc.data.units import Bytes
-from hpc.models.ar.presets import PRESETS, Preset, preset
+from hpc.models.ar.presets import PRESETS, Preset
 from hpc.train.checkpoint import Checkpoints
 from hpc.train.settings.optimizer import Optimizer
 
+Model = Literal[
+    "ar-4b", "ar-12b", "ar-5b-video2world", "ar-13b-video2world", "ar-tiny", "ar-tiny-video2world"
+]  # fmt: skip
 Precision = Literal["fp32", "bf16", "fp8-delayed", "fp8-current", "fp8-blockwise"]
 Recompute = Literal["none", "selective", "full"]
 Kernels = Literal["auto", "torch", "fused"]
@@ -84,8 +87,8 @@ class TrainAr(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     )
     SECONDS_PER_GIB: ClassVar[float] = 1.0
 
-    model: str
-    """ar-4b, ar-12b, ar-5b-video2world, ar-13b-video2world, ar-tiny, ar-tiny-video2world."""
+    model: Model = "ar-4b"
+    """The tiny ones are for trying things out."""
     steps: Count
     """Steps of training in all."""
     batch: Count
@@ -128,10 +131,6 @@ class TrainAr(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     on S3 need one."""
 
     def __post_init__(self) -> None:
-        try:
-            preset(self.model)
-        except ValueError as error:
-            raise ValueError(f"model: {error}") from error
         if self.condition >= self.preset.shape[0]:
             raise ValueError(
                 f"condition: {self.condition} of {self.preset.shape[0]} latent frames leave nothing to learn"
