@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import token_sets
 import torch
+import yaml
 from test_text_embed import reference, save
 from token_sets import Window
 
+from hpc.batch.spec import SpecErrors, load
 from hpc.data import layers
 from hpc.data.tokens import BOV, PAD, action, video2world
 from hpc.prepare.forms import video2world as form
@@ -219,3 +221,23 @@ def test_the_parts_of_each_form() -> None:
         part = made.parts()[""]
         assert part.settings.KIND == kind and (part.settings.split, part.settings.hold_out) == ("3,2,1", "clip")
         assert part.gpus == bool(more.get("text_encoder")) and (t5 in made.models()) == part.gpus
+
+
+def test_prompts_are_missed_before_anything_is_encoded(tmp_path: Path) -> None:
+    """A stage that is needed later changes what the ids are made of: they would all be made again."""
+    stages = {"clips": {"kind": "curate.clips"}, "caption": {"kind": "curate.caption", "needs": "clips"},
+              "embed": {"kind": "curate.text_embed", "needs": ["clips", "caption"]}}  # fmt: skip
+    file = tmp_path / "t.yaml"
+    (tmp_path / "in").mkdir()
+
+    def write(**tokens: Any) -> None:
+        tokens = {"kind": "prepare.tokens", "form": "video2world", "tokenizer": "/dv"} | tokens
+        file.write_text(yaml.safe_dump({"name": "t", "inputs": str(tmp_path / "in"), "output": str(tmp_path / "out"),
+                                        "stages": stages | {"tokens": tokens}}))  # fmt: skip
+
+    write(needs=["clips", "caption"])
+    with pytest.raises(SpecErrors, match=r"tokens\.needs.*curate\.text_embed"):
+        load(file)
+    for more in ({"needs": ["clips", "caption", "embed"]}, {"needs": ["clips"], "text_encoder": "/t5"}):
+        write(**more)
+        load(file)

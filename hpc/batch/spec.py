@@ -348,6 +348,10 @@ def _stages(node: Node, problems: list[Problem]) -> dict[str, Stage]:
         settings = check.build(struct, own, block, where, problems)
         common = {key: values[key] for key in ("kind", "resources", "required", "throttle", "starts")}
         stages[name] = Stage(name=name, needs=needs, settings=settings, **common)
+    for name, stage in stages.items():
+        kinds = [stages[need].kind for need in stage.needs if need in stages]
+        if message := getattr(stage.settings, "unmet", lambda kinds: "")(kinds):
+            problems.append(node.below(name).problem(f"stages.{name}.needs", message))
     return _in_parts(_ordered(stages, node, problems), node, problems)
 
 

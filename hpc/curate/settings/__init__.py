@@ -16,6 +16,9 @@ Settings that name models say so by one method, which `hpc models pull` asks:
 
 Model -> its files. A model is a path (nothing is fetched then) or owner/name@revision on the Hugging Face hub. Its
 files are names, e.g. ("config.json", "model.safetensors"); () stands for what transformers loads of it.
+
+Settings that must go together with what is in `needs` have `unmet(kinds) -> str`: given the kinds of those
+stages it says what is lacking, "" for nothing.
 """
 
 from __future__ import annotations

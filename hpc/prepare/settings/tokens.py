@@ -4,6 +4,7 @@ form that a trainer wants them in. Another form of the same ids encodes nothing 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
 import msgspec
@@ -132,6 +133,14 @@ class Tokens(Frames, frozen=True, forbid_unknown_fields=True, kw_only=True):
             form = kind(split=self.split, hold_out=self.hold_out, text_encoder=self.text_encoder,
                         text_precision=self.text_precision)  # fmt: skip
         return {"ids": Part(ids, ("",)), "": Part(form, ("", "ids"), gpus=self.text_encoder is not None)}
+
+    def unmet(self, kinds: Sequence[str]) -> str:
+        """What is lacking among the kinds of the stages in `needs`, before anything is encoded; "" for nothing."""
+        mine = any(":" in kind for kind in kinds)  # a stage of one's own may make embeddings
+        if self.form != "video2world" or self.text_encoder or mine or "curate.text_embed" in kinds:
+            return ""
+        return ("form: video2world wants embeddings of captions: add a stage curate.text_embed (and its captions) to "
+                "`needs`, or name a text_encoder, e.g. google-t5/t5-11b@90f37703b3334dfe9d2b009bfcbfbf1ac9d28ea3")
 
     def models(self) -> dict[str, tuple[str, ...]]:
         return super().models() | ({self.text_encoder: ()} if self.text_encoder else {})
