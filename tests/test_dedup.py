@@ -17,7 +17,7 @@ import torch
 from dedups import Upstream, decided, embedded, run
 
 from hpc.curate import clips, embed, shard
-from hpc.curate.dedup import assign, pairs, prune, sphere, tables
+from hpc.curate.dedup import assign, fit, pairs, prune, sphere, tables
 from hpc.curate.settings import Clips, Dedup, Embed, Encode, Shard, Split
 from hpc.data import layers, storage
 from hpc.data.units import Seconds
@@ -204,6 +204,65 @@ def test_copies_and_near_ones_together(tmp_path: Path) -> None:
         assert abs(int(uuid[-5:]) - int(other[-5:])) == 40 and score > 0.999 and why == "semantic"
 
 
+def fitted(folder: Path) -> tuple[dict[str, Any], np.ndarray]:
+    """What the first part says of itself, and its centroids."""
+    with (folder / "dedup-fit/000000.copies.parquet").open("rb") as file:
+        return layers.read_meta(file), np.load(folder / "dedup-fit/000000.centroids.npy")
+
+
+def test_vectors_of_some_shards_tell_where_clusters_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pair is missed, whatever the centroids are of; of the other shards no vectors are read for them."""
+    vectors, uuids = near(np.random.default_rng(2), 1200, 16, 0.1), names(1200)
+    inputs = embedded(tmp_path / "in", vectors, uuids, 12)
+    read: list[tuple[str, bool]] = []
+    whole = tables.read
+    monkeypatch.setattr(tables, "read", lambda one, gone, vectors=True: read.append((one.shard, vectors)) or
+                        whole(one, gone, vectors))  # fmt: skip
+    unit, _ = sphere.unit(vectors)
+    looked = []
+    for number, settings in enumerate((Dedup(), Dedup(sample=300), Dedup(sample=300, seed=7), Dedup(sample=1))):
+        out = run(tmp_path / f"{number}", settings, inputs)
+        gone = decided(out)
+        meta, centroids = fitted(tmp_path / f"{number}")
+        assert len(centroids) >= 1 and meta["vectors"] == meta["clips"] == 1200
+        looked.append((meta["read"], meta["sample"]))
+        of_fit, read[:] = read[:12], []
+        shards = {shard for shard, vectors in of_fit if vectors}
+        assert {shard for shard, _ in of_fit} == {f"{i:06}" for i in range(12)}
+        assert len(shards) == {0: 12, 1: 3, 2: 3, 3: 1}[number]
+        looked[-1] += (shards,)
+        stay = unit[[row for row, uuid in enumerate(uuids) if uuid not in gone]]
+        assert np.tril(stay @ stay.T, -1).max() < 0.99 + 3e-6 and len(gone) > 700
+        for uuid, (other, score, _) in gone.items():
+            assert score > 0.99 - 3e-6 and abs(unit[uuids.index(uuid)] @ unit[uuids.index(other)] - score) < 3e-6
+    assert [one[:2] for one in looked] == [(1200, 1200), (300, 300), (300, 300), (100, 100)]
+    assert looked[1][2] != looked[2][2], "chance chooses, and the seed"
+
+
+def test_copies_among_many_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against all of them in memory; in several turns, since so many may be copies."""
+    rng = np.random.default_rng(4)
+    monkeypatch.setattr(fit, "COPIES_AT_ONCE", 70)
+    upstream: Upstream = {"clips": []}
+    first: dict[str, str] = {}
+    expected, there = {}, set()
+    for number in range(9):
+        rows = []
+        for _ in range(60):
+            uuid, digest = f"{rng.integers(400):03}", f"{rng.integers(300):032x}" if rng.random() < 0.9 else None
+            rows.append({"uuid": uuid, "digest": digest})
+            if uuid in there:
+                continue
+            there.add(uuid)
+            if digest and first.setdefault(digest, uuid) != uuid:
+                expected[uuid] = (first[digest], 1.0, "exact")
+        upstream["clips"].append((f"{number:06}", clip_rows(rows, tmp_path / f"{number:06}")))
+    out = run(tmp_path / "run", Dedup(pairs=0), upstream)
+    assert decided(out) == expected and len(expected) > 50
+    meta, centroids = fitted(tmp_path / "run")
+    assert meta["clips"] == len(there) and centroids.shape == (0, 0)
+
+
 def test_it_says_what_it_needs(tmp_path: Path) -> None:
     part = Dedup().parts()["fit"].settings
     freeze = importlib.import_module(part.CODE).freeze
@@ -272,7 +331,8 @@ def test_a_film_its_copy_and_its_mirror_image_leave_one_of_each(tmp_path: Path) 
 
     decisions = [(path.stem, {".parquet": str(path)}) for path in sorted(out.glob("*.parquet"))]
     upstream = {"clips": made["clips"], "dedup": decisions}
-    assert sum(len(rows) for rows in shard.freeze(Shard(max_clips=1), upstream, set())) == 4
+    (told, *_), *tars = shard.freeze(Shard(max_clips=1), upstream, set())
+    assert len(tars) == 3 and list(told) == ["left_out"], "four clips, each in a tar"
     page = (out / "pairs.html").read_text()
     assert page.count("data:image/webp;base64,") == 2 * page.count("class=pair>") == 16
     for words in ("<h2>Copies", "4 clips, the same coded pictures", "a.mp4", "0.00 to 4.00 s", "two videos"):

@@ -88,13 +88,12 @@ def of_clusters(settings: DedupMerge, plan: dict[str, Any], work: Work) -> Made:
         flat = pa.array(np.asarray(vectors[home]).reshape(-1))
         cells = pa.ListArray.from_arrays(pa.array(np.arange(len(own) + 1, dtype=np.int32) * dim), flat)
         tree[f"{EMBEDDED}/nearest_cent_{cluster}/actor_0.parquet"] = _write(
-            settings, work.scratch / f"nearest-{cluster}",
+            work.scratch / f"nearest-{cluster}",
             id=own["uuid"], embedding=cells, cosine_dist_to_cent=own["distance"].cast(pa.float32()),
         )  # fmt: skip
         one = found.slice(after, len(own))  # in the same order
         after += len(own)
         tree[f"{PRUNED}/cluster_{cluster}.parquet"] = _write(
-            settings,
             work.scratch / f"cluster-{cluster}",
             id=one["uuid"],
             max_id=one["max_id"],
@@ -132,7 +131,7 @@ def overall(settings: DedupMerge, plan: dict[str, Any], work: Work) -> Made:
     ones = pa.array(np.ones(len(copies), np.float32))
     if len(copies):
         tree[f"{PRUNED}/exact.parquet"] = _write(
-            settings, work.scratch / "exact", id=copies["uuid"], max_id=copies["max_id"], cosine_sim_score=ones
+            work.scratch / "exact", id=copies["uuid"], max_id=copies["max_id"], cosine_sim_score=ones
         )
     album.copies(copies["uuid"], copies["max_id"])
     tree["pairs.html"] = page = work.scratch / "pairs.html"
@@ -186,6 +185,6 @@ def _decided(settings: DedupMerge, drops: pa.Table, work: Work) -> Path:
     return path
 
 
-def _write(settings: DedupMerge, path: Path, **columns: Any) -> Path:
-    tables.write(path, pa.table(columns), {"horizon": max(settings.eps, *settings.sweep, 0.0)})
+def _write(path: Path, **columns: Any) -> Path:
+    tables.write(path, pa.table(columns), {})
     return path

@@ -30,6 +30,7 @@ class DedupFit(_Part, frozen=True, forbid_unknown_fields=True, kw_only=True):
     n_clusters: Annotated[int, Meta(ge=1)] | None = None
     max_iter: Annotated[int, Meta(ge=1)] = 100
     seed: int = 42
+    sample: Annotated[int, Meta(ge=1)] = 10_000_000
     horizon: Eps = 0.03
     """The largest eps that will be asked about."""
 
@@ -84,13 +85,17 @@ class Dedup(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     the root."""
     max_iter: Annotated[int, Meta(ge=1)] = 100
     """Rounds of k-means, at most."""
+    sample: Annotated[int, Meta(ge=1)] = 10_000_000
+    """Clips whose vectors are read for k-means, at most: of more, those of some shards, which chance chooses. Of these
+    256 for each cluster are looked at, and 2 GiB at most. All vectors are compared, whatever this is."""
     seed: int = 42
     pairs: Annotated[int, Meta(ge=0, le=5000)] = 200
     """How many pairs the page shows."""
 
     def parts(self) -> dict[str, Part]:
         horizon = max(self.eps, *self.sweep) if self.sweep else self.eps
-        fit = DedupFit(n_clusters=self.n_clusters, max_iter=self.max_iter, seed=self.seed, horizon=horizon)
+        fit = DedupFit(n_clusters=self.n_clusters, max_iter=self.max_iter, seed=self.seed, sample=self.sample,
+                       horizon=horizon)  # fmt: skip
         merge = DedupMerge(eps=self.eps, sweep=self.sweep, pairs=self.pairs)
         return {
             "fit": Part(fit, ("",)),
