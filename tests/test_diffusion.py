@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hpc.models import samplers
 from hpc.models.diffusion import EDM, Condition, Draws, Flow, SigmaFlow, first_frames
-from hpc.models.dit import Output
+from hpc.models.dit import DiT, Output
 from hpc.models.samplers import Sampling
 
 MEAN, STD = 0.7, 0.4
@@ -203,6 +203,46 @@ def test_the_log_variance_is_best_at_the_logarithm_of_the_error() -> None:
     loss = of.loss(model, tensor("x0", *latents), Condition(tensor("text", 2, 6, 32), given(0, 1)), plan)
     loss.loss.backward()
     assert model.log_variance.out.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("of", "config", "how"),
+    [
+        (EDM(), PREDICT1, Sampling("multistep", "karras", 12, 0)),
+        (SigmaFlow(multiplier=math.sqrt(2)), PREDICT2, Sampling("multistep", "karras", 12, 0)),
+        (Flow(), PREDICT25, Sampling("unipc", "shifted", 12, 0)),
+    ],
+)
+def test_a_network_learns_what_texts_say_and_makes_it(of: EDM | Flow, config, how: Sampling) -> None:
+    """Data is near 0.8 for one text and near -0.8 for the other: network, loss and sampler together."""
+    torch.manual_seed(0)
+    model, g = DiT(config), torch.Generator().manual_seed(1)
+    texts = torch.randn(2, 4, config.text_input, generator=g)
+    shape = (16, 2, 4, 4)
+
+    def batch(count: int) -> tuple[Tensor, Tensor, Draws]:
+        which = torch.randint(0, 2, (count,), generator=g)
+        x0 = 0.8 * (which * 2 - 1).view(-1, 1, 1, 1, 1) + 0.3 * torch.randn(count, *shape, generator=g)
+        made = [torch.randn(count, *more, generator=g) for more in (shape, (), (), shape)]
+        return which, x0 * of.latent_scale, Draws(made[0], made[1], torch.rand(count, 2, generator=g), *made[2:])
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.99))
+    for _ in range(100):
+        which, x0, plan = batch(16)
+        mask = first_frames(torch.rand(16, generator=g), (0.7, 0.3), 2)
+        of.loss(model, x0, Condition(texts[which], mask), plan).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    which, x0, plan = batch(64)
+    with torch.no_grad():
+        right, wrong = (of.loss(model, x0, Condition(texts[one], torch.zeros(64, 2)), plan).per_sample_B.mean().item()
+                        for one in (which, 1 - which))  # fmt: skip
+    assert wrong > 2 * right, "texts count"
+    for one, near in enumerate((-0.8, 0.8)):
+        condition = Condition(texts[[one] * 8], torch.zeros(8, 2), torch.zeros(8, *shape))
+        found = samplers.sample(model, of, how, condition, None, samplers.noise((8, *shape), 3))
+        assert found.mean().item() == pytest.approx(near, abs=0.25)
 
 
 # Samplers

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from hpc.models import attention, diffusion, dit_files
 from hpc.models.diffusion import EDM, Condition, Draws, Flow, SigmaFlow
 from hpc.models.dit import DiT
-from hpc.models.dit_presets import EXPERIMENTS, PRESETS, Config, preset
+from hpc.models.dit_presets import EXPERIMENTS, PRESETS, Config, flops, parameters, preset
 
 GOLDEN = Path(__file__).parent / "golden"
 FACTS = json.loads((GOLDEN / "dit.json").read_text())
@@ -257,6 +257,35 @@ def test_parameters_are_as_many_as_published() -> None:
         with torch.device("meta"):
             model = DiT(PRESETS[name].config)
         assert sum(p.numel() for p in model.parameters()) / 1e9 == pytest.approx(billions, rel=0.01), name
+        assert parameters(PRESETS[name].config) == sum(p.numel() for p in model.parameters()), name
+
+
+@pytest.mark.parametrize(
+    ("name", "latents", "training"),
+    [
+        ("predict2.5-2b", (24, 88, 160), 5.77),
+        ("predict2.5-2b", (24, 54, 96), 0.98),
+        ("predict2.5-14b", (24, 88, 160), 22.6),
+        ("predict2.5-14b", (24, 54, 96), 4.64),
+        ("predict1-7b-text2world", (16, 88, 160), 6.63),
+        ("predict1-14b-text2world", (16, 88, 160), 11.6),
+    ],
+)
+def test_flops_of_a_training_sample(name: str, latents: tuple[int, int, int], training: float) -> None:
+    """In 10^15, of sections A3 and A4 of the reference."""
+    assert 3 * flops(PRESETS[name].config, *latents) / 1e15 == pytest.approx(training, rel=0.01)
+
+
+def test_flops_are_what_pytorch_counts() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config = dataclasses.replace(PREDICT25, channels=192, heads=4)
+    model = DiT(config)
+    x, text = tensor("x", 1, *LATENTS[1:]), tensor("text", 1, 512, 80)
+    with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        model(x, torch.tensor([500.0]), text)
+    # with what is not counted here: patches, noise level, modulation, the last layer
+    assert 1 < counter.get_total_flops() / flops(config, *LATENTS[2:]) < 1.1
 
 
 @pytest.mark.parametrize("names", ["predict1", "predict2"])

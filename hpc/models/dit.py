@@ -35,16 +35,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpc.models.attention import attend
-from hpc.models.dit_presets import Config
+from hpc.models.dit_presets import FOURIER, MLP, PATCH, Config
 
-PATCH = 2
-"""Latent pixels along an edge of what becomes a token; of time it is one latent frame."""
-MLP = 4
-"""Channels of the MLP inside, for each outside."""
 FPS = 24.0
 """Frames a second at which rotary positions count latent frames, where they follow the frame rate."""
 EPS = 1e-6
-FOURIER = 128
 
 Linear = Callable[[int, int], nn.Module]
 

@@ -13,6 +13,13 @@ import difflib
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+PATCH = 2
+"""Latent pixels along an edge of what becomes a token; of time it is one latent frame."""
+MLP = 4
+"""Channels of the MLP inside, for each outside."""
+FOURIER = 128
+"""Features of a noise level that the log-variance is made of."""
+
 
 @dataclass(frozen=True)
 class Config:
@@ -48,6 +55,28 @@ class Config:
     def text_input(self) -> int:
         """Channels of the texts that the network takes."""
         return self.text_projection or self.text_channels
+
+
+def parameters(c: Config) -> int:
+    """How many weights a DiT of these sizes has."""
+    d, rank = c.channels, c.adaln_rank
+    patch = PATCH * PATCH * (c.latent_channels + c.condition_mask + 1)
+    attention = 4 * d * d + 2 * d * d + 2 * d * c.text_channels + 4 * c.head_channels
+    block = attention + 2 * MLP * d * d + 3 * (d * rank + 3 * rank * d)
+    last = PATCH * PATCH * c.latent_channels * d + d * rank + 2 * rank * d
+    text = (c.text_projection + 1) * c.text_channels if c.text_projection else 0
+    places = (c.max_frames + (c.max_height + c.max_width) // PATCH) * d if c.learned_positions else 0
+    return c.blocks * block + patch * d + 4 * d * d + d + last + text + places + (FOURIER if c.log_variance else 0)
+
+
+def flops(c: Config, frames: int, height: int, width: int, text: int = 512) -> float:
+    """Of one forward pass over one sample's latents, of `text` tokens: multiplications and additions of the blocks'
+    matrices and of attention, all to all. Training without recompute takes three times as many."""
+    tokens = frames * (height // PATCH) * (width // PATCH)
+    matrices = (4 + 2 + 2 * MLP) * c.channels**2 * tokens + 2 * c.text_channels * c.channels * text
+    attention = 2 * c.channels * tokens * (tokens + text)
+    projection = (c.text_projection or 0) * c.text_channels * text
+    return 2.0 * (c.blocks * (matrices + attention) + projection)
 
 
 @dataclass(frozen=True)
