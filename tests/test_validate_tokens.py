@@ -12,6 +12,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+import s3
 import token_sets
 import torch
 from test_text_embed import save
@@ -22,6 +23,7 @@ from hpc.data import layers
 from hpc.data.tokens import action, video2world
 from hpc.prepare.forms.video2world import COLUMNS
 from hpc.prepare.settings import Action, Instruction, Video2World
+from hpc.train import token_data
 
 ROOT = Path(__file__).parents[1]
 Edit = Callable[[Path], object]
@@ -182,6 +184,26 @@ def test_video2world(good: dict[str, Path], tmp_path: Path, rule: str, edit: Edi
         assert {one for one, _ in problems} == {"table"} and len(problems) == 1
     else:
         assert problems == expected
+
+
+def test_on_s3(good: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the rules say, and what training reads, are the same there."""
+    kinds = {"instruction-tokens": 6, "action-tokens": 10, "bridge": 4}
+    for consumer in kinds:
+        shutil.copytree(good[consumer], tmp_path / "bucket" / consumer)
+    with s3.rclone(tmp_path) as server:
+        for name, value in server.env.items():
+            monkeypatch.setenv(name, value)
+        for consumer, entries in kinds.items():
+            report = validate.validate(f"s3://bucket/{consumer}", consumer)
+            assert not report.problems and report.entries == entries
+        pairs = [token_data.Action(f"{place}/train") for place in ("s3://bucket/action-tokens", good["action-tokens"])]
+        assert len(pairs[0]) == len(pairs[1]) == 5
+        assert all(torch.equal(pairs[0][i].tokens, pairs[1][i].tokens) for i in range(5))
+        told = token_data.Video2World("s3://bucket/instruction-tokens", "train")[1]
+        here = token_data.Video2World(str(good["instruction-tokens"]), "train")[1]
+        assert torch.equal(told.tokens, here.tokens) and told.context is not None and here.context is not None
+        assert torch.equal(told.context, here.context)
 
 
 def test_a_sample_of_samples(good: dict[str, Path]) -> None:
