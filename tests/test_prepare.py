@@ -31,9 +31,9 @@ from hpc.data.units import Bytes
 from hpc.data.upstream import meta_of, table
 from hpc.data.work import Item, Made, Work
 from hpc.models.tokenizers import cosmos, files, wan
-from hpc.prepare import documents, encode, inputs, latents, tokens
+from hpc.prepare import documents, encode, inputs, latents, latents_list, tokens
 from hpc.prepare.forms import megatron
-from hpc.prepare.settings import Latents, Megatron, TokensIds
+from hpc.prepare.settings import LatentsEncode, LatentsList, Megatron, TokensIds
 from hpc.train.loader import Batches
 from hpc.train.samples import Shape, assigned, listed
 
@@ -225,7 +225,7 @@ def test_a_tokenizer_that_does_not_fit(tokenizers: dict[str, str], kind: str, se
         tokens.start(TokensIds(tokenizer=tokenizers[kind], **SMALL | settings))
     if kind == "cv":
         with pytest.raises(ValueError, match="makes ids, not latents"):
-            latents.start(Latents(tokenizer=tokenizers["dv"], **SMALL))
+            latents.start(LatentsEncode(tokenizer=tokenizers["dv"], **SMALL))
 
 
 @pytest.mark.parametrize(
@@ -260,19 +260,36 @@ def test_latents_go_round(tmp_path: Path, tokenizers: dict[str, str], kind: str)
     clips = [datasets.Clip(frames=30), datasets.Clip(frames=8), datasets.Clip(frames=9, source="/b.mp4")]
     made = datasets.publish(tmp_path, [clips], texts=False)
     needs = {name: dict(shards)["000000"] for name, shards in made.items()}
-    settings = Latents(tokenizer=tokenizers[kind], fit="pad", batch=2, **SMALL)
+    settings = LatentsEncode(tokenizer=tokenizers[kind], fit="pad", batch=2, windows="all", **SMALL)
     done = latents.start(settings)(work(tmp_path, upstream=needs))
-    (tmp_path / "data").mkdir()
+    for name in ("data", "list"):
+        (tmp_path / name).mkdir()
     for path in done.objects:
         path.rename(tmp_path / "data" / path.name)
-    report = validate.validate(str(tmp_path / "data"), "latents")
-    assert (report.errors, report.entries) == (0, 4), report.problems
+    shards = [("000000", {path.suffix: str(tmp_path / "data" / path.name) for path in done.objects})]
+    [rows] = latents_list.freeze(LatentsList(), made | {"encode": shards * 2}, set())
+    one = work(tmp_path)
+    one.rows = msgspec.json.decode(msgspec.json.encode(rows))
+    listing = latents_list.start(LatentsList())(one)
+    assert listing.counts == {"samples": 4, "dropped": 4, "dropped_duplicate": 4}
+    listing.objects[0].rename(tmp_path / "list/000000.parquet")
+    for name in ("data", "list"):
+        report = validate.validate(str(tmp_path / name), "latents")
+        assert (report.errors, report.entries) == (0, 4), report.problems
+    by_list, by_tar = (listed(str(tmp_path / name)).drop_columns("prompt") for name in ("list", "data"))
+    assert by_list.equals(by_tar), "the list says what the tars say"
+    [rows] = latents_list.freeze(LatentsList(), {"encode": shards}, {("/b.mp4", "e")})
+    one.rows = msgspec.json.decode(msgspec.json.encode(rows))
+    assert latents_list.process(one).counts == {"samples": 3}, "one is of a video that was replaced"
+    one.rows[0] += [["/videos/a/one.mp4", "e"]]
+    with pytest.raises(ValueError, match="there is not one sample: every clip was left out"):
+        latents_list.process(one)
     rows = table(str(tmp_path / "data/000000.parquet")).to_pylist()
     assert [(row["uuid"], row["start"], row["why"]) for row in rows] == [
         *((clips[0].uuid, start, None) for start in (0, 9, 18)), (clips[1].uuid, None, "too-short"),
         (clips[2].uuid, 0, None)]  # fmt: skip
     shape = Shape(frames=9, height=32, width=64, batch=4)
-    batches = Batches(listed(str(tmp_path / "data")), [shape, Shape(frames=9, height=32, width=48, batch=1)], seed=0)
+    batches = Batches(listed(str(tmp_path / "list")), [shape, Shape(frames=9, height=32, width=48, batch=1)], seed=0)
     batch = batches.at(0)
     assert sorted(batch.keys) == sorted(f"{row['uuid']}_{row['start']}" for row in rows if row["why"] is None)
     assert (batch.starts, batch.fps.tolist(), batch.replaced) == ([0] * 4, [24.0] * 4, [])
@@ -426,7 +443,8 @@ def test_ids_that_are_damaged(tmp_path: Path) -> None:
 
 def test_the_shipped_spec() -> None:
     [spec] = load(Path(__file__).parents[1] / "jobs/tokens.yaml")
-    assert list(spec.stages)[-2:] == ["tokens-ids", "tokens"] and spec.stages["tokens"].needs == ("dataset", "tokens-ids")
+    assert list(spec.stages)[-2:] == ["tokens-ids", "tokens"]
+    assert spec.stages["tokens"].needs == ("dataset", "tokens-ids")
     assert spec.stages["tokens-ids"].settings.models() == {
         "nvidia/Cosmos-Tokenize1-DV8x16x16-720p": ("encoder.jit", "decoder.jit")}  # fmt: skip
     assert domains(spec)["tokens-ids"] == "dataset" and spec.stages["tokens"].resources.gpus == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ import torch
 import yaml
 from test_prepare import film
 
+from hpc import validate
 from hpc.batch.prepare import Prepared
 from hpc.data import storage
 from hpc.data.upstream import table
-from hpc.models.tokenizers import cosmos, files
+from hpc.models.tokenizers import cosmos, files, wan
+from hpc.train import samples
 
 FILMS = 8
 SIZE = 1 << 17  # bytes of each
@@ -85,3 +88,24 @@ def test_two_tasks_and_eight_and_a_kill(place: Path, tmp_path: Path) -> None:
     assert {row["split"] for row in rows} == {"train", "valid", "test"}
     [left] = table(str(tmp_path / "8/out/tokens-ids@v1/000000.parquet")).to_pylist()
     assert (left["why"], left["frames"], Path(left["source"]).name) == ("too-short", 6, "0.mp4")
+
+
+def test_a_list_of_prompts_to_latents(place: Path, tmp_path: Path) -> None:
+    """As Cosmos' autoregressive models have it: captions go along; another one takes the old sample's place."""
+    torch.manual_seed(0)
+    files.save(wan.WanVAE(wan.Config(channels=8)), tmp_path / "wan")
+    stage = {"kind": "prepare.latents", "tokenizer": str(tmp_path / "wan"), "windows": "first"}
+    file = spec(place, tmp_path, **stage)
+    file.write_text(file.read_text().replace(str(place / "in"), str(tmp_path / "list.jsonl")))
+    for version, prompt in ((1, "a cat"), (2, "a dog")):
+        lines = [{"visual_input": str(place / "in/2.mp4"), "prompt": prompt}, {"visual_input": str(place / "in/3.mp4")}]
+        (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        made = runs.planned(file)
+        runs.finish(runs.worker(made, "tokens-encode"))
+        form(made)
+        folder = tmp_path / f"out/tokens@v{version}"
+        found = samples.listed(str(folder)).to_pylist()
+        assert {Path(row["source"]).name: row["prompt"] for row in found} == {"2.mp4": prompt, "3.mp4": None}
+        assert json.loads(samples.fetched(next(row for row in found if row["prompt"])["json"]))["caption"] == prompt
+        assert validate.validate(str(folder), "latents").rules == {"no-caption": 1}
+    assert len(list((tmp_path / "out/tokens-encode@v1").glob("*.tar"))) == 3, "only what changed is encoded again"

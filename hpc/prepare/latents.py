@@ -1,4 +1,4 @@
-"""Clips -> latents of a continuous video tokenizer, for trainers of diffusion models.
+"""Clips -> latents of a continuous video tokenizer: the first part of prepare.latents.
 
 A shard is a plain webdataset tar with two members for each window, whose key is <uuid>_<first frame>:
 
@@ -7,8 +7,9 @@ A shard is a plain webdataset tar with two members for each window, whose key is
     .json           {"uuid", "start", "num_frames", "fps", "height", "width", "inside": [left, top, right, bottom],
                     "caption", "tokenizer", ...}; sizes are those of the frames that were encoded
 
-and <shard>.parquet has a row for each window, and for each clip that was left out, as hpc.prepare.documents.SCHEMA;
-offset and size are those of the .safetensors in the tar. hpc.train.samples lists such tars as it does those of videos.
+and <shard>.parquet has a row of SCHEMA for each window, and for each clip that was left out; offset and size are those
+of the .safetensors in the tar. hpc.train.samples takes such tars as it does those of videos, or the list of their
+samples that hpc.prepare.latents_list makes.
 """
 
 from __future__ import annotations
@@ -19,21 +20,25 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
+import pyarrow as pa
+
 from hpc.data import layers
 from hpc.data.latents import SUFFIX, dumps
 from hpc.data.work import Bad, Made, Work
 from hpc.prepare import encode
-from hpc.prepare.documents import SCHEMA
+from hpc.prepare.documents import SCHEMA as DOCUMENTS
 from hpc.prepare.encode import Encoder
-from hpc.prepare.settings import Latents
+from hpc.prepare.settings import LatentsEncode
+
+SCHEMA = pa.schema([("key", pa.string()), *DOCUMENTS, ("json_offset", pa.int64()), ("json_size", pa.int64())])
 
 
-def start(settings: Latents) -> Callable[[Work], Made]:
+def start(settings: LatentsEncode) -> Callable[[Work], Made]:
     """Raises as `encode.opened` does."""
     return functools.partial(process, settings, encode.opened(settings, discrete=False))
 
 
-def process(settings: Latents, encoder: Encoder, work: Work) -> Made:
+def process(settings: LatentsEncode, encoder: Encoder, work: Work) -> Made:
     """Make one shard. Raises ValueError for a tokenizer that makes other latents than it promises, or no numbers."""
     tar_path, table_path = (work.scratch / f"{work.shard}{suffix}" for suffix in settings.OBJECTS)
     shape = (encoder.tokenizer.latent_channels, *encoder.shape)
@@ -52,8 +57,10 @@ def process(settings: Latents, encoder: Encoder, work: Work) -> Made:
                 told = {name: row[name] for name in ("uuid", "start", "fps", "source_fps", "caption", "source")}
                 about = json.dumps(told | same | {"inside": inside}, ensure_ascii=False).encode()
                 members = {SUFFIX: dumps(made.float().numpy()), ".json": about}
-                offset, size = tar.add(f"{row['uuid']}_{row['start']}", members).members[SUFFIX]
-                row = row | {"offset": offset, "size": size}
+                key = f"{row['uuid']}_{row['start']}"
+                places = tar.add(key, members).members
+                row = row | {"key": key, **dict(zip(("offset", "size"), places[SUFFIX], strict=True)),
+                             **dict(zip(("json_offset", "json_size"), places[".json"], strict=True))}  # fmt: skip
             rows.append(row)
     meta = {
         "stage": settings.KIND, "fingerprint": work.fingerprint, "tokenizer": settings.tokenizer, "shape": shape,

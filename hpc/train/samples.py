@@ -63,7 +63,8 @@ def listed(uri: str | Sequence[str]) -> pa.Table:
     else:
         entries = list(storage.listing(uri))
         tars = [entry.uri for entry in entries if entry.uri.endswith(".tar")]
-        rows = _tars(tars) if tars else _folder(uri, entries)
+        lists = [] if tars else [entry.uri for entry in entries if _is_list(entry.uri)]
+        rows = _tars(tars) if tars else _prepared(lists) if lists else _folder(uri, entries)
     merged = sorted(rows, key=lambda row: row["key"])
     if not merged:
         raise FileNotFoundError(f"{uri}: no tars, videos or pictures are there (looked for .tar {' '.join(MOVING)})")
@@ -105,6 +106,27 @@ def _index(uri: str) -> tuple[str, list[tuple[str, layers.Entry]]]:
             raise ValueError(f"{uri}: {error}") from error
 
 
+def _is_list(uri: str) -> bool:
+    """Is this one of the lists of samples that hpc.prepare.latents_list makes?"""
+    if not uri.endswith(".parquet"):
+        return False
+    with storage.open(uri) as file:
+        return "json_offset" in layers.columns(file)
+
+
+def _prepared(lists: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for uri in lists:
+        with storage.open(uri) as file:
+            for one in layers.read_table(file).to_pylist():
+                yield {
+                    "key": one["key"], "still": one["num_frames"] == 1, "latents": True, "fps": one["fps"],
+                    "frames": one["num_frames"], "height": one["encoded_height"], "width": one["encoded_width"],
+                    "prompt": one["caption"], "source": one["source"],
+                    "media": {"uri": one["tar"], "offset": one["offset"], "size": one["size"]},
+                    "json": {"uri": one["tar"], "offset": one["json_offset"], "size": one["json_size"]},
+                }  # fmt: skip
+
+
 def _folder(uri: str, entries: Iterable[storage.Entry]) -> Iterator[dict[str, Any]]:
     base = storage.join(uri, "")
     names = {entry.uri.removeprefix(base): entry for entry in entries}
@@ -141,13 +163,15 @@ def _prompts(uri: str) -> Iterator[dict[str, Any]]:
 
 def _measured(row: dict[str, Any]) -> dict[str, Any]:
     """The row with frames, size and speed: as its JSON says, or by looking at the video."""
+    if "frames" in row:
+        return row
     row = {"latents": False} | row | {"source": row["key"]}
     if place := row.get("json"):
         said = json.loads(fetched(place))
         row["source"] = said.get("source") or said.get("source_video") or row["key"]
         frames, fps = said.get("num_frames", said.get("nb_frames")), said.get("fps", said.get("framerate"))
         if frames and fps and said.get("width") and said.get("height"):
-            row["still"] = row["still"] or (row["latents"] and frames == 1)
+            row["still"] |= row["latents"] and frames == 1
             return row | {"frames": frames, "fps": fps, "height": said["height"], "width": said["width"]}
     if row["latents"]:
         raise ValueError(f"{row['media']['uri']}: {row['key']}: beside latents there is a .json with num_frames, fps, "

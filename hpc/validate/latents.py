@@ -4,43 +4,62 @@ and a .json a sample."""
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from hpc.data import layers
+from hpc.data import layers, storage
 from hpc.data.latents import SUFFIX, loads
 from hpc.validate import Files, Report, as_json, expected
 
 AGAIN = "Make the data set again (prepare.latents)"
+
+
+class Place(NamedTuple):
+    """A sample."""
+
+    tar: str
+    uri: str
+    """Of the tar."""
+    key: str
+    members: dict[str, tuple[int, int]]
+    """Suffix -> (offset, size)."""
+
+
 FAR = 8.0
 """Normalised latents have a mean near 0 and a deviation near 1; farther off than this they are not normalised."""
 
 
 def latents(files: Files, report: Report) -> None:
-    names = files.named(after=".tar")
-    if not names:
-        report.add("", "no-tars", "there are no tars", "Give the folder of the data set")
-    places: list[tuple[str, str, layers.Entry]] = []
-    seen: set[str] = set()
+    names, places = files.named(after=".tar"), list[Place]()
     for name in names:
         try:
             with files.open(name) as file:
-                for key, entry in layers.index(file):
-                    places.append((name, key, entry))
-                    if key in seen:
-                        report.add(f"{name}#{key}", "duplicate", "the key is in the data set before", AGAIN)
-                    seen.add(key)
+                places += [Place(name, files.uri(name), key, entry.members) for key, entry in layers.index(file)]
         except layers.TornTar as error:
             report.add(name, "tar", str(error), "Write the tar again")
+    lists = [] if names else files.named(after=".parquet")
+    for name in lists:
+        with expected(name, "list", report), files.open(name) as file:
+            columns = ["tar", "key", "offset", "size", "json_offset", "json_size"]
+            for tar, key, *place in zip(*layers.read_table(file, columns).to_pydict().values(), strict=True):
+                members = {SUFFIX: (place[0], place[1]), ".json": (place[2], place[3])}
+                places.append(Place(tar.rpartition("/")[2], tar, key, members))
+    if not names and not lists:
+        report.add("", "no-tars", "there are no tars, and no list of samples", "Give the folder of the data set")
+    seen: set[str] = set()
+    for one in places:
+        if one.key in seen:
+            report.add(f"{one.tar}#{one.key}", "duplicate", "the key is in the data set before", AGAIN)
+        seen.add(one.key)
     shapes: Counter[tuple[Any, ...]] = Counter()
     quiet = 0
 
-    def look(place: tuple[str, str, layers.Entry]) -> tuple[Report, tuple[Any, ...] | None, bool]:
+    def look(place: Place) -> tuple[Report, tuple[Any, ...] | None, bool]:
         own = Report(report.consumer, report.folder, report.settings)
         shape, said = None, True
-        with expected("#".join(place[:2]), "sample", own):
-            shape, said = _sample(files, own, *place)
+        with expected(f"{place.tar}#{place.key}", "sample", own):
+            shape, said = _sample(own, place)
         return own, shape, said
 
     for own, shape, said in layers.map_ahead(look, report.pick("samples", places)):
@@ -60,20 +79,17 @@ def latents(files: Files, report: Report) -> None:
         report.add("", "no-caption", f"{quiet} samples have no caption", do, error=False)
 
 
-def _sample(
-    files: Files, report: Report, tar: str, key: str, entry: layers.Entry
-) -> tuple[tuple[Any, ...] | None, bool]:
+def _sample(report: Report, place: Place) -> tuple[tuple[Any, ...] | None, bool]:
     """((tokenizer, channels, frames, height, width), whether it has a caption); None of what cannot be read."""
-    name = f"{tar}#{key}"
-    if lacking := [suffix for suffix in (SUFFIX, ".json") if suffix not in entry.members]:
-        report.add(name, "member", f"it has {' '.join(entry.members)}, and no {' '.join(lacking)}", AGAIN)
+    name = f"{place.tar}#{place.key}"
+    if lacking := [suffix for suffix in (SUFFIX, ".json") if suffix not in place.members]:
+        report.add(name, "member", f"it has {' '.join(place.members)}, and no {' '.join(lacking)}", AGAIN)
         return None, True
-    with files.open(tar) as file:
-        read = {}
-        for suffix in (SUFFIX, ".json"):
-            offset, size = entry.members[suffix]
-            file.seek(offset)
-            read[suffix] = file.read(size)
+    try:
+        read = {suffix: storage.read(place.uri, at, at + size) for suffix, (at, size) in place.members.items()}
+    except FileNotFoundError:
+        report.add(name, "missing", f"{place.uri} is not there", "Give the folder of the tars, or list them again")
+        return None, True
     about = as_json(f"{name}.json", read[".json"], report)
     try:
         found = loads(read[SUFFIX])

@@ -1,23 +1,18 @@
-"""Settings of prepare.latents."""
+"""Settings of prepare.latents, and of its two parts: tars of latents, and the list of all samples."""
 
 from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
+import msgspec
 from msgspec import Meta
 
+from hpc.data.work import Part
 from hpc.prepare.settings.frames import Frames, Side
 
 
-class Latents(Frames, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Clips -> latents of a continuous video tokenizer, as tars that trainers of diffusion models read."""
-
+class _Continuous(Frames, frozen=True, forbid_unknown_fields=True, kw_only=True):
     DISCRETE: ClassVar[bool] = False
-    KIND: ClassVar[str] = "prepare.latents"
-    CODE: ClassVar[str] = "hpc.prepare.latents"
-    PHASES: ClassVar[tuple[str, ...]] = ("map",)
-    OBJECTS: ClassVar[tuple[str, ...]] = (".tar", ".parquet")
-    VERSION: ClassVar[int] = 1
 
     tokenizer: str = "nvidia/Cosmos-Predict2.5-2B"
     """owner/name@revision of one on the Hugging Face hub (the default has the VAE of Wan2.1), the path of a file or
@@ -28,3 +23,36 @@ class Latents(Frames, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Height and width that frames are brought to."""
     windows: Literal["first", "all"] = "all"
     """first: each clip gives one window, its first frames. all: as many as fit, side by side; a rest is left out."""
+
+
+class LatentsEncode(_Continuous, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Windows of clips as tars of latents: part of prepare.latents."""
+
+    KIND: ClassVar[str] = "prepare.latents-encode"
+    CODE: ClassVar[str] = "hpc.prepare.latents"
+    PHASES: ClassVar[tuple[str, ...]] = ("map",)
+    OBJECTS: ClassVar[tuple[str, ...]] = (".tar", ".parquet")
+    VERSION: ClassVar[int] = 1
+
+
+class LatentsList(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """All samples of a data set, and where they lie: part of prepare.latents."""
+
+    KIND: ClassVar[str] = "prepare.latents-list"
+    CODE: ClassVar[str] = "hpc.prepare.latents_list"
+    PHASES: ClassVar[tuple[str, ...]] = ("barrier", "map")
+    OBJECTS: ClassVar[tuple[str, ...]] = (".parquet",)
+    INPUT_SUFFIXES: ClassVar[tuple[str, ...]] = ()
+    VERSION: ClassVar[int] = 1
+    NEUTRAL: ClassVar[tuple[str, ...]] = ()
+    SECONDS_PER_GIB: ClassVar[float] = 1.0
+
+
+class Latents(_Continuous, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Clips -> latents of a continuous video tokenizer, which trainers of diffusion models read in place of videos."""
+
+    KIND: ClassVar[str] = "prepare.latents"
+
+    def parts(self) -> dict[str, Part]:
+        encode = LatentsEncode(**{name: getattr(self, name) for name in Frames.__struct_fields__})
+        return {"encode": Part(encode, ("",)), "": Part(LatentsList(), ("", "encode"), gpus=False)}
