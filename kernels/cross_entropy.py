@@ -103,7 +103,7 @@ def _backward(
 
 def config(classes: int, *, backward: bool) -> dict[str, int]:
     """Classes of a tile, and warps, for so many classes on this rank; tests/bench_kernels.py tries others."""
-    return {"BLOCK": min(triton.next_power_of_2(classes), 4096 if backward else 8192), "num_warps": 8}
+    return {"BLOCK": min(triton.next_power_of_2(classes), 2048 if backward else 8192), "num_warps": 4}
 
 
 class _CrossEntropy(torch.autograd.Function):

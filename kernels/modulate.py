@@ -156,19 +156,45 @@ def _quantize(
         by = tl.where((amax > 0.0) & (amax < float("inf")), FP8_MAX / amax, 1.0)
     if (group == 0) & (tl.program_id(1) == 0) & (tl.program_id(2) == 0):
         tl.store(inverse_ptr, 1.0 / by)
-    row = group * tokens + token
-    mask = (token < tokens)[:, None] & (col < D)[None, :]
-    z = tl.load(z_ptr + row[:, None] * D + col[None, :], mask=mask, other=0.0).to(tl.float32)
-    mean = tl.load(mean_ptr + row, mask=token < tokens, other=0.0)[:, None]
-    r = tl.load(r_ptr + row, mask=token < tokens, other=0.0)[:, None]
+    # addresses in a tile are 32 bits wide, from that of its first number on
+    row0, col0 = group * tokens + tl.program_id(1) * BLOCK_L, (tl.program_id(2) * BLOCK_D).to(tl.int64)
+    i, j = tl.arange(0, BLOCK_L), tl.arange(0, BLOCK_D)
+    inside = token < tokens
+    at = i[:, None] * D + j[None, :]
+    mask = inside[:, None] & (col < D)[None, :]
+    z = tl.load(z_ptr + (row0 * D + col0) + at, mask=mask, other=0.0).to(tl.float32)
+    mean = tl.load(mean_ptr + row0 + i, mask=inside, other=0.0)[:, None]
+    r = tl.load(r_ptr + row0 + i, mask=inside, other=0.0)[:, None]
     shift = tl.load(shift_ptr + group * shift_stride + col, mask=col < D, other=0.0).to(tl.float32)
     scale = 1.0 + tl.load(scale_ptr + group * scale_stride + col, mask=col < D, other=0.0).to(tl.float32)
     out = ((z - mean) * r * scale[None, :] + shift[None, :]) * by
     small = tl.maximum(out, -FP8_MAX, propagate_nan=tl.PropagateNan.ALL)
     small = tl.minimum(small, FP8_MAX, propagate_nan=tl.PropagateNan.ALL).to(tl.float8e4nv)
-    tl.store(rows_ptr + row[:, None] * D + col[None, :], small, mask=mask)
-    turned = (col < D)[:, None] & (token < tokens)[None, :]
-    tl.store(columns_ptr + col.to(tl.int64)[:, None] * all_tokens + row[None, :], tl.trans(small), mask=turned)
+    tl.store(rows_ptr + (row0 * D + col0) + at, small, mask=mask)
+    turned = (col < D)[:, None] & inside[None, :]
+    at = j[:, None] * all_tokens + i[None, :]
+    tl.store(columns_ptr + (col0 * all_tokens + row0) + at, tl.trans(small), mask=turned)
+
+
+@jit
+def _sum_parts(
+    sums_ptr, d_shift_ptr, d_scale_ptr, d_gate_ptr, parts,
+    D: tl.constexpr, GATED: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """sums_ptr [groups, parts, 3, D] -> [groups, D] of each."""
+    group = tl.program_id(0)
+    col = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    part = tl.arange(0, BLOCK_P)[:, None]
+    at = sums_ptr + (group.to(tl.int64) * parts + part) * (3 * D) + col[None, :]
+    mask = (part < parts) & (col < D)[None, :]
+    out = group * D + col
+    d_shift = tl.sum(tl.load(at, mask=mask, other=0.0), axis=0)
+    tl.store(d_shift_ptr + out, d_shift.to(d_shift_ptr.dtype.element_ty), mask=col < D)
+    d_scale = tl.sum(tl.load(at + D, mask=mask, other=0.0), axis=0)
+    tl.store(d_scale_ptr + out, d_scale.to(d_scale_ptr.dtype.element_ty), mask=col < D)
+    if GATED:
+        d_gate = tl.sum(tl.load(at + 2 * D, mask=mask, other=0.0), axis=0)
+        tl.store(d_gate_ptr + out, d_gate.to(d_gate_ptr.dtype.element_ty), mask=col < D)
 
 
 def config(d: int, *, backward: bool) -> dict[str, int]:
@@ -176,12 +202,12 @@ def config(d: int, *, backward: bool) -> dict[str, int]:
     wide = triton.next_power_of_2(d)
     # numbers of a row in each thread: 16; the backward also holds three sums for each, and has 8 where warps allow
     warps = min(max(wide // (256 if backward else 512), 1), 16)
-    return {"warps": warps, "waves": 4 if backward else 8}
+    return {"warps": warps, "waves": 2 if backward else 8}
 
 
 def config_fp8() -> dict[str, int]:
     """Tokens and channels of a tile, warps."""
-    return {"BLOCK_L": 64, "BLOCK_D": 128, "num_warps": 4}
+    return {"BLOCK_L": 64, "BLOCK_D": 64, "num_warps": 4}
 
 
 def _runs(x_GLD: Tensor, waves: int) -> tuple[int, int]:
@@ -223,16 +249,21 @@ def _launch_backward(
     use = config(d, backward=True)
     run, parts = _runs(z, use["waves"])
     dx, dy = torch.empty_like(z), None if y is None else torch.empty_like(y)
-    sums = (torch.empty if z.numel() else torch.zeros)(groups, parts, 3, d, dtype=torch.float32, device=z.device)
+    sums = torch.empty(groups, parts, 3, d, dtype=torch.float32, device=z.device)
+    new = torch.empty if z.numel() else torch.zeros
+    d_gate, d_shift, d_scale = (None if t is None else new(groups, d, dtype=t.dtype, device=t.device)
+                                for t in (gate, shift, scale))  # fmt: skip
     if z.numel():
         _backward[(groups, parts)](
             z, y, gate, scale, mean, r, dz, d_out, dx, dy, sums, tokens, run,
             0 if gate is None else gate.stride(0), scale.stride(0),
             D=d, GATED=y is not None, BLOCK=triton.next_power_of_2(d), num_warps=use["warps"],
         )  # fmt: skip
-    d_shift, d_scale, d_gate = sums.sum(1).unbind(1)
-    d_gate = None if gate is None else d_gate.to(gate.dtype)
-    return dx, dy, d_gate, d_shift.to(shift.dtype), d_scale.to(scale.dtype)
+        _sum_parts[(groups, triton.cdiv(d, 64))](
+            sums, d_shift, d_scale, d_gate, parts,
+            D=d, GATED=y is not None, BLOCK_P=triton.next_power_of_2(parts), BLOCK=64, num_warps=4,
+        )  # fmt: skip
+    return dx, dy, d_gate, d_shift, d_scale
 
 
 class _Modulate(torch.autograd.Function):

@@ -12,9 +12,10 @@ All in fp32, whatever the tensors hold. The halves of three-axis embeddings (44/
 same thing with another table: column j of the table has the angle of channels j and j + D/2. Without a table it is the
 norm alone, as cross attention takes it.
 
-A head's D channels are two tiles of D/2, so that the rotation never leaves a thread. A program takes whole tokens: all
-their heads share one row of the table. Sums for dw stay in registers over all of a program's tokens, are written once
-by each and added in the order of the programs: the same bits each time. The backward recomputes r.
+A head's D channels are two tiles of D/2, so that the rotation never leaves a thread. In the forward a program takes
+whole tokens: all their heads share one row of the table. In the backward it takes a few heads of many tokens: the sums
+for dw stay in its registers, are written once and added in the order of the programs: the same bits each time. r is
+computed again there.
 
 `qkv_norm_rope` takes what megatron-core's linear_qkv gives, [.., groups, (heads per group + 2) * D] with the queries,
 the key and the value of a group side by side: q, k and v leave it contiguous, as cuDNN's attention wants them, and
@@ -87,39 +88,57 @@ def _forward(
 
 @jit
 def _backward_heads(
-    x_ptr, dy_ptr, dx_ptr, weight_ptr, c, s, eps, dw_a, dw_b,
-    x_group, x_head, dy_group, dy_head, dx_group, dx_head,
+    x_ptr, dy_ptr, dx_ptr, weight_ptr, cos_ptr, sin_ptr, sums_ptr, first, tokens, inner, eps,
+    x_outer, x_inner, x_group, x_head, dy_outer, dy_inner, dy_group, dy_head, dx_token, dx_group, dx_head,
+    table_outer, table_inner,
     PER_GROUP: tl.constexpr, H: tl.constexpr, HALF: tl.constexpr,
     NORM: tl.constexpr, ROPE: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """All H heads of one token; dw_a and dw_b [BLOCK_H, BLOCK_C] grow by what they add to the weight's gradient."""
+    """The heads first .. first + BLOCK_H of H, of this program's tokens; their part of dw, [2 * HALF], to sums_ptr."""
+    program, programs = tl.program_id(0), tl.num_programs(0)
     col = tl.arange(0, BLOCK_C)[None, :]
-    for first in tl.static_range(0, H, BLOCK_H):
-        head = first + tl.arange(0, BLOCK_H)[:, None]
-        mask = (head < H) & (col < HALF)
-        group, slot = head // PER_GROUP, head % PER_GROUP
-        at = group * dy_group + slot * dy_head + col
-        da = tl.load(dy_ptr + at, mask=mask, other=0.0)
-        db = tl.load(dy_ptr + at + HALF, mask=mask, other=0.0)
+    head = first + tl.arange(0, BLOCK_H)[:, None]
+    mask = (head < H) & (col < HALF)
+    group, slot = head // PER_GROUP, head % PER_GROUP
+    x_at = group * x_group + slot * x_head + col
+    dy_at = group * dy_group + slot * dy_head + col
+    dx_at = group * dx_group + slot * dx_head + col
+    if NORM:
+        w_a = tl.load(weight_ptr + col, mask=col < HALF, other=0.0).to(tl.float32)
+        w_b = tl.load(weight_ptr + col + HALF, mask=col < HALF, other=0.0).to(tl.float32)
+        dw_a = tl.zeros((BLOCK_H, BLOCK_C), tl.float32)
+        dw_b = tl.zeros((BLOCK_H, BLOCK_C), tl.float32)
+    for step in range(0, tl.cdiv(tokens - program, programs)):
+        token = program + step * programs
+        o, i, n = (token // inner).to(tl.int64), (token % inner).to(tl.int64), token.to(tl.int64)
+        dy = dy_ptr + o * dy_outer + i * dy_inner + dy_at
+        da = tl.load(dy, mask=mask, other=0.0)
+        db = tl.load(dy + HALF, mask=mask, other=0.0)
         if NORM:
-            at = group * x_group + slot * x_head + col
-            a = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
-            b = tl.load(x_ptr + at + HALF, mask=mask, other=0.0).to(tl.float32)
+            x = x_ptr + o * x_outer + i * x_inner + x_at
+            a = tl.load(x, mask=mask, other=0.0).to(tl.float32)
+            b = tl.load(x + HALF, mask=mask, other=0.0).to(tl.float32)
             da, db = da.to(tl.float32), db.to(tl.float32)
             if ROPE:
+                at = o * table_outer + i * table_inner + col
+                c = tl.load(cos_ptr + at, mask=col < HALF, other=0.0).to(tl.float32)
+                s = tl.load(sin_ptr + at, mask=col < HALF, other=0.0).to(tl.float32)
                 da, db = da * c + db * s, db * c - da * s
             r = tl.rsqrt(tl.sum(a * a + b * b, axis=1)[:, None] / (2 * HALF) + eps)
             a, b = a * r, b * r
             dw_a += da * a
             dw_b += db * b
-            da *= tl.load(weight_ptr + col, mask=col < HALF, other=0.0).to(tl.float32)
-            db *= tl.load(weight_ptr + col + HALF, mask=col < HALF, other=0.0).to(tl.float32)
+            da, db = da * w_a, db * w_b
             mean = tl.sum(da * a + db * b, axis=1)[:, None] / (2 * HALF)
             da, db = r * (da - a * mean), r * (db - b * mean)
-        at = group * dx_group + slot * dx_head + col
-        tl.store(dx_ptr + at, da.to(dx_ptr.dtype.element_ty), mask=mask)
-        tl.store(dx_ptr + at + HALF, db.to(dx_ptr.dtype.element_ty), mask=mask)
-    return dw_a, dw_b
+        dx = dx_ptr + n * dx_token + dx_at
+        tl.store(dx, da.to(dx_ptr.dtype.element_ty), mask=mask)
+        tl.store(dx + HALF, db.to(dx_ptr.dtype.element_ty), mask=mask)
+    if NORM:
+        at = (tl.program_id(1) * programs + program) * (2 * HALF) + tl.arange(0, BLOCK_C)
+        inside = tl.arange(0, BLOCK_C) < HALF
+        tl.store(sums_ptr + at, tl.sum(dw_a, axis=0), mask=inside)
+        tl.store(sums_ptr + at + HALF, tl.sum(dw_b, axis=0), mask=inside)
 
 
 @jit
@@ -135,51 +154,61 @@ def _backward(
     K: tl.constexpr, V: tl.constexpr, ROPE: tl.constexpr,
     BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Program p takes the tokens p, p + programs, ...; sums_ptr [2, programs, 2, HALF] gets its part of dw of q, k."""
-    col = tl.arange(0, BLOCK_C)[None, :]
-    program, programs = tl.program_id(0), tl.num_programs(0)
-    dwq_a = tl.zeros((BLOCK_Q, BLOCK_C), tl.float32)
-    dwq_b = tl.zeros((BLOCK_Q, BLOCK_C), tl.float32)
-    dwk_a = tl.zeros((BLOCK_K, BLOCK_C), tl.float32)
-    dwk_b = tl.zeros((BLOCK_K, BLOCK_C), tl.float32)
-    for step in range(0, tl.cdiv(tokens - program, programs)):
-        token = program + step * programs
-        o, i, n = (token // inner).to(tl.int64), (token % inner).to(tl.int64), token.to(tl.int64)
-        c, s = 0.0, 0.0
-        if ROPE:
-            at = o * table_outer + i * table_inner + col
-            c = tl.load(cos_ptr + at, mask=col < HALF, other=0.0).to(tl.float32)
-            s = tl.load(sin_ptr + at, mask=col < HALF, other=0.0).to(tl.float32)
-        dwq_a, dwq_b = _backward_heads(
-            q_ptr + o * q_outer + i * q_inner, dq_ptr + o * dq_outer + i * dq_inner, q_out_ptr + n * q_out_token,
-            q_weight_ptr, c, s, eps, dwq_a, dwq_b, q_group, q_head, dq_group, dq_head, q_out_group, q_out_head,
+    """Program (p, c): the tokens p, p + programs, ... of tile c of the heads: those of q, then of k, then of v.
+
+    sums_ptr [tiles of q and k, programs, 2 * HALF].
+    """
+    Q_TILES: tl.constexpr = (HQ + BLOCK_Q - 1) // BLOCK_Q
+    K_TILES: tl.constexpr = (HK + BLOCK_K - 1) // BLOCK_K
+    tile = tl.program_id(1)
+    if tile < Q_TILES:
+        _backward_heads(
+            q_ptr, dq_ptr, q_out_ptr, q_weight_ptr, cos_ptr, sin_ptr, sums_ptr, tile * BLOCK_Q, tokens, inner, eps,
+            q_outer, q_inner, q_group, q_head, dq_outer, dq_inner, dq_group, dq_head,
+            q_out_token, q_out_group, q_out_head, table_outer, table_inner,
             PER_GROUP, HQ, HALF, True, ROPE, BLOCK_Q, BLOCK_C)  # fmt: skip
+    elif tile < Q_TILES + K_TILES:
         if K:
-            dwk_a, dwk_b = _backward_heads(
-                k_ptr + o * k_outer + i * k_inner, dk_ptr + o * dk_outer + i * dk_inner, k_out_ptr + n * k_out_token,
-                k_weight_ptr, c, s, eps, dwk_a, dwk_b, k_head, 0, dk_head, 0, k_out_head, 0,
+            _backward_heads(
+                k_ptr, dk_ptr, k_out_ptr, k_weight_ptr, cos_ptr, sin_ptr, sums_ptr, (tile - Q_TILES) * BLOCK_K,
+                tokens, inner, eps, k_outer, k_inner, k_head, 0, dk_outer, dk_inner, dk_head, 0,
+                k_out_token, k_out_head, 0, table_outer, table_inner,
                 1, HK, HALF, True, ROPE, BLOCK_K, BLOCK_C)  # fmt: skip
+    else:
         if V:
-            dwk_a, dwk_b = _backward_heads(
-                dv_ptr, dv_ptr + o * dv_outer + i * dv_inner, v_out_ptr + n * k_out_token,
-                k_weight_ptr, c, s, eps, dwk_a, dwk_b, 0, 0, dv_head, 0, k_out_head, 0,
+            _backward_heads(
+                dv_ptr, dv_ptr, v_out_ptr, k_weight_ptr, cos_ptr, sin_ptr, sums_ptr,
+                (tile - Q_TILES - K_TILES) * BLOCK_K, tokens, inner, eps,
+                0, 0, 0, 0, dv_outer, dv_inner, dv_head, 0, k_out_token, k_out_head, 0, table_outer, table_inner,
                 1, HK, HALF, False, False, BLOCK_K, BLOCK_C)  # fmt: skip
-    at = program * (2 * HALF) + tl.arange(0, BLOCK_C)
-    mask = tl.arange(0, BLOCK_C) < HALF
-    tl.store(sums_ptr + at, tl.sum(dwq_a, axis=0), mask=mask)
-    tl.store(sums_ptr + at + HALF, tl.sum(dwq_b, axis=0), mask=mask)
-    if K:
-        at += programs * (2 * HALF)
-        tl.store(sums_ptr + at, tl.sum(dwk_a, axis=0), mask=mask)
-        tl.store(sums_ptr + at + HALF, tl.sum(dwk_b, axis=0), mask=mask)
+
+
+@jit
+def _sum_rows(
+    sums_ptr, q_out_ptr, k_out_ptr, q_rows, k_rows,
+    D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """sums_ptr [q_rows + k_rows, D]: the sums of the first rows to q_out_ptr, of the others to k_out_ptr."""
+    col = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    second = tl.program_id(1)
+    rows = tl.where(second == 0, q_rows, k_rows)
+    sums_ptr += tl.where(second == 0, 0, q_rows) * D
+    total = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
+    for start in range(0, rows, BLOCK_R):
+        row = start + tl.arange(0, BLOCK_R)[:, None]
+        total += tl.load(sums_ptr + row * D + col[None, :], mask=(row < rows) & (col < D)[None, :], other=0.0)
+    if second == 0:
+        tl.store(q_out_ptr + col, tl.sum(total, axis=0).to(q_out_ptr.dtype.element_ty), mask=col < D)
+    else:
+        tl.store(k_out_ptr + col, tl.sum(total, axis=0).to(k_out_ptr.dtype.element_ty), mask=col < D)
 
 
 def config(*, backward: bool) -> dict[str, int]:
-    """Heads of a tile at most, warps, tokens of a program (forward), programs per multiprocessor (backward).
+    """Heads of a tile at most, warps; of a program: tokens (forward), or how many are on a multiprocessor (backward).
 
-    The backward's tiles are smaller: it holds as many sums for the weights as a tile has heads.
+    The backward's tiles are small: it holds two inputs, and as many sums for the weights as a tile has numbers.
     """
-    return {"heads": 16, "warps": 4, "waves": 4} if backward else {"heads": 32, "warps": 4, "tokens": 1}
+    return {"heads": 8, "warps": 2, "waves": 10} if backward else {"heads": 16, "warps": 4, "tokens": 1}
 
 
 def _table(cos: Tensor | None, seq_dim: int) -> tuple[int, int]:
@@ -218,29 +247,38 @@ def _launch_backward(
     q: Tensor, k: Tensor | None, grads: tuple[Tensor, Tensor | None, Tensor | None],
     outs: tuple[Tensor, Tensor | None, Tensor | None], weights: tuple[Tensor, Tensor | None],
     cos: Tensor | None, sin: Tensor | None, eps: float, seq_dim: int,
-) -> Tensor:  # fmt: skip
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Writes the gradients of q, k, v (shapes as in _launch_forward; grads[0] too) to outs, whose outer and inner
-    dimensions are contiguous; fp32 [2, D]: those of the weights."""
+    dimensions are contiguous; those of the weights."""
     outer, inner, groups, per_group, d = q.shape
     dq, dk, dv = (g if g is None or g.stride(-1) == 1 else g.contiguous() for g in grads)
     q_out, k_out, v_out = outs
     tokens, hk, nothing = outer * inner, 1 if k is None else k.shape[2], (0, 0, 0)
     use = config(backward=True)
-    programs = min(tokens, processors(q) * use["waves"])
-    sums = torch.zeros(2, programs, d, dtype=torch.float32, device=q.device)
+    hq = groups * per_group
+    block_q, block_k = (min(triton.next_power_of_2(h), use["heads"]) for h in (hq, hk))
+    q_tiles, k_tiles = triton.cdiv(hq, block_q), 0 if k is None else triton.cdiv(hk, block_k)
+    tiles = q_tiles + k_tiles * (1 if dv is None else 2)
+    programs = max(min(tokens, processors(q) * use["waves"] // tiles), 1)
+    sums = torch.empty(q_tiles + k_tiles, programs, d, dtype=torch.float32, device=q.device)
+    dw_q = (torch.empty_like if tokens else torch.zeros_like)(weights[0])
+    dw_k = None if weights[1] is None else (torch.empty_like if tokens else torch.zeros_like)(weights[1])
     if tokens:
-        _backward[(programs,)](
+        _backward[(programs, tiles)](
             q, k, dq, dk, dv, q_out, k_out, v_out, *weights, cos, sin, sums, tokens, inner, eps,
             *q.stride()[:4], *(k.stride()[:3] if k is not None else nothing),
             *dq.stride()[:4], *(dk.stride()[:3] if dk is not None else nothing),
             *(dv.stride()[:3] if dv is not None else nothing),
             *q_out.stride()[1:4], *(k_out.stride()[1:3] if k_out is not None else (0, 0)), *_table(cos, seq_dim),
-            PER_GROUP=per_group, HQ=groups * per_group, HK=hk, HALF=d // 2, K=k is not None, V=dv is not None,
-            ROPE=cos is not None, BLOCK_Q=min(triton.next_power_of_2(groups * per_group), use["heads"]),
-            BLOCK_K=min(triton.next_power_of_2(hk), use["heads"]), BLOCK_C=triton.next_power_of_2(d // 2),
+            PER_GROUP=per_group, HQ=hq, HK=hk, HALF=d // 2, K=k is not None, V=dv is not None,
+            ROPE=cos is not None, BLOCK_Q=block_q, BLOCK_K=block_k, BLOCK_C=triton.next_power_of_2(d // 2),
             num_warps=use["warps"],
         )  # fmt: skip
-    return sums.sum(1)
+        _sum_rows[(triton.cdiv(d, 8), 1 if dw_k is None else 2)](
+            sums, dw_q, dw_q if dw_k is None else dw_k, q_tiles * programs, k_tiles * programs,
+            D=d, BLOCK_R=256, BLOCK_C=8, num_warps=4,
+        )  # fmt: skip
+    return dw_q, dw_k
 
 
 class _Heads(torch.autograd.Function):
@@ -259,10 +297,11 @@ class _Heads(torch.autograd.Function):
         q, k, q_weight, k_weight, cos, sin = ctx.saved_tensors
         dx = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         dxk = None if k is None else torch.empty(k.shape, dtype=k.dtype, device=k.device)
-        dw = _launch_backward(q.unsqueeze(3), k, (dq.unsqueeze(3), dk, None), (dx.unsqueeze(3), dxk, None),
-                              (q_weight, k_weight), cos, sin, ctx.eps, ctx.seq_dim)  # fmt: skip
-        dwk = None if k is None else dw[1].to(k_weight.dtype)
-        return dx, dxk, dw[0].to(q_weight.dtype), dwk, None, None, None, None
+        dw_q, dw_k = _launch_backward(
+            q.unsqueeze(3), k, (dq.unsqueeze(3), dk, None), (dx.unsqueeze(3), dxk, None), (q_weight, k_weight),
+            cos, sin, ctx.eps, ctx.seq_dim,
+        )  # fmt: skip
+        return dx, dxk, dw_q, dw_k, None, None, None, None
 
 
 class _Packed(torch.autograd.Function):
@@ -283,8 +322,9 @@ class _Packed(torch.autograd.Function):
         q, k = qkv[..., :-2, :], qkv[..., -2, :]
         parts = dx[..., :-2, :], dx[..., -2, :], dx[..., -1, :]
         dq = dq.unflatten(2, q.shape[2:4])
-        dw = _launch_backward(q, k, (dq, dk, dv), parts, (q_weight, k_weight), cos, sin, ctx.eps, ctx.seq_dim)
-        return dx, dw[0].to(q_weight.dtype), dw[1].to(k_weight.dtype), None, None, None, None
+        grads, weights = (dq, dk, dv), (q_weight, k_weight)
+        dw_q, dw_k = _launch_backward(q, k, grads, parts, weights, cos, sin, ctx.eps, ctx.seq_dim)
+        return dx, dw_q, dw_k, None, None, None, None
 
 
 def _check(d: int, cos: Tensor | None, sin: Tensor | None, shape_BS: tuple[int, int], layout: str) -> None:
