@@ -41,6 +41,8 @@ class Condition(NamedTuple):
     """x0 of the given frames; the others are not looked at."""
     fps_B: Tensor | None = None
     padding_BHW: Tensor | None = None
+    first_frame: int = 0
+    """The place of the first latent frame that is here, where ranks share a video's (hpc.models.context_parallel)."""
 
     @property
     def mask_B1T11(self) -> Tensor | float:
@@ -139,7 +141,7 @@ class EDM:
             # given frames reach the network scaled by what their own noise asks for
             own = self.scales(given_sigma_B)[2] / scale
             x = mixed(c.mask_B1T11, self.noised(c.latents_BCTHW, given_noise, given_sigma_B) * wide(own), x)
-        y = model(x * wide(scale), level_B, c.text_BLE, c.given_BT, c.fps_B, c.padding_BHW)
+        y = model(x * wide(scale), level_B, c.text_BLE, c.given_BT, c.fps_B, c.padding_BHW, c.first_frame)
         x0 = wide(skip) * x + wide(out) * y.latents_BCTHW
         return mixed(c.mask_B1T11, c.latents_BCTHW, x0), y.log_variance_B
 
@@ -207,7 +209,7 @@ class Flow:
         level = self.told(t_B) if told_B is None else told_B
         if self.given_level is not None and c.given_BT is not None:
             level = torch.where(c.given_BT.bool(), self.given_level, level[:, None])
-        return model(x, level, c.text_BLE, c.given_BT, c.fps_B, c.padding_BHW).latents_BCTHW
+        return model(x, level, c.text_BLE, c.given_BT, c.fps_B, c.padding_BHW, c.first_frame).latents_BCTHW
 
     def denoised(self, model: DiT, x: Tensor, t_B: Tensor, c: Condition, told_B: Tensor | None = None) -> Tensor:
         """x0; of given frames exactly what is given."""

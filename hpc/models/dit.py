@@ -96,7 +96,7 @@ class Attention(nn.Module):
     def __init__(self, c: Config, text: bool, linear: Linear) -> None:
         super().__init__()
         self.heads = c.heads
-        self.attend = attend  # a trainer with context parallelism puts its own here
+        self.attend = attend  # hpc.models.context_parallel puts its own here
         inside = c.text_channels if text else c.channels
         self.q_proj = linear(c.channels, c.channels)
         self.k_proj = linear(inside, c.channels)
@@ -176,9 +176,9 @@ class LearnedPositions(nn.Module):
         self.pos_emb_h = nn.Parameter(torch.empty(c.max_height // PATCH, c.channels))
         self.pos_emb_w = nn.Parameter(torch.empty(c.max_width // PATCH, c.channels))
 
-    def forward(self, frames: int, height: int, width: int) -> Tensor:
-        """[1, frames, height x width, D], in float32."""
-        t, h, w = self.pos_emb_t[:frames], self.pos_emb_h[:height], self.pos_emb_w[:width]
+    def forward(self, first: int, frames: int, height: int, width: int) -> Tensor:
+        """[1, frames, height x width, D], in float32; the first frame's place is `first`."""
+        t, h, w = self.pos_emb_t[first : first + frames], self.pos_emb_h[:height], self.pos_emb_w[:width]
         x_THWD = t[:, None, None].float() + h[None, :, None].float() + w[None, None].float()
         norm = torch.linalg.vector_norm(x_THWD, dim=-1, keepdim=True) / math.sqrt(x_THWD.shape[-1])
         return (x_THWD / (norm + EPS)).flatten(1, 2)[None]
@@ -280,7 +280,9 @@ class DiT(nn.Module):
             if isinstance(module, Modulation):
                 nn.init.zeros_(module[2].weight)
 
-    def rope(self, frames: int, height: int, width: int, fps_B: Tensor | None) -> tuple[Tensor, Tensor]:
+    def rope(
+        self, first: int, frames: int, height: int, width: int, fps_B: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Cosines and sines [B or 1, frames x height x width, 1, head channels] in float32: of a head's channels about
         a third is for each of time, height and width. fps_B: of the video, where positions follow it."""
         c = self.config
@@ -292,7 +294,7 @@ class DiT(nn.Module):
             base = 10000 * stretch ** (size / (size - 2))
             return 1 / base ** (torch.arange(0, size, 2, device=device, dtype=torch.float32) / size)
 
-        times_BT = torch.arange(frames, device=device, dtype=torch.float32)[None]
+        times_BT = torch.arange(first, first + frames, device=device, dtype=torch.float32)[None]
         if c.rope_fps and fps_B is not None:
             times_BT = times_BT / fps_B.to(device, torch.float32)[:, None] * FPS
         of_t, of_h, of_w = (frequencies(size, stretch) for size, stretch in zip(sizes, c.rope_stretch, strict=True))
@@ -312,6 +314,7 @@ class DiT(nn.Module):
         given_BT: Tensor | None = None,
         fps_B: Tensor | None = None,
         padding_BHW: Tensor | None = None,
+        first_frame: int = 0,
     ) -> Output:
         """
         x_BCTHW: latents as hpc.models.diffusion scales them; height and width are even.
@@ -319,13 +322,14 @@ class DiT(nn.Module):
         given_BT: 1 where a latent frame is given, 0 where it is to be made; None: none is given.
         fps_B: frames a second of the video; None: 24.
         padding_BHW: 1 where pixels are padding, of any size; None: nowhere.
+        first_frame: the place of the first of these latent frames in the video, where ranks share it.
         """
         c = self.config
         B, _, T, H, W = x_BCTHW.shape
-        if H % PATCH or W % PATCH or T > c.max_frames or H > c.max_height or W > c.max_width:
+        if H % PATCH or W % PATCH or first_frame + T > c.max_frames or H > c.max_height or W > c.max_width:
             raise ValueError(
-                f"latents of {T} frames of {H} x {W}: height and width must be even, and at most {c.max_frames} frames "
-                f"of {c.max_height} x {c.max_width}"
+                f"latents of {first_frame + T} frames of {H} x {W}: height and width must be even, and at most "
+                f"{c.max_frames} frames of {c.max_height} x {c.max_width}"
             )
         if text_BLE.shape[-1] != c.text_input:
             raise ValueError(f"a text of {text_BLE.shape[-1]} channels; this network takes {c.text_input}")
@@ -347,8 +351,10 @@ class DiT(nn.Module):
         text_BLE = text_BLE.to(dtype)
         if self.crossattn_proj is not None:
             text_BLE = F.gelu(self.crossattn_proj(text_BLE))
-        rope = self.rope(T, height, width, fps_B)
-        positions = None if self.extra_pos_embedder is None else self.extra_pos_embedder(T, height, width).to(dtype)
+        rope = self.rope(first_frame, T, height, width, fps_B)
+        positions = None
+        if self.extra_pos_embedder is not None:
+            positions = self.extra_pos_embedder(first_frame, T, height, width).to(dtype)
         for block in self.blocks:
             x_BTND = block(x_BTND, level_BTD, shared_BT3D, text_BLE, rope, positions)
         out = self.final_layer(x_BTND, level_BTD, shared_BT3D)  # of each token: y, x, channel
