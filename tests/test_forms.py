@@ -16,7 +16,7 @@ from test_text_embed import reference, save
 from token_sets import Window
 
 from hpc.batch.spec import SpecErrors, load
-from hpc.data import layers
+from hpc.data import layers, pickles
 from hpc.data.tokens import BOV, PAD, action, video2world
 from hpc.prepare.forms import video2world as form
 from hpc.prepare.settings import Action, Instruction, Tokens, Video2World
@@ -89,6 +89,30 @@ def test_embeddings_of_a_stage(tmp_path: Path) -> None:
     assert values == {("x", 0): (1, 1), ("x", 255): (1, 1), ("x", 256): (2, 2), ("y", 0): (0, 0), ("z", 0): (3, 3)}
     assert sum(one.counts["without_prompt"] for one in made) == 1
     assert video2world.sizes(folder) == {"train": 5, "test": 0, "val": 0}
+
+
+def test_embeddings_in_tars(tmp_path: Path) -> None:
+    """Of curate.shard: an array in the .pickle for each window of the .json that has words."""
+    said = [{"start_frame": 0, "end_frame": 99, "caption": "a"}, {"start_frame": 100, "end_frame": 199, "caption": " "},
+            {"start_frame": 200, "end_frame": 299, "caption": "b", "enhanced": "c"}]  # fmt: skip
+    arrays = pickles.dumps([np.full((2, 1024), 2), np.full((3, 1024), 3)])
+    with layers.TarWriter(tmp_path / "x.tar") as tar:
+        tar.add("x", {".mp4": b"film", ".json": json.dumps({"windows": said}).encode(), ".pickle": arrays})
+        tar.add("y", {".mp4": b"film", ".json": json.dumps({"windows": said[:1]}).encode(), ".pickle": arrays})
+        tar.add("z", {".mp4": b"film", ".json": b"{}"})
+    windows = [Window("x", 66), Window("x", 199), Window("x", 200), Window("y", 0), Window("z", 0)]
+    stages = token_sets.ids(tmp_path, [windows], media=f"{tmp_path / 'x.tar'}#")
+    stages["dataset"] = [("000000", {".tar": str(tmp_path / "x.tar")})]
+    folder, [made] = token_sets.form(tmp_path, Video2World(split="1,0,0"), stages)
+    tokens = {(row["uuid"], row["start"]): row["prompt_tokens"] for row in rows(folder)}
+    assert tokens == {("x", 66): 2, ("x", 199): 0, ("x", 200): 3, ("y", 0): 0, ("z", 0): 0}
+    for row in rows(folder):
+        _, prompt = video2world.read(folder, "train", row["index"])
+        assert prompt[0, 0] == row["prompt_tokens"] == int(prompt.any(1).sum())
+    assert made.counts["without_prompt"] == 3
+    other = stages | token_sets.ids(tmp_path, [[Window("z", 0)]], media=f"{tmp_path / 'x.tar'}#")
+    with pytest.raises(ValueError, match="not one of 1 windows has an embedding"):
+        token_sets.form(tmp_path, Video2World(split="1,0,0"), other, "other")
 
 
 def test_what_the_models_cannot_take(tmp_path: Path) -> None:

@@ -42,7 +42,9 @@ def ids_of(window: Window, shape: Sequence[int]) -> np.ndarray[Any, Any]:
     return np.random.default_rng(seed).integers(0, VOCABULARY, shape, np.int32)
 
 
-def ids(folder: Path, shards: Sequence[Sequence[Window]], shape: Sequence[int] = (2, 2, 4), **meta: Any) -> Shards:
+def ids(folder: Path, shards: Sequence[Sequence[Window]], shape: Sequence[int] = (2, 2, 4), media: str = "",
+        **meta: Any) -> Shards:  # fmt: skip
+    """media: where the clips are, "x.tar#"."""
     made = []
     about = {"tokenizer": "tiny", "vocabulary": VOCABULARY, "shape": list(shape), "frames": 9, "size": [32, 64],
              "fps": None, "fit": "crop", "windows": "all", "precision": "float32"} | meta  # fmt: skip
@@ -50,7 +52,8 @@ def ids(folder: Path, shards: Sequence[Sequence[Window]], shape: Sequence[int] =
         data, rows = b"", []
         for one in windows:
             row = {"uuid": one.uuid, "start": one.start, "caption": one.caption, "source": one.source, "etag": "e",
-                   "why": one.why, "frames": 99, "fps": 24.0, "width": 64, "height": 32}  # fmt: skip
+                   "why": one.why, "media": f"{media}{one.uuid}.mp4", "frames": 99, "fps": 24.0, "width": 64,
+                   "height": 32}  # fmt: skip
             if one.why is None:
                 found = ids_of(one, shape).tobytes()
                 row |= {"offset": len(data), "size": len(found)}

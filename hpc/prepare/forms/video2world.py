@@ -4,12 +4,14 @@
 
 Each window is a sample; its place in the data set's order gives its split and its number, so that they do not depend
 on how many tasks there were. A shard has samples of one shard of ids, and <shard>.parquet a row for each: its split and
-number, the clip, the window, the words. Embeddings are made here, or are those of a stage curate.text_embed.
+number, the clip, the window, the words. Embeddings are made here, or are those of a stage curate.text_embed, or those
+beside the clips in plain tars of curate.shard.
 """
 
 from __future__ import annotations
 
 import functools
+import json
 import logging
 import time
 from collections import defaultdict
@@ -20,13 +22,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from hpc.data import layers, storage, upstream
+from hpc.data import layers, pickles, storage, upstream
 from hpc.data.shard_plan import unpacked
 from hpc.data.tokens import CALLED, VOCABULARY
 from hpc.data.tokens import video2world as form
 from hpc.data.work import Made, Work
 from hpc.models.t5 import Encoder, load_encoder
-from hpc.prepare import documents
+from hpc.prepare import documents, inputs
 from hpc.prepare.documents import SCHEMA, Shards
 from hpc.prepare.settings import Video2World
 
@@ -55,7 +57,8 @@ def freeze(settings: Video2World, stages: Shards, superseded: set[tuple[str, str
     if meta["vocabulary"] > VOCABULARY:
         raise ValueError(f"{meta['tokenizer']} has {meta['vocabulary']:,} ids, and {VOCABULARY:,} begins a video: take "
                          f"a tokenizer with {VOCABULARY:,} at most, such as DV8x16x16")  # fmt: skip
-    made = {} if settings.text_encoder else embeddings_of(stages)
+    tars = any(set(some[0][1]) == {".tar"} for some in stages.values() if some)  # of curate.shard
+    made = {} if settings.text_encoder or tars else embeddings_of(stages)
     numbers = {files[".parquet"]: number for number, (_, files) in enumerate(shards)}
     rows, places = defaultdict(list), defaultdict(list)
     total = copies = 0
@@ -130,11 +133,19 @@ def process(settings: Video2World, encoder: Encoder | None, words: Callable[[Row
         publish(form.names(row["split"], row["index"])[0], form.video(found))
         work.progress(done / len(rows) / 2, f"{done} of {len(rows)} videos")
     began, ids_seconds = time.monotonic(), time.monotonic() - began
-    for done, (i, array) in enumerate(encoded(encoder, prompts) if encoder else taken(task["embedded"], rows), 1):
+    if encoder:
+        made = encoded(encoder, prompts)
+    else:
+        tables = task["embedded"]
+        made = taken(tables[0], tables[1], rows) if tables else beside(rows)
+    for done, (i, array) in enumerate(made, 1):
         work.check()
         rows[i]["prompt_tokens"] = len(array)
         publish(form.names(rows[i]["split"], rows[i]["index"])[1], form.prompt(array))
         work.progress(0.5 + done / len(rows) / 2, f"{done} of {len(rows)} prompts")
+    if any(prompts) and not any(row["prompt_tokens"] for row in rows):
+        raise ValueError(f"not one of {len(rows)} windows has an embedding, e.g. of {rows[0]['media']}: embed the "
+                         "captions of these clips (curate.text_embed), or name a text_encoder")  # fmt: skip
     for row in rows:
         if not row["prompt_tokens"]:
             publish(form.names(row["split"], row["index"])[1], form.prompt(None))
@@ -142,8 +153,8 @@ def process(settings: Video2World, encoder: Encoder | None, words: Callable[[Row
     if 0 in task["places"]:
         publish(form.METADATA, form.metadata({CALLED[name]: len(some) for name, some in places.items()}))
         if empty := [CALLED[name] for name, some in places.items() if not some]:
-            words = "%d samples by %s: none is for %s"
-            logging.getLogger(__name__).warning(words, task["total"], settings.split, empty)
+            message = "%d samples by %s: none is for %s"
+            logging.getLogger(__name__).warning(message, task["total"], settings.split, empty)
     lines = [{name: row.get(name) for name in COLUMNS.names} | {"prompt": said}
              for row, said in zip(rows, prompts, strict=True)]  # fmt: skip
     path = work.scratch / f"{work.shard}.parquet"
@@ -174,15 +185,13 @@ def encoded(encoder: Encoder, prompts: list[str]) -> Embedded:
         yield from ((i, array) for i in rows[texts[which]])
 
 
-def taken(tables: list[str] | None, rows: Rows) -> Embedded:
-    """tables: of embeddings, and of their windows. A sample has that of the window that its first frame is in."""
-    if tables is None:
-        return
-    texts, windows = upstream.table(tables[0], EMBEDDINGS), upstream.table(tables[1], WINDOWS)
+def taken(embeddings: str, windows: str, rows: Rows) -> Embedded:
+    """Of tables of both. A sample has the embedding of the window that its first frame is in."""
+    texts = upstream.table(embeddings, EMBEDDINGS)
     pairs = zip(*(texts[name].to_pylist() for name in ("uuid", "window")), strict=True)
     at = {pair: place for place, pair in enumerate(pairs)}
     spans = defaultdict(list)
-    for one in windows.to_pylist():
+    for one in upstream.table(windows, WINDOWS).to_pylist():
         spans[one["uuid"]].append(one)
     for i, row in enumerate(rows):
         for one in spans[row["uuid"]]:
@@ -191,3 +200,27 @@ def taken(tables: list[str] | None, rows: Rows) -> Embedded:
                 tokens = texts["tokens"][place].as_py()
                 yield i, np.frombuffer(texts["embedding"][place].as_py(), "<f2").reshape(tokens, -1)
                 break
+
+
+def beside(rows: Rows) -> Embedded:
+    """Of the .pickle beside each clip in a plain tar: an array for each window of its .json that has words. Raises
+    ValueError, naming the clip, for one that cannot be read."""
+    tars = defaultdict(list)
+    for i, row in enumerate(rows):
+        tars[row["media"].rpartition("#")[0]].append(i)
+    for tar, some in tars.items():
+        entries = dict(inputs.indexed(tar))
+        for i in some:
+            row = rows[i]
+            members = entries[row["media"].rpartition("#")[2].partition(".")[0]].members
+            if not {".json", ".pickle"} <= members.keys():
+                continue
+            try:
+                said, arrays = (read(storage.read(tar, place, place + size)) for read, (place, size) in
+                                ((json.loads, members[".json"]), (pickles.loads, members[".pickle"])))  # fmt: skip
+                windows = [one for one in said["windows"] if inputs.chosen(one)]
+                if len(windows) == len(arrays):
+                    yield from ((i, array) for one, array in zip(windows, arrays, strict=True)
+                                if one["start_frame"] <= row["start"] <= one["end_frame"])  # fmt: skip
+            except (ValueError, LookupError, TypeError) as error:
+                raise ValueError(f"{row['media']}: its .json or .pickle: {error!r}") from error

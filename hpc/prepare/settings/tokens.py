@@ -104,7 +104,7 @@ class Tokens(Frames, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     text_encoder: Model | None = None
     """Of video2world and instruction: a T5 that embeds the words, such as google-t5/t5-11b@revision or a folder. null:
-    the embeddings of a stage curate.text_embed in `needs` are taken."""
+    the embeddings of a stage curate.text_embed in `needs` are taken, or those in plain tars of curate.shard."""
     text_precision: Literal["float32", "bfloat16"] = "float32"
     """What it computes in; 19 GiB for T5-XXL in float32. Embeddings are float16."""
 
@@ -137,7 +137,7 @@ class Tokens(Frames, frozen=True, forbid_unknown_fields=True, kw_only=True):
     def unmet(self, kinds: Sequence[str]) -> str:
         """What is lacking among the kinds of the stages in `needs`, before anything is encoded; "" for nothing."""
         mine = any(":" in kind for kind in kinds)  # a stage of one's own may make embeddings
-        if self.form != "video2world" or self.text_encoder or mine or "curate.text_embed" in kinds:
+        if self.form != "video2world" or self.text_encoder or mine or {"curate.text_embed", "curate.shard"} & {*kinds}:
             return ""
         return ("form: video2world wants embeddings of captions: add a stage curate.text_embed (and its captions) to "
                 "`needs`, or name a text_encoder, e.g. google-t5/t5-11b@90f37703b3334dfe9d2b009bfcbfbf1ac9d28ea3")
