@@ -33,7 +33,7 @@ if not GPU:  # before anything imports Triton
     sys.path.insert(0, str(Path(__file__).parent / "kernels"))
     import interpreted  # noqa: F401
 
-from hpc.kernels import adamw_ema, cross_entropy, modulate, qk_norm_rope  # noqa: E402
+from hpc.kernels import adamw_ema, cross_entropy, gated, modulate, qk_norm_rope  # noqa: E402
 
 COPY = 4.28e12  # bytes a second
 DEVICE = torch.device("cuda" if GPU else "cpu")
@@ -323,6 +323,23 @@ def modulation(name: str, g: int, n: int, d: int) -> Op:
     )  # fmt: skip
 
 
+def plain_gated(x: Tensor, y: Tensor, gate: Tensor) -> tuple[Tensor]:
+    return (x + gate[:, None] * y,)
+
+
+def residual(name: str, g: int, n: int, d: int) -> Op:
+    leaves, grads = [leaf(randn(g, n, d)), leaf(randn(g, n, d)), leaf(randn(g, d))], [randn(g, n, d)]
+
+    def way(function: Callable[..., Sequence[Tensor]]) -> Way:
+        return Way(lambda: function(*leaves), leaves, grads)
+
+    return Op(
+        name, 6 * g * n * d, 6 * g * n * d,
+        {"ours": lambda: way(lambda *t: (gated.gated(*t, kernels="fused"),)), "eager": lambda: way(plain_gated),
+         "torch.compile": lambda: way(compiled(plain_gated))}, lambda: way(lambda *t: (gated.gated_reference(*t),)),
+    )  # fmt: skip
+
+
 def modulation_fp8(name: str, g: int, n: int, d: int) -> Op:
     """Forward only: out in FP8 by rows and transposed. The scale is that of out's own maximum, so that z is read again
     once it is known: 10 bytes an element; with a scale that is given 8 would do."""
@@ -433,6 +450,10 @@ OPS: dict[str, list[Callable[[], Op]]] = {
         lambda: entropy("AR-4B, 12,800 x 64,000", small(12800, 4), small(64000, 50)),
         lambda: entropy("one of 2 ranks, 12,800 x 32,000", small(12800, 4), small(32000, 25)),
     ],
+    "gated": [
+        lambda: residual("DiT-2B 720p, 24 x 3,520 x 2048", small(24, 2), small(3520, 3), small(2048, 16)),
+        lambda: residual("DiT-7B, 16 x 3,520 x 4096", small(16, 2), small(3520, 3), small(4096, 16)),
+    ],
     "modulate": [
         lambda: modulation("DiT-2B 720p, 24 x 3,520 x 2048", small(24, 2), small(3520, 3), small(2048, 16)),
         lambda: modulation("DiT-2B 480p, 24 x 1,296 x 2048", small(24, 2), small(1296, 3), small(2048, 16)),
@@ -455,6 +476,7 @@ SWEEPS: dict[str, tuple[Any, str, list[dict[str, int]], list[dict[str, int]]]] =
                      settings(heads=(4, 8, 16), warps=(1, 2, 4), waves=(5, 10, 20, 30))),
     "cross_entropy": (cross_entropy, "config", settings(BLOCK=(2048, 4096, 8192, 16384), num_warps=(4, 8, 16)),
                       settings(BLOCK=(1024, 2048, 4096, 8192, 16384), num_warps=(4, 8, 16))),
+    "gated": (gated, "config", settings(warps=(4, 8, 16), waves=(2, 4, 8, 16)), []),
     "modulate": (modulate, "config", settings(warps=(4, 8), waves=(4, 8, 16, 32)),
                  settings(warps=(4, 8, 16), waves=(1, 2, 3, 4))),
     "modulate_fp8": (modulate, "config_fp8",
