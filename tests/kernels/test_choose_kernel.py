@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -32,3 +35,18 @@ def test_fused_on_cpus_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_word_that_is_none() -> None:
     with pytest.raises(ValueError, match="'fast' is not one of auto, torch, fused"):
         choose("fast", torch.ones(1))
+
+
+def test_without_triton_the_references_are_there() -> None:
+    """As with a CPU build of torch, which brings no Triton."""
+    code = """
+import sys
+sys.modules["triton"] = None
+import torch
+from hpc.kernels import adamw_ema, cross_entropy, gated, modulate, qk_norm_rope
+x = torch.randn(1, 3, 4)
+print(modulate.modulate(x, x[:, 0], x[:, 0]).shape, cross_entropy.cross_entropy(x, torch.zeros(1, 3).long())[0].shape)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "torch.Size([1, 3, 4]) torch.Size([1, 3])"
