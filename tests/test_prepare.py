@@ -26,7 +26,7 @@ from hpc import validate
 from hpc.batch.prepare import domains
 from hpc.batch.spec import SpecErrors, load
 from hpc.data import latents as latent_files
-from hpc.data import layers, storage, video
+from hpc.data import layers, pickles, storage, video
 from hpc.data.units import Bytes
 from hpc.data.upstream import meta_of, table
 from hpc.data.work import Item, Made, Work
@@ -35,7 +35,7 @@ from hpc.prepare import documents, encode, inputs, latents, latents_list, tokens
 from hpc.prepare.forms import megatron
 from hpc.prepare.settings import LatentsEncode, LatentsList, Megatron, TokensIds
 from hpc.train.loader import Batches
-from hpc.train.samples import Shape, assigned, listed
+from hpc.train.samples import Shape, assigned, fetched, listed
 
 SMALL: dict[str, Any] = {"frames": 9, "size": (32, 64), "precision": "float32"}
 
@@ -258,7 +258,7 @@ def test_a_spec_is_refused_before_anything_runs(tmp_path: Path, stage: dict[str,
 def test_latents_go_round(tmp_path: Path, tokenizers: dict[str, str], kind: str) -> None:
     """What training reads is what the tokenizer made of these frames, rounded to bfloat16, with the padding's mask."""
     clips = [datasets.Clip(frames=30), datasets.Clip(frames=8), datasets.Clip(frames=9, source="/b.mp4")]
-    made = datasets.publish(tmp_path, [clips], texts=False)
+    made = datasets.publish(tmp_path, [clips])
     needs = {name: dict(shards)["000000"] for name, shards in made.items()}
     settings = LatentsEncode(tokenizer=tokenizers[kind], fit="pad", batch=2, windows="all", **SMALL)
     done = latents.start(settings)(work(tmp_path, upstream=needs))
@@ -294,6 +294,7 @@ def test_latents_go_round(tmp_path: Path, tokenizers: dict[str, str], kind: str)
     assert sorted(batch.keys) == sorted(f"{row['uuid']}_{row['start']}" for row in rows if row["why"] is None)
     assert (batch.starts, batch.fps.tolist(), batch.replaced) == ([0] * 4, [24.0] * 4, [])
     assert batch.inside.sum().item() == 4 * 57 * 32 and not batch.inside[:, :, :3].any()
+    places = {row["key"]: row["embedding"] for row in by_list.to_pylist()}
     tokenizer = encode.load(tokenizers[kind])
     for key, found in zip(batch.keys, batch.frames, strict=True):
         name, _, start = key.rpartition("_")
@@ -303,8 +304,37 @@ def test_latents_go_round(tmp_path: Path, tokenizers: dict[str, str], kind: str)
         whole = tokenizer.encode(torch.from_numpy(padded).permute(3, 0, 1, 2)[None].float() / 127.5 - 1)[0]
         close = (found - whole.bfloat16().float()).abs().max() <= 2**-7 * whole.abs().max()
         assert found.shape == whole.shape and close, "batches of other sizes round otherwise"
+        [vector] = pickles.loads(fetched(places[key]))
+        assert (vector == datasets.array(3, 0 if frames == 30 else 200)).all(), "its caption's embedding"
     other = assigned(listed(str(tmp_path / "data")), [Shape(frames=5, height=32, width=64, batch=1)])
     assert list(other.left_out) == ["no shape is for latents of 9x32x64, 24 frames a second"]
+
+
+def test_embeddings_of_captions(tmp_path: Path, tokenizers: dict[str, str]) -> None:
+    """Of a data set with captions joined, each window's own; where one cannot be read, the clip is left out."""
+    about = {"num_frames": 30, "fps": 24.0, "width": 64, "height": 36, "windows": [
+        {"start_frame": first, "end_frame": last, "caption": words, "status": status}
+        for first, last, words, status in ((0, 5, "", "error"), (6, 17, "b", "success"), (18, 29, "c", "success"))]}
+    arrays = [datasets.array(3, 1), datasets.array(4, 2)]  # the first window has none
+    with layers.TarWriter(tmp_path / "x.tar") as tar:
+        for name, vectors in (("good", arrays), ("short", arrays[:1])):
+            tar.add(name, {".mp4": datasets.mp4(30), ".json": json.dumps(about).encode(),
+                           ".pickle": pickles.dumps(vectors)})  # fmt: skip
+    settings = LatentsEncode(tokenizer=tokenizers["cv"], windows="all", **SMALL)
+    done = latents.start(settings)(work(tmp_path, upstream={"shard": {".tar": str(tmp_path / "x.tar")}}))
+    with done.objects[0].open("rb") as file:
+        found = {key: members for key, members in layers.read_tar(file)}
+    assert {key: json.loads(one[".json"])["caption"] for key, one in found.items()} == {
+        "good_0": None, "good_9": "b", "good_18": "c"}  # fmt: skip
+    assert (pickles.loads(found["good_18"][".pickle"])[0] == arrays[1]).all() and ".pickle" not in found["good_0"]
+    assert [bad.reason for bad in done.bad] == ["no-embedding"] and done.counts["embedded"] == 2
+    made = datasets.publish(tmp_path, [[datasets.Clip(frames=9)]])
+    needs = {name: dict(shards)["000000"] for name, shards in made.items()}
+    layers.write_table(tmp_path / "other.parquet", [], {"field": "caption"}, datasets.TEXTS)
+    with pytest.raises(ValueError, match="2 stages that embed captions; keep one"):
+        inputs.embeddings_of(needs | {"x": needs["text"]})
+    with pytest.raises(ValueError, match="embeddings of the field 'caption' of captions, and here `best` is taken"):
+        inputs.embeddings_of(needs | {"text": {".parquet": str(tmp_path / "other.parquet")}})
 
 
 def test_files_of_latents_are_safetensors() -> None:

@@ -66,6 +66,15 @@ class Window(NamedTuple):
     """What is known of it: columns of hpc.prepare.documents.SCHEMA, with `why` where it is left out."""
     frames: npt.NDArray[np.uint8] | None
     """[frames, height, width, 3], RGB; None of what is left out."""
+    vector: npt.NDArray[np.float16] | None = None
+    """[tokens, width], of its caption, for latents."""
+
+
+class Encoded(NamedTuple):
+    row: dict[str, Any]
+    made: Tensor | None
+    """What its window became, on the CPU; None of what is left out."""
+    vector: npt.NDArray[np.float16] | None
 
 
 class Some(NamedTuple):
@@ -136,9 +145,10 @@ def _decoded(settings: Frames, work: Work, some: Some) -> Decoded:
             if len(pictures):
                 laid = fitting.laid(pictures, width, height, left, top)
                 each = np.split(laid, end - first)
-                return Decoded(clip, [
-                    Window(row(settings, clip, numbers[i * settings.frames]), frames) for i, frames in enumerate(each)
-                ])  # fmt: skip
+                starts = numbers[:: settings.frames]
+                vectors = [None if settings.DISCRETE else clip.vector(at) for at in starts]
+                return Decoded(clip, [Window(row(settings, clip, at), frames, vector)
+                                      for at, frames, vector in zip(starts, each, vectors, strict=True)])  # fmt: skip
             raise BadInput(clip.media, "no-frames", f"none can be decoded from frame {numbers[0]} on")
         except BadInput as error:
             clip = msgspec.structs.replace(clip, refused=error.bad)
@@ -155,14 +165,14 @@ def row(settings: Frames, clip: Clip, start: int | None = None) -> dict[str, Any
     height, width = settings.size
     places = fitting.inside(clip.width, clip.height, width, height, settings.fit)
     known |= dict(zip(("left", "top", "right", "bottom"), places, strict=True))
-    return known | {"start": start, "fps": settings.fps or clip.fps, "caption": clip.said(start)}
+    said = clip.said(start)
+    return known | {"start": start, "fps": settings.fps or clip.fps, "caption": said.words if said else None}
 
 
 def encoded(
     settings: Frames, encoder: Encoder, work: Work, bad: list[Bad], counts: Counter[str]
-) -> Iterator[tuple[dict[str, Any], Tensor | None]]:
-    """(row, what its window became, on the CPU) of each window, in order; None for what is left out. counts: takes
-    clips, windows, frames, what was dropped, and seconds."""
+) -> Iterator[Encoded]:
+    """All windows, and what is left out, in order. counts: takes clips, windows, frames, what was dropped, seconds."""
     found = windows(settings, work, bad)
     seen: set[str] = set()
     while True:
@@ -188,7 +198,7 @@ def encoded(
         for one in held:
             if one.frames is None:
                 counts.update(["dropped", f"dropped_{one.row['why'].replace('-', '_')}"])
-            yield one.row, next(made) if one.frames is not None else None
+            yield Encoded(one.row, next(made) if one.frames is not None else None, one.vector)
     counts["clips"] = len(seen)
 
 

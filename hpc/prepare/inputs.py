@@ -18,8 +18,10 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, BinaryIO
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 
-from hpc.data import layers, storage, upstream, video
+from hpc.data import layers, pickles, storage, upstream, video
 from hpc.data.work import Bad, BadInput, Item, Work
 from hpc.prepare.settings.frames import VIDEOS
 
@@ -36,6 +38,8 @@ class Said(msgspec.Struct):
     first: int
     last: int | None
     words: str
+    window: int = 0
+    """Its number, by which a layer of embeddings calls it."""
 
 
 class Clip(msgspec.Struct):
@@ -61,13 +65,25 @@ class Clip(msgspec.Struct):
     part: int = 0
     """Of a film that is planned as `parts` spans: the share of its windows that belongs here."""
     parts: int = 1
+    vectors: Callable[[int], npt.NDArray[np.float16] | None] | None = None
+    """Reads the embedding of a window's caption: float16 [tokens, width]; None where it has none."""
     refused: Bad | None = None
     """It cannot be read."""
 
-    def said(self, frame: int) -> str | None:
+    def said(self, frame: int) -> Said | None:
         """The caption of the window that a frame is in."""
-        return next((one.words for one in self.captions
+        return next((one for one in self.captions
                      if one.first <= frame and (one.last is None or frame <= one.last)), None)  # fmt: skip
+
+    def vector(self, frame: int) -> npt.NDArray[np.float16] | None:
+        """Its embedding. Raises BadInput for what cannot be understood."""
+        said = self.said(frame)
+        if said is None or self.vectors is None:
+            return None
+        try:
+            return self.vectors(said.window)
+        except (ValueError, LookupError, TypeError) as error:
+            raise BadInput(self.media, "no-embedding", f"that of window {said.window}: {error}") from error
 
 
 def clips(work: Work) -> Iterator[Clip]:
@@ -81,13 +97,14 @@ def clips(work: Work) -> Iterator[Clip]:
     elif tars := [objects[".tar"] for objects in work.upstream.values() if set(objects) == {".tar"}]:
         yield from (of_tar(tars[0], key, entry) for key, entry in indexed(tars[0]))
     else:
-        told = captions_of(work.upstream)
+        told, vectors = captions_of(work.upstream), embeddings_of(work.upstream)
         for one in upstream.clips(work, OF_CLIP):
             row = one.row
             yield Clip(
                 one.uuid, f"{one.tar}#{one.uuid}.mp4", functools.partial(_range, one.tar, one.offset, one.size),
                 row["source"], row["etag"], [_camera(camera) for camera in row["cameras"] or ()],
                 told.get(one.uuid, []), row["num_frames"], row["fps"], row["width"], row["height"],
+                vectors=functools.partial(vectors, one.uuid) if vectors else None,
             )  # fmt: skip
 
 
@@ -135,6 +152,8 @@ def of_tar(uri: str, key: str, entry: layers.Entry) -> Clip:
         clip.about = lambda: json.loads(_range(uri, *place))
     elif text := entry.members.get(".txt"):
         clip.about = lambda: {"caption": _range(uri, *text).decode()}
+    if pickled := entry.members.get(".pickle"):
+        clip.vectors = lambda window: pickles.loads(_range(uri, *pickled))[window]
     return clip
 
 
@@ -182,8 +201,9 @@ def _tell(clip: Clip, about: Mapping[str, Any]) -> None:
         clip.cameras = clip.cameras + [_camera(one) for one in about.get("cameras") or ()]
     words = about.get("caption") or about.get("prompt")
     if "windows" in about:
-        clip.captions = [Said(one["start_frame"], one["end_frame"], said) for one in about["windows"]
-                         if (said := chosen(one))]  # fmt: skip
+        told = [one for one in about["windows"] if chosen(one)]  # those that a .pickle has embeddings of
+        clip.captions = [Said(one["start_frame"], one["end_frame"], chosen(one), place)
+                         for place, one in enumerate(told)]  # fmt: skip
     elif isinstance(words, str) and words.strip():
         clip.captions = [Said(0, None, words.strip())]
 
@@ -200,8 +220,34 @@ def captions_of(needed: Mapping[str, Mapping[str, str]]) -> dict[str, list[Said]
     for uri, columns in layered.values():
         for row in sorted(upstream.table(uri, columns).to_pylist(), key=lambda row: row["window"]):
             if words := chosen(row):
-                found.setdefault(row["uuid"], []).append(Said(row["start_frame"], row["end_frame"], words))
+                said = Said(row["start_frame"], row["end_frame"], words, row["window"])
+                found.setdefault(row["uuid"], []).append(said)
     return found
+
+
+def embeddings_of(
+    needed: Mapping[str, Mapping[str, str]],
+) -> Callable[[str, int], npt.NDArray[np.float16] | None] | None:
+    """(uuid, window) -> embedding, of the needed layer of them; None where there is none. Raises ValueError where they
+    are not those of the captions that are taken here, and for two layers."""
+    layered = [objects[".parquet"] for objects in needed.values()
+               if ".tar" not in objects and {"window", "embedding"} <= upstream.columns_of(objects.get(".parquet"))]
+    if not layered:
+        return None
+    if len(layered) > 1:
+        raise ValueError(f"`needs` names {len(layered)} stages that embed captions; keep one of them")
+    if (field := upstream.meta_of(layered[0]).get("field", "best")) != "best":
+        raise ValueError(f"`needs` names embeddings of the field {field!r} of captions, and here `best` is taken: give "
+                         "that stage `field: best`")  # fmt: skip
+    table = upstream.table(layered[0], ["uuid", "window", "tokens", "embedding"])
+    places = {pair: i for i, pair in enumerate(zip(*(table[c].to_pylist() for c in ("uuid", "window")), strict=True))}
+
+    def read(uuid: str, window: int) -> npt.NDArray[np.float16] | None:
+        if (i := places.get((uuid, window))) is None:
+            return None
+        return np.frombuffer(table["embedding"][i].as_buffer(), "<f2").reshape(table["tokens"][i].as_py(), -1)
+
+    return read
 
 
 def chosen(row: Mapping[str, Any]) -> str:

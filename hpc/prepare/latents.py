@@ -1,11 +1,13 @@
 """Clips -> latents of a continuous video tokenizer: the first part of prepare.latents.
 
-A shard is a plain webdataset tar with two members for each window, whose key is <uuid>_<first frame>:
+A shard is a plain webdataset tar with these members for each window, whose key is <uuid>_<first frame>:
 
     .safetensors    "latents", bfloat16 [channels, t, h, w], normalised as the tokenizer's `encode` does: Cosmos CV8x8x8
                     by the mean and std of each channel and latent frame, Wan2.1 by those of each channel
     .json           {"uuid", "start", "num_frames", "fps", "height", "width", "inside": [left, top, right, bottom],
                     "caption", "tokenizer", ...}; sizes are those of the frames that were encoded
+    .pickle         [float16 [tokens, width]], the embedding of its caption, where `needs` has a curate.text_embed, or
+                    the tars of curate.shard have them; as predict2 has it
 
 and <shard>.parquet has a row of SCHEMA for each window, and for each clip that was left out; offset and size are those
 of the .safetensors in the tar. hpc.train.samples takes such tars as it does those of videos, or the list of their
@@ -22,7 +24,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from hpc.data import layers
+from hpc.data import layers, pickles
 from hpc.data.latents import SUFFIX, dumps
 from hpc.data.work import Bad, Made, Work
 from hpc.prepare import encode
@@ -30,7 +32,10 @@ from hpc.prepare.documents import SCHEMA as DOCUMENTS
 from hpc.prepare.encode import Encoder
 from hpc.prepare.settings import LatentsEncode
 
-SCHEMA = pa.schema([("key", pa.string()), *DOCUMENTS, ("json_offset", pa.int64()), ("json_size", pa.int64())])
+NAMES = {SUFFIX: "", ".json": "json_", ".pickle": "pickle_"}
+"""Members -> what their columns begin with."""
+SCHEMA = pa.schema([("key", pa.string()), *DOCUMENTS,
+                    *((f"{name}{what}", pa.int64()) for name in NAMES.values() if name for what in ("offset", "size"))])
 
 
 def start(settings: LatentsEncode) -> Callable[[Work], Made]:
@@ -48,7 +53,7 @@ def process(settings: LatentsEncode, encoder: Encoder, work: Work) -> Made:
     same = {"num_frames": settings.frames, "height": settings.size[0], "width": settings.size[1],
             "tokenizer": settings.tokenizer, "shape": shape}  # fmt: skip
     with layers.TarWriter(tar_path) as tar:
-        for row, made in encode.encoded(settings, encoder, work, bad, counts):
+        for row, made, vector in encode.encoded(settings, encoder, work, bad, counts):
             if made is not None:
                 if made.shape != shape or not made.isfinite().all():
                     raise ValueError(f"{settings.tokenizer} made {made.dtype}{list(made.shape)} with {made.min()} to "
@@ -57,10 +62,14 @@ def process(settings: LatentsEncode, encoder: Encoder, work: Work) -> Made:
                 told = {name: row[name] for name in ("uuid", "start", "fps", "source_fps", "caption", "source")}
                 about = json.dumps(told | same | {"inside": inside}, ensure_ascii=False).encode()
                 members = {SUFFIX: dumps(made.float().numpy()), ".json": about}
+                if vector is not None:
+                    members[".pickle"] = pickles.dumps([vector])
+                    counts["embedded"] += 1
                 key = f"{row['uuid']}_{row['start']}"
-                places = tar.add(key, members).members
-                row = row | {"key": key, **dict(zip(("offset", "size"), places[SUFFIX], strict=True)),
-                             **dict(zip(("json_offset", "json_size"), places[".json"], strict=True))}  # fmt: skip
+                row = row | {"key": key}
+                for suffix, (offset, size) in tar.add(key, members).members.items():
+                    name = NAMES[suffix]
+                    row |= {f"{name}offset": offset, f"{name}size": size}
             rows.append(row)
     meta = {
         "stage": settings.KIND, "fingerprint": work.fingerprint, "tokenizer": settings.tokenizer, "shape": shape,

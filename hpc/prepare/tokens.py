@@ -34,7 +34,7 @@ def process(settings: TokensIds, encoder: Encoder, work: Work) -> Made:
     counts: Counter[str] = Counter(windows=0, frames=0)
     offset = 0
     with bin_path.open("wb") as file:
-        for row, made in encode.encoded(settings, encoder, work, bad, counts):
+        for row, made, _ in encode.encoded(settings, encoder, work, bad, counts):
             if made is not None:
                 ids = made.numpy()  # int32 from the tokenizer on; floats of 16 bits do not hold them
                 if ids.dtype != np.int32 or ids.shape != encoder.shape or ids.min() < 0 or ids.max() >= vocabulary:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
@@ -54,10 +55,10 @@ SCHEMA = pa.schema(
 
 
 def listed(uri: str | Sequence[str]) -> pa.Table:
-    """A table of SCHEMA, in the order of the keys. uri: one place, or these very tars. Raises FileNotFoundError where
-    nothing is, and ValueError naming what cannot be understood."""
+    """A table of SCHEMA, in the order of the keys. uri: one place, or these very tars and videos. Raises
+    FileNotFoundError where nothing is, and ValueError naming what cannot be understood."""
     if not isinstance(uri, str):
-        rows = _tars(uri)
+        rows = itertools.chain(_tars([one for one in uri if one.endswith(".tar")]), _videos(uri))
     elif uri.endswith(".jsonl"):
         rows = _prompts(uri)
     else:
@@ -124,7 +125,19 @@ def _prepared(lists: Sequence[str]) -> Iterator[dict[str, Any]]:
                     "prompt": one["caption"], "source": one["source"],
                     "media": {"uri": one["tar"], "offset": one["offset"], "size": one["size"]},
                     "json": {"uri": one["tar"], "offset": one["json_offset"], "size": one["json_size"]},
+                    "embedding": one["pickle_size"] and {
+                        "uri": one["tar"], "offset": one["pickle_offset"], "size": one["pickle_size"]},
                 }  # fmt: skip
+
+
+def _videos(uris: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Files of their own; a key is the path below the folder that has them all."""
+    found = [uri for uri in uris if uri.lower().endswith(MOVING)]
+    begin = os.path.commonprefix([uri.rpartition("/")[0] + "/" for uri in found])  # noqa: RUF071: of s3:// too
+    base = begin.rpartition("/")[0] + "/"
+    for uri in found:
+        yield {"key": uri.removeprefix(base).rpartition(".")[0], "still": False,
+               "media": {"uri": uri, "offset": 0, "size": -1}}  # fmt: skip
 
 
 def _folder(uri: str, entries: Iterable[storage.Entry]) -> Iterator[dict[str, Any]]:

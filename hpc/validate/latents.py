@@ -11,6 +11,7 @@ import numpy as np
 from hpc.data import layers, storage
 from hpc.data.latents import SUFFIX, loads
 from hpc.validate import Files, Report, as_json, expected
+from hpc.validate.folders import shown, unpickled
 
 AGAIN = "Make the data set again (prepare.latents)"
 
@@ -41,9 +42,12 @@ def latents(files: Files, report: Report) -> None:
     lists = [] if names else files.named(after=".parquet")
     for name in lists:
         with expected(name, "list", report), files.open(name) as file:
-            columns = ["tar", "key", "offset", "size", "json_offset", "json_size"]
-            for tar, key, *place in zip(*layers.read_table(file, columns).to_pydict().values(), strict=True):
+            names = ["offset", "size", "json_offset", "json_size", "pickle_offset", "pickle_size"]
+            for tar, key, *place in zip(
+                *layers.read_table(file, ["tar", "key", *names]).to_pydict().values(), strict=True
+            ):
                 members = {SUFFIX: (place[0], place[1]), ".json": (place[2], place[3])}
+                members |= {".pickle": (place[4], place[5])} if place[5] else {}
                 places.append(Place(tar.rpartition("/")[2], tar, key, members))
     if not names and not lists:
         report.add("", "no-tars", "there are no tars, and no list of samples", "Give the folder of the data set")
@@ -98,6 +102,11 @@ def _sample(report: Report, place: Place) -> tuple[tuple[Any, ...] | None, bool]
         return None, True
     if about is None:
         return None, True
+    if ".pickle" in read:
+        vectors = unpickled(f"{name}.pickle", read[".pickle"], report)
+        if vectors is not None and not (isinstance(vectors, list) and len(vectors) == 1 and vectors[0].ndim == 2):
+            what = f"a list with one array [tokens, width] should be there; it is {shown(vectors)}"
+            report.add(f"{name}.pickle", "embedding", what, AGAIN)
     channels, t, h, w = found.shape
     frames, height, width = (about[field] for field in ("num_frames", "height", "width"))
     spatial = height // h
