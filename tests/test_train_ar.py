@@ -10,19 +10,18 @@ import os
 import re
 import signal
 import socket
-import struct
 from pathlib import Path
 from typing import Any, get_args
 
 import msgspec
 import numpy as np
-import pyarrow as pa
 import pytest
+import runs
 import torch
 import torch.distributed as dist
+from stages import ids
 
 from hpc.batch import check
-from hpc.data import layers
 from hpc.data.tokens import video2world
 from hpc.data.units import Bytes
 from hpc.data.work import Stopped
@@ -51,21 +50,9 @@ def settings(**more: Any) -> TrainAr:
 
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
-    """Two .bin with their .idx and tables, as prepare.tokens leaves them: walks over ids, which can be learned."""
+    """Two .bin with their .idx and tables, as prepare.tokens leaves them."""
     place = tmp_path_factory.mktemp("tokens")
-    rows, size = [], math.prod(SHAPE)
-    for shard in ("000000", "000001"):
-        ids = np.stack([(np.arange(size) * (n + 1) + ord(shard[-1])) % 64_000 for n in range(6)]).astype("<i4")
-        (place / f"{shard}.bin").write_bytes(ids.tobytes())
-        head = struct.pack("<9sQBQQ", b"MMIDIDX\x00\x00", 1, 4, 6, 7)
-        lengths, places = np.full(6, size, "<i4"), (np.arange(6) * size * 4).astype("<i8")
-        (place / f"{shard}.idx").write_bytes(
-            head + lengths.tobytes() + places.tobytes() + np.arange(7).astype("<i8").tobytes()
-        )
-        table = pa.table({"split": ["train"] * 5 + ["valid"]})
-        layers.write_arrow(place / f"{shard}.parquet", table, {"shape": list(SHAPE)})
-        rows.append({suffix: str(place / f"{shard}{suffix}") for suffix in (".bin", ".idx", ".parquet")})
-    return rows
+    return [{path.suffix: str(path) for path in ids.write(place, shard, SHAPE, 6)} for shard in ("000000", "000001")]
 
 
 def _rank(rank: int, count: int, port: int, folder: Path, given: TrainAr, rows: list[Any], kill_at: int) -> None:
@@ -136,6 +123,32 @@ def test_killed_or_warned_it_goes_on_to_the_last_bit(tmp_path: Path, tokens: lis
     keys.account(keys.rules(given.preset), found, "the published names")
     again = keys.Published(tmp_path / "killed/model/model.safetensors")
     assert all(torch.equal(found[name], again[name]) for name in found)
+
+
+def test_a_rank_is_killed_in_the_worker(tmp_path: Path) -> None:
+    """`hpc run` on two tensor-parallel ranks, one of them killed: tried again at once, from the newest checkpoint."""
+    optimizer = {"rate": 3e-3, "warmup": 2, "weight_decay": 0.1}
+    ar = {"kind": "train.ar", "needs": "ids", "model": "ar-tiny", "steps": 8, "batch": 4, "shape": list(SHAPE),
+          "precision": "fp32", "readers": 0, "optimizer": optimizer, "checkpoints": {"every": 2},
+          "layout": {"tensor": 2}, "resources": {"workers": 2, "cpus": 1}}  # fmt: skip
+    stages = {"ids": {"kind": "stages:Ids", "resources": {"cpus": 1}}, "ar": ar}
+    prepared = runs.planned(runs.spec(tmp_path, runs.numbered(2), stages))
+    runs.finish(runs.worker(prepared, "ids"))
+    runs.finish(runs.worker(prepared, "ar", "barrier"))
+    folder = tmp_path / "out/ar@v1"
+    worker = runs.worker(prepared, "ar")
+    runs.until(lambda: bool(complete(folder / "training/checkpoints")), timeout=120)
+    [gang] = runs.children(worker.pid)
+    os.kill(runs.children(gang)[-1], signal.SIGKILL)
+    runs.finish(worker, timeout=180)
+    said = list(lines(folder / "training/metrics.jsonl"))
+    assert [line["step"] for line in said] == list(range(1, 9)) and said[-1]["loss"] < said[0]["loss"]
+    made = json.loads((folder / "000000.json").read_text())
+    assert made["ranks"] == 2 and made["clips"] == 10 and made["steps"] == 8
+    found = keys.Published(folder / "model/model.safetensors")
+    keys.account(keys.rules(settings().preset), found, "the published names")
+    stopped = [r for r in runs.lines(prepared.run, "ar") if getattr(r, "failure", "") == "lost"]
+    assert len(stopped) == 1, "it was killed while it trained"
 
 
 def test_another_layout_takes_the_last_checkpoint_alone(tmp_path: Path, tokens: list[dict[str, str]]) -> None:

@@ -11,6 +11,7 @@ same number. The distributed optimizer is used throughout: at one data-parallel 
 from __future__ import annotations
 
 import math
+import queue
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ import msgspec
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state, tensor_parallel
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.validation import StrictHandling
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import ChainedOptimizer, OptimizerConfig, get_megatron_optimizer
@@ -209,6 +211,8 @@ class Engine:
     def save(self, folder: Path, reshard: bool) -> None:
         """Every rank's part; megatron-core's distributed checkpoint. reshard: to be loaded with any layout; else with
         this one, and any number of data-parallel ranks."""
+        # megatron-core's own queue is a process that outlives a rank which is killed; this one waits for what it writes
+        filesystem_async._results_queue = queue.Queue()  # type: ignore[assignment]
         dist_checkpointing.save(self._sharded(reshard, loading=False), str(folder))
 
     @torch.no_grad()

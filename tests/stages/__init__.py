@@ -58,6 +58,23 @@ class Tar(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     SECONDS_PER_GIB: ClassVar[float] = 1.0
 
 
+class Ids(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Makes tokens out of nothing, as prepare.tokens leaves them: ids that count up, which can be learned."""
+
+    KIND: ClassVar[str] = "stages:Ids"
+    CODE: ClassVar[str] = "stages.ids"
+    PHASES: ClassVar[tuple[str, ...]] = ("map",)
+    OBJECTS: ClassVar[tuple[str, ...]] = (".bin", ".idx", ".parquet")
+    INPUT_SUFFIXES: ClassVar[tuple[str, ...]] = (".txt",)
+    VERSION: ClassVar[int] = 1
+    NEUTRAL: ClassVar[tuple[str, ...]] = ()
+    SECONDS_PER_GIB: ClassVar[float] = 1.0
+
+    shape: tuple[int, int, int] = (3, 4, 4)
+    clips: int = 6
+    """Of a shard; all but the last are for training."""
+
+
 class Join(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A barrier over Echo: lines are dealt to shards of `lines` lines."""
 
