@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -183,10 +183,12 @@ class Batches:
         """A rank's batch of a step, read here and now."""
         taken = self.order.batch(step).of_rank(rank, ranks)
         found = [self.data[place] for place in taken.places]
-        tensors = {name: torch.stack([getattr(one, name) for one in found]) if getattr(found[0], name) is not None
-                   else None for name in Sample.__struct_fields__}  # fmt: skip
+        made: dict[str, Any] = {
+            name: torch.stack([getattr(one, name) for one in found]) if getattr(found[0], name) is not None else None
+            for name in Sample.__struct_fields__
+        }
         numbers = list(range(taken.first, taken.first + len(found)))
-        return Batch(step, samples=numbers, places=list(taken.places), **tensors)
+        return Batch(step, samples=numbers, places=list(taken.places), **made)
 
     def of_rank(self, rank: int, ranks: int, first_step: int = 0, workers: int = 0, ahead: int = 2) -> Iterator[Batch]:
         """A rank's batches from a step on, without end. workers: processes that read; ahead: batches of each that wait.

@@ -123,7 +123,7 @@ def _latent(files: Files, report: Report) -> tuple[int, ...]:
 
 
 def _table(files: Files, report: Report) -> dict[tuple[str, int], dict[str, Any]]:
-    rows = {}
+    rows: dict[tuple[str, int], dict[str, Any]] = {}
     for name in files.named(after=".parquet"):
         with expected(name, "table", report), files.open(name) as file:
             rows |= {(row["split"], row["index"]): row for row in layers.read_table(file, SAMPLES).to_pylist()}
@@ -133,10 +133,10 @@ def _table(files: Files, report: Report) -> dict[tuple[str, int], dict[str, Any]
 def _sample(files: Files, report: Report, split: str, index: int, ids: int) -> Seen | None:
     """None, with problems, where a file is not what it should be at all."""
     video, prompt = form.names(split, index)
-    found = _read(files, report, video), _read(files, report, prompt)
-    if found[0] is None or found[1] is None:
+    first, second = _read(files, report, video), _read(files, report, prompt)
+    if first is None or second is None:
         return None
-    (video_dtype, numbers), (prompt_dtype, rows) = found
+    (video_dtype, numbers), (prompt_dtype, rows) = first, second
     good = _typed(video, video_dtype, IDS, report) and _typed(prompt, prompt_dtype, FLOATS, report)
     if numbers.ndim != 1:
         report.add(video, "shape", f"{list(numbers.shape)}; a sequence of numbers is expected", AGAIN)
@@ -272,8 +272,7 @@ def _actions(files: Files, report: Report, split: str, where: tensors.Header, en
     name = f"{split}/{action.ACTIONS}"
     with files.open(name) as file:
         done = tensors.read(file, where)
-    none = np.isnan(done)
-    last = none.all(1)
+    last = np.isnan(done).all(1)
     report.entries += int((~last).sum())
     for row in np.flatnonzero(~last & ~np.isfinite(done).all(1)).tolist():
         report.add(f"{name}#{row}", "action", f"{done[row].tolist()}: the loss will not be a number", "Leave the "
