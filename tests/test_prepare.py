@@ -407,6 +407,29 @@ def test_splits_are_megatrons(split: str) -> None:
         documents.split_of(5, 5, split)
 
 
+def test_megatrons_builder_takes_it(tmp_path: Path) -> None:
+    """Each split gets the documents that the table says."""
+    gpt = pytest.importorskip("megatron.core.datasets.gpt_dataset")
+    from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+
+    windows = [Window(f"c{i}", source=f"/{i}.mp4") for i in range(13)]
+    folder, _ = token_sets.form(tmp_path, Megatron(), token_sets.ids(tmp_path, [windows], (5, 4, 4)))
+    words = type("Words", (), {"vocab_size": 64_000, "eod": 63_999, "pad": -1, "unique_identifiers": {}})()
+    config = gpt.GPTDatasetConfig(
+        random_seed=1, sequence_length=80, blend=([f"{folder}/000000"], None), split="4,1,1", tokenizer=words,
+        path_to_cache=str(tmp_path / "cache"), reset_position_ids=False, reset_attention_mask=False,
+        eod_mask_loss=False, mid_level_dataset_surplus=0.005,
+    )  # fmt: skip
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        built = BlendedMegatronDatasetBuilder(gpt.GPTDataset, [4, 2, 2], lambda: True, config).build()
+    finally:
+        torch.distributed.destroy_process_group()
+    rows = table(f"{folder}/000000.parquet").to_pylist()
+    for split, part in zip(documents.SPLITS, built, strict=True):
+        assert part.indices.tolist() == [row["document"] for row in rows if row["split"] == split] != []
+
+
 @pytest.mark.parametrize("where", ["local", "moto"])
 def test_the_order_is_a_hash_whatever_the_shards(tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clips of one video stay together; documents that are there twice, or whose video was replaced, are left out."""

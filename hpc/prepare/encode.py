@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 import os
 import time
 from collections import Counter
@@ -45,6 +46,8 @@ class Encoder(msgspec.Struct):
 def opened(settings: Frames, discrete: bool) -> Encoder:
     """Raises ValueError where the tokenizer is of the other kind, or has no such windows; and as `load` does."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        logging.getLogger(__name__).warning("there is no GPU here: %s runs on the CPU", settings.tokenizer)
     tokenizer = load(settings.tokenizer, device, getattr(torch, settings.precision))
     if discrete != (tokenizer.vocabulary is not None):
         words = ("makes latents, not ids: prepare.latents takes it" if discrete else

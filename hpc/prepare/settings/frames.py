@@ -44,7 +44,8 @@ class Frames(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     size: tuple[Side, Side] = (640, 1024)
     """Height and width that frames are brought to."""
     fps: Annotated[float, Meta(gt=0, le=240)] | None = None
-    """Frames a second to take, whatever the clip has; null: each one, as they come."""
+    """Frames a second to take, whatever the clip has (of a slower one some are taken twice); null: each one, as they
+    come."""
     windows: Literal["first", "all"] = "first"
     """first: each clip gives one window, its first frames. all: as many as fit, side by side; a rest is left out."""
     fit: Literal["crop", "pad", "stretch"] = "crop"
