@@ -15,7 +15,7 @@ from hpc.batch.prepare import domains
 from hpc.batch.spec import Spec, load
 from hpc.batch.yaml_lines import SpecErrors
 from hpc.curate.settings import Clips
-from hpc.curate.settings.vlm import Vlm
+from hpc.curate.settings.vlm import Serve, Vlm
 
 PROMPT = "You are a video captioning specialist.\n\nRequirements:\n- Camera:\n  * Begin with \"A CCTV camera\"."
 SPLIT = {
@@ -175,7 +175,9 @@ def test_all_that_a_split_can_say(tmp_path: Path) -> None:
     said = caption.settings
     assert (said.window, said.fps, said.max_tokens, said.second) == (128, 1.5, 512, "Again, please.")
     assert said.model.startswith("Qwen/Qwen3-VL-30B-A3B-Instruct-FP8@") and said.serve.send == "video"
-    assert said.serve.command[5:] == ("--tensor-parallel-size", "2", "--gpu-memory-utilization", "0.5")
+    usual = Serve().command
+    assert said.serve.command[: len(usual)] == usual
+    assert said.serve.command[len(usual) :] == ("--tensor-parallel-size", "2", "--gpu-memory-utilization", "0.5")
     assert said.enhance is not None
     assert spec.stages["embed"].settings.model == "cosmos-embed1-448p"
     assert spec.stages["predict2"].settings.layout == "predict2"

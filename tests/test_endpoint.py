@@ -7,6 +7,7 @@ import http.server
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -24,9 +25,10 @@ import pytest
 import runs
 import tiny_models
 
-from hpc.batch import check, failure
-from hpc.curate.settings.vlm import Vlm
-from hpc.models import endpoint, vlm
+from hpc.batch import check, cosmos_stages, failure
+from hpc.curate.settings import Caption
+from hpc.curate.settings.vlm import Serve, Vlm
+from hpc.models import endpoint, serve, vlm
 from hpc.models.serve import Server, claimed
 from hpc.models.vlm import Answer, Request
 
@@ -238,6 +240,31 @@ def test_a_server_dies_with_the_process_that_started_it(tmp_path: Path, folder: 
         parent.send_signal(number)
         parent.communicate(timeout=30)
         runs.until(lambda pid=server: not Path(f"/proc/{pid}").exists())
+
+
+def test_what_is_told_to_a_server_that_the_stage_starts(folder: Path) -> None:
+    (folder / "health").write_text("ok")
+    command = [sys.executable, "-m", "http.server", "{port}", "--bind", "127.0.0.1", "--directory", str(folder)]
+    said = ["env", 'X={"{model}": {"a": {fps}, "b": {}}}', *command]
+    stage = {"model": str(folder), "fps": 1.5, "serve": {"command": said}}
+    engine = vlm.engine(msgspec.convert(stage, Caption, dec_hook=check.unit))
+    try:
+        assert engine.server.command[1] == f'X={{"{folder}": {{"a": 1.5, "b": {{}}}}}}'  # type: ignore[attr-defined]
+        assert engine.server.command[5] == str(engine.server.port)  # type: ignore[attr-defined]
+    finally:
+        engine.server.stop()  # type: ignore[attr-defined]
+
+
+def test_vllm_knows_what_it_is_told() -> None:
+    """By its own definitions: of its flags, and of what --media-io-kwargs says of frames."""
+    vllm = json.loads((Path(__file__).parent / "golden" / "vllm.json").read_text())
+    command = Serve().command
+    assert command[:3] == ("vllm", "serve", "{model}"), "the model's path is the name that it serves"
+    importer = re.findall(r'"(--[a-z-]+)"', Path(cosmos_stages.__file__).read_text())
+    assert len(importer) == 3 and {word for word in (*command, *importer) if word[0] == "-"} <= set(vllm["flags"])
+    told = json.loads(command[command.index("--media-io-kwargs") + 1].replace("{fps}", "2"))
+    assert told == {"video": {"num_frames": -1, "fps": 2}} and told["video"].keys() <= set(vllm["frames"])
+    assert vllm["health"] and "/health" in serve.READY
 
 
 # --- what is sent, and what comes back

@@ -10,7 +10,7 @@ from hpc.curate import settings as curate
 from hpc.curate.settings import filters
 from hpc.curate.settings.caption import Enhance
 from hpc.curate.settings.judge import Classify, Semantic
-from hpc.curate.settings.vlm import Remote
+from hpc.curate.settings.vlm import Remote, Serve
 from hpc.data.units import Bytes, Seconds
 
 WHOLE = 100_000
@@ -185,7 +185,7 @@ def asked(args: Args, field: str, variant: str, gpus: int, fp8: bool = False, vl
         more = ["--quantization", "fp8"] * fp8 + ["--tensor-parallel-size", str(gpus)] * (gpus > 1)
         block["serve"] = Block({"send": "video"})
         if more:
-            block["serve"]["command"] = ["vllm", "serve", "{model}", "--port", "{port}", *more]
+            block["serve"]["command"] = [*Serve().command, *more]
         block.say("serve", "vLLM, which has to be installed on the nodes; Cosmos-Curate runs it in its own process.")
     return block
 
@@ -310,7 +310,7 @@ def caption(args: Args, needs: list[str]) -> Block:
     if args.enhance_captions:
         block["enhance"] = enhance(args)
         if "serve" in block and "endpoint" not in block["enhance"]:  # the GPU is for both
-            command = block["serve"].setdefault("command", ["vllm", "serve", "{model}", "--port", "{port}"])
+            command = block["serve"].setdefault("command", [*Serve().command])
             command += ["--gpu-memory-utilization", "0.5"]
     return block
 

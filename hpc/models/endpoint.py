@@ -2,10 +2,12 @@
 a provider.
 
 Frames go as JPEGs in data URLs: as image_url parts after a line that says how far they are apart, or as one video_url
-part, which vLLM takes as a video ("video/jpeg", vllm/multimodal/media/video.py; to it they are half a second apart). A
-try that fails for a moment is made again, later each time. What is wrong with one request is its answer; what is wrong
-with all is raised: no such key or model, or a server that refuses whatever it is asked. So is an outage that outlasts
-the tries, as a ConnectionError: the shard is made again then, not published with holes.
+part of the type "video/jpeg", which vLLM takes as a video (0.33.0: multimodal/media/video.py): its first 32 frames, a
+second apart, unless --media-io-kwargs says otherwise, as it does in `serve`.
+
+A try that fails for a moment is made again, later each time. What is wrong with one request is its answer; what is
+wrong with all is raised: no such key or model, or a server that refuses whatever it is asked. So is an outage that
+outlasts the tries, as a ConnectionError: the shard is made again then, not published with holes.
 """
 
 from __future__ import annotations
@@ -63,7 +65,8 @@ def open_endpoint(settings: Any) -> Endpoint:
     url, model = getattr(remote, "url", ""), COMMIT.sub("", settings.model)
     if settings.serve is not None:
         model = str(hub.folder(settings.model))
-        server = Server(settings.serve.command, model, settings.serve.start)
+        shown = {"fps": f"{getattr(settings, 'fps', 2.0):g}"}  # a language model is shown none
+        server = Server(settings.serve.command, model, settings.serve.start, shown)
         url = server.url
     made = Endpoint(url, model, key, settings, remote, server)
     made.model = settings.model

@@ -1,4 +1,10 @@
-"""A server that a stage starts beside itself, such as vLLM, and ends with itself."""
+"""A server that a stage starts beside itself, such as vLLM, and ends with itself.
+
+What is known of vLLM is of its version 0.33.0 (tests/golden/vllm.json has its flags): it serves a model under the path
+that it was given, listens on all addresses unless --host says otherwise, begins to listen when the model is there, and
+answers at /health then. Nothing else has to be allowed: 999 pictures a prompt are (--limit-mm-per-prompt), and data
+URLs need no --allowed-local-media-path.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +20,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import IO
 
 PATIENCE = 20.0  # seconds from SIGTERM to SIGKILL
@@ -50,15 +56,17 @@ def port_of_its_own() -> tuple[int, socket.socket]:
 class Server:
     """Starts it, and returns when it answers: /health or /v1/models, with 200.
 
-    command: its words, with {model} and {port}. It ends with this process, however that ends. Raises RuntimeError, with
-    the last of what it said, for one that cannot start, ends before it answers, or does not answer for `patience`
-    seconds. One that finds its port taken is started again, with another.
+    command: its words, with {model}, {port}, and what `words` has for others. It ends with this process, however that
+    ends. Raises RuntimeError, with the last of what it said, for one that cannot start, ends before it answers, or does
+    not answer for `patience` seconds. One that finds its port taken is started again, with another.
     """
 
-    def __init__(self, command: Sequence[str], model: str, patience: float) -> None:
+    def __init__(
+        self, command: Sequence[str], model: str, patience: float, words: Mapping[str, str] | None = None
+    ) -> None:
         deadline = time.monotonic() + patience
         for last in (False, False, True):
-            self._start(command, model)
+            self._start(command, {"model": model, **(words or {})})
             try:
                 return self._wait(deadline, patience)
             except RuntimeError:
@@ -70,9 +78,11 @@ class Server:
                 self.stop()
                 raise
 
-    def _start(self, command: Sequence[str], model: str) -> None:
+    def _start(self, command: Sequence[str], words: Mapping[str, str]) -> None:
         self.port, self.claim = port_of_its_own()
-        self.command = [word.replace("{model}", model).replace("{port}", str(self.port)) for word in command]
+        known = {**words, "port": str(self.port)}
+        place = re.compile("{(" + "|".join(known) + ")}")  # other braces are those of JSON
+        self.command = [place.sub(lambda match: known[match[1]], word) for word in command]
         self.url = f"http://127.0.0.1:{self.port}/v1"
         self.said = b""
         """The last of what it wrote: all of it would fill a disk."""

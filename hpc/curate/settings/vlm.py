@@ -35,7 +35,8 @@ class Remote(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Further tries after 408, 409, 429, 5xx and broken connections, 1 s, 2 s, 4 s ... apart, or as the server says."""
     send: Literal["images", "video"] = "images"
     """images: each frame as a JPEG, which every server of a model with eyes takes. video: the JPEGs as one video, which
-    vLLM takes, and shows the model as such: for Qwen's models that is half the tokens, and they see what moves."""
+    vLLM takes, and shows the model as such: for Qwen's models that is half the tokens, and they see what moves. It has
+    to be told of such videos when it starts: see `serve.command`."""
     quality: Annotated[int, Meta(ge=1, le=100)] = 90
     """Of the JPEGs."""
 
@@ -50,10 +51,14 @@ class Endpoint(Remote, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class Serve(Remote, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A server that the stage starts beside itself, one for each worker, and ends with itself."""
 
-    command: Annotated[tuple[str, ...], Meta(min_length=1)] = ("vllm", "serve", "{model}", "--port", "{port}")
-    """{model} is the folder of the model's files, {port} one that is free. Others take their words likewise:
-    [transformers, serve, "{model}", --port, "{port}"]. On a node that others use, tell it to listen to this one alone
-    (vLLM: --host, 127.0.0.1)."""
+    command: Annotated[tuple[str, ...], Meta(min_length=1)] = (
+        "vllm", "serve", "{model}", "--host", "127.0.0.1", "--port", "{port}",
+        "--media-io-kwargs", '{"video": {"num_frames": -1, "fps": {fps}}}',
+    )  # fmt: skip
+    """{model} is the folder of the model's files, {port} one that is free, {fps} the frames of a second that the model
+    is shown. Others take their words likewise: [transformers, serve, "{model}", --port, "{port}"]. Without
+    --media-io-kwargs vLLM takes 32 frames of a video that it is sent as JPEGs, leaves the others out without a word,
+    and takes them for a second apart."""
     start: Seconds = Seconds(1800)
     """Until it must answer."""
 
