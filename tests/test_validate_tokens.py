@@ -186,6 +186,26 @@ def test_video2world(good: dict[str, Path], tmp_path: Path, rule: str, edit: Edi
         assert problems == expected
 
 
+def test_what_nvidias_script_writes_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As video2world_prepare_dataset.py does: prompts float32 from a GPU, no tables beside them."""
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+    chance = np.random.default_rng(0)
+    for split in ("train", "test", "val"):
+        ids = chance.integers(0, 64_000, 12_800).tolist()
+        torch.save(torch.IntTensor([64_000, *ids, *[64_002] * 64]), tmp_path / f"{split}_video_0.pt")
+        embedding = torch.zeros(1, 512, 1024)
+        embedding[:, :7] = 0.5
+        torch.save(embedding.squeeze(), tmp_path / f"{split}_prompt_0.pt")
+        one = {f"{name}_samples": 1 for name in ("train", "test", "val")}
+        (tmp_path / "metadata.json").write_text(json.dumps(one))
+    assert b"cuda:0" in (tmp_path / "val_prompt_0.pt").read_bytes()
+    assert found(tmp_path, "video2world-tokens") == set()
+    assert found(tmp_path, "instruction-tokens") == {("no-instructions", "")}
+    sample = token_data.Video2World(str(tmp_path), "val", given=1)[0]
+    assert sample.tokens[1:-63].tolist() == ids and int(sample.loss_mask.sum()) == 4 * 40 * 64
+    assert sample.context_mask is not None and int(sample.context_mask.sum()) == 7
+
+
 def test_on_s3(good: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the rules say, and what training reads, are the same there."""
     kinds = {"instruction-tokens": 6, "action-tokens": 10, "bridge": 4}
