@@ -88,10 +88,10 @@ class Some(NamedTuple):
     end: int = 0
 
 
-def windows(settings: Frames, work: Work, bad: list[Bad]) -> Iterator[Window]:
+def windows(settings: Frames, work: Work, clips: list[Clip], bad: list[Bad]) -> Iterator[Window]:
     """All windows of a shard, in order, and the clips that are left out. bad: takes what cannot be read."""
     threads = min(MOST_THREADS, len(os.sched_getaffinity(0)))  # decoding is what they do
-    found = layers.map_ahead(functools.partial(_measured, work), inputs.clips(work), threads)
+    found = layers.map_ahead(functools.partial(_measured, work), clips, threads)
     parts = itertools.chain.from_iterable(map(functools.partial(cut, settings), found))
     for some in layers.map_ahead(functools.partial(_decoded, settings, work), parts, threads):
         work.check()
@@ -176,8 +176,10 @@ def encoded(
     settings: Frames, encoder: Encoder, work: Work, bad: list[Bad], counts: Counter[str]
 ) -> Iterator[Encoded]:
     """All windows, and what is left out, in order. counts: takes clips, windows, frames, what was dropped, seconds."""
-    found = windows(settings, work, bad)
+    clips = list(inputs.clips(work))
+    found = windows(settings, work, clips, bad)
     seen: set[str] = set()
+    begun: set[str] = set()
     while True:
         began = time.monotonic()
         held: list[Window] = []
@@ -195,9 +197,10 @@ def encoded(
         made = iter(_run(encoder, np.stack(batch)) if batch else ())
         spent = time.monotonic() - began
         seen.update(one.row["uuid"] for one in held if one.frames is not None)
+        begun.update(one.row["media"] for one in held)
         counts.update(clips=0, windows=len(batch), frames=len(batch) * settings.frames)
         counts.update(data_wait_seconds=waited, model_seconds=spent)  # type: ignore[arg-type]
-        work.progress(0.0, f"{counts['windows']} windows of {len(seen)} clips")
+        work.progress(len(begun) / len(clips), f"{len(begun)} of {len(clips)} clips, {counts['windows']} windows")
         for one in held:
             if one.frames is None:
                 counts.update(["dropped", f"dropped_{one.row['why'].replace('-', '_')}"])
