@@ -41,7 +41,6 @@ COLUMNS = pa.schema(
 )  # fmt: skip
 """split: as the files are called."""
 EMBEDDINGS = ["uuid", "window", "tokens", "embedding"]
-WINDOWS = ["uuid", "window", "start_frame", "end_frame"]
 
 Rows = list[dict[str, Any]]
 """Of documents.SCHEMA."""
@@ -82,7 +81,7 @@ def embeddings_of(stages: Shards) -> dict[str, tuple[str, str]]:
     first = {name: shards[0][1] for name, shards in stages.items() if shards}
     what = "embeddings of captions (curate.text_embed), or name a text_encoder, which makes them here"
     texts = dict(stages[upstream.stage_with(first, EMBEDDINGS, what)])
-    windows = dict(stages[upstream.stage_with(first, WINDOWS, "captions")])
+    windows = dict(stages[upstream.stage_with(first, inputs.CAPTIONS, "captions")])
     return {shard: (files[".parquet"], windows[shard][".parquet"]) for shard, files in texts.items()
             if shard in windows}  # fmt: skip
 
@@ -191,7 +190,7 @@ def taken(embeddings: str, windows: str, rows: Rows) -> Embedded:
     pairs = zip(*(texts[name].to_pylist() for name in ("uuid", "window")), strict=True)
     at = {pair: place for place, pair in enumerate(pairs)}
     spans = defaultdict(list)
-    for one in upstream.table(windows, WINDOWS).to_pylist():
+    for one in upstream.table(windows, ["uuid", "window", "start_frame", "end_frame"]).to_pylist():
         spans[one["uuid"]].append(one)
     for i, row in enumerate(rows):
         for one in spans[row["uuid"]]:
