@@ -187,6 +187,33 @@ def test_every_kind_of_input_gives_the_same_ids(tmp_path: Path, tokenizers: dict
     assert {"source": str(tmp_path / "bare.tar"), "etag": etag} in rows["bare"]["cameras"], "to go where it is replaced"
 
 
+def test_from_objects(tmp_path: Path, tokenizers: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A video and a tar on S3, and a stage's clips there."""
+    path = film(tmp_path / "a.mp4", 12, seed=3)
+    with layers.TarWriter(tmp_path / "a.tar") as tar:
+        tar.add("x", {".mp4": path.read_bytes()})
+    process = tokens.start(TokensIds(tokenizer=tokenizers["dv"], **SMALL))
+    [(_, expected)] = ids_of(process(work(tmp_path, [item(path)])))
+    with s3.moto() as server:
+        for name, value in server.env.items():
+            monkeypatch.setenv(name, value)
+        items = []
+        for name in ("a.mp4", "a.tar"):
+            storage.put(f"s3://bucket/in/{name}", tmp_path / name)
+            entry = storage.stat(f"s3://bucket/in/{name}")
+            assert entry
+            items.append(Item(entry.uri, entry.size, entry.etag))
+        found = ids_of(process(work(tmp_path, items)))
+        assert [row["media"] for row, _ in found] == ["s3://bucket/in/a.mp4", "s3://bucket/in/a.tar#x.mp4"]
+        assert all((ids == expected).all() for _, ids in found)
+        made = datasets.publish(tmp_path, [[datasets.Clip(frames=20)]], texts=False, base="s3://bucket/out")
+        needs = {name: dict(shards)["000000"] for name, shards in made.items()}
+        [(row, _)] = ids_of(process(work(tmp_path, upstream=needs)))
+        assert row["why"] is None and row["caption"] == "clip 0 window 0"
+        storage.put("s3://bucket/in/a.mp4", b"another")
+        assert [bad.reason for bad in process(work(tmp_path, items[:1])).bad] == ["changed-since-planned"]
+
+
 def test_what_cannot_be_read_is_named(tmp_path: Path, tokenizers: dict[str, str]) -> None:
     good = film(tmp_path / "good.mp4", 9, seed=4)
     (tmp_path / "bad.mp4").write_bytes(b"no film " * 99)
