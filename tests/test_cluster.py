@@ -14,8 +14,13 @@ from hpc.batch.cluster import LOCAL, OWN, Cluster, Override, cluster_schema, loa
 from hpc.batch.spec import Resources, SpecErrors, Stage
 from hpc.curate.settings import Clips
 from hpc.data.units import Bytes, Seconds
+from hpc.train.settings import TrainTokenizer
+from hpc.train.settings.data import Shape
+from hpc.train.settings.tokenizer import Sizes
 
 CLUSTERS = Path(__file__).parent.parent / "jobs" / "clusters"
+TRAINING = TrainTokenizer(tokenizer=Sizes(family="wan"), steps=2000,
+                          shapes=(Shape(frames=5, height=64, width=64, batch=6),))  # fmt: skip
 
 
 def stage(name: str = "clips", kind: str = "curate.clips", **resources: object) -> Stage:
@@ -67,6 +72,14 @@ def test_whole_nodes_are_filled_with_workers() -> None:
         whole.resources(stage(gpus=8))
     assert str(caught.value) == ("stages.clips.resources.gpus: a worker asks for 8, a node of cluster whole-node has 4 "
                                  f"(gpus_per_node in {CLUSTERS}/whole-node.yaml)")  # fmt: skip
+    ranks = msgspec.structs.replace(stage(workers=3, gpus=1, cpus=8), settings=TRAINING)
+    assert whole.resources(ranks).workers == 3, "a training's batch is made for its ranks"
+    ranks = msgspec.structs.replace(ranks, resources=Resources(workers=6, cpus=8, gpus=1))
+    with pytest.raises(ValueError, match=r"6 ranks a node; a node of cluster whole-node has room for 4 \(gpus"):
+        whole.resources(ranks)
+    ranks = msgspec.structs.replace(ranks, resources=Resources(workers=4, cpus=8, gpus=1))
+    with pytest.raises(ValueError, match=r"clips.shapes: 0.batch: 6 samples cannot be shared by 4 ranks"):
+        whole.resources(ranks)
     with pytest.raises(ValueError, match=r"gpus: 0.4 is neither a whole number nor a share of one GPU: 0.5, 0.25"):
         stage(gpus=0.4)
     with pytest.raises(ValueError, match="asks for 1TiB, a node of cluster whole-node has 500GiB"):

@@ -173,6 +173,28 @@ def test_a_run_whose_rank_is_killed_is_equal_to_the_last_bit(clips: Path, two: P
     assert len(stopped) == 1, "it was killed while it trained"
 
 
+def test_a_data_set_that_is_there_already(clips: Path, tmp_path: Path) -> None:
+    """Without `needs` the inputs are learned from, tars and videos; another one among them makes a new version."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    shutil.copy(clips, folder / "a.tar")
+    said = tokenizer.plain(settings(steps=2)) | {"checkpoints": {"every": 3}}
+    stage = said | {"kind": "train.tokenizer", "resources": {"cpus": 1}}
+    spec = tmp_path / "t.yaml"
+    spec.write_text(yaml.safe_dump({"name": "t", "inputs": "in", "output": "out", "stages": {"tokenizer": stage}}))
+    runs.hpc("run", spec)
+    told = json.loads((tmp_path / "out/tokenizer@v1/000000.json").read_text())
+    assert told["clips"] == {"trained_on": 10, "held_out": 2}
+    assert "nothing to do" in runs.hpc("run", spec).stdout
+    (folder / "more").mkdir()
+    shutil.copy(clips.parent / "clip.mp4", folder / "more" / "b.mp4")
+    prepared = runs.planned(spec)
+    runs.finish(runs.worker(prepared, "tokenizer", "barrier"))
+    [row] = (tmp_path / "out/tokenizer@v2/_plan.jsonl").read_text().splitlines()
+    assert json.loads(row)[1] == [str(folder / "a.tar"), str(folder / "more/b.mp4")]
+    assert [key for key in listed(json.loads(row)[1])["key"].to_pylist() if "b" in key] == ["b"]
+
+
 # In this process
 
 

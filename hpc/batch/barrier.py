@@ -54,10 +54,16 @@ def run(run: Run, attempt: Attempt, name: str) -> int:
             print(f"too few: look at the failures (hpc logs {run.id} --failed), then hpc retry {run.id}",
                   file=sys.stderr)  # fmt: skip
             return 1
+    inputs: dict[str, dict[str, str]] = {}
+    if not stage.needs:
+        wanted = set(attempt.scope(attempt_plan))
+        known = [shard for shard in ledger.load(attempt_plan.output).shards if shard.id in wanted]
+        inputs = prepare.of_inputs(known, attempt_plan.superseded)
+        parts = prepare.parts_of(inputs)
     frozen = prepare.frozen_digest(parts, attempt_plan.superseded)
     stage.fingerprint = prepare.frozen_fingerprint(stage.fingerprint, frozen)
     stage.folder = begin(attempt_plan.output, stage, frozen)
-    freeze(stage, good, {n.name: n for n in needed if n.name in stage.needs}, attempt_plan)
+    freeze(stage, good, {n.name: n for n in needed if n.name in stage.needs}, inputs, attempt_plan)
     shards = prepare.frozen_ids(stage.folder)
     members = [s for s in attempt_plan.stages if s.domain == name and s.name != name]
     for member in members:
@@ -105,9 +111,11 @@ def begin(output: str, stage: StagePlan, frozen: str) -> str:
 
 
 def freeze(
-    stage: StagePlan, good: dict[str, list[str]], needed: dict[str, StagePlan], attempt_plan: AttemptPlan
-) -> None:
-    """Plan the shards behind the barrier, once for all: not again if that was done before."""
+    stage: StagePlan, good: dict[str, list[str]], needed: dict[str, StagePlan], inputs: dict[str, dict[str, str]],
+    attempt_plan: AttemptPlan,
+) -> None:  # fmt: skip
+    """Plan the shards behind the barrier, once for all: not again if that was done before. A stage that needs no other
+    gets the inputs instead: {"inputs": [(shard, {uri: etag})]}."""
     file = storage.join(stage.folder, "_plan.jsonl")
     if storage.stat(file):
         return
@@ -116,6 +124,8 @@ def freeze(
         n: [(shard, {x: storage.join(s.folder, shard + x) for x in s.objects}) for shard in good[s.domain]]
         for n, s in needed.items()
     }
+    if not stage.needs:
+        upstream = {"inputs": list(inputs.items())}
     planned = importlib.import_module(settings.CODE).freeze(settings, upstream, set(attempt_plan.superseded))
     encode = msgspec.json.Encoder().encode
     with tempfile.TemporaryDirectory(prefix="hpc-barrier-") as scratch:

@@ -143,7 +143,8 @@ class Cluster(ClusterFile, frozen=True, kw_only=True):
         return msgspec.structs.replace(self, **changes)
 
     def resources(self, stage: Stage) -> Resources:
-        """What the stage asks for here. Where nodes are given out whole, a task has as many workers as fit on one.
+        """What the stage asks for here. Where nodes are given out whole, a task has as many workers as fit on one; of
+        a training, so many ranks as it asks for.
 
         Raises ValueError if not even one worker fits, if changes and resources don't go together, or if the ranks of a
         training would be too many or too few for its settings.
@@ -171,7 +172,15 @@ class Cluster(ClusterFile, frozen=True, kw_only=True):
         most = {what: n // each for what, (n, each) in fits.items() if n is not None}
         if "gpus" in most:
             most["gpus"] *= wanted.sharing
-        return _shareable(stage, msgspec.structs.replace(wanted, workers=min(most.values())))
+        if "gang" in stage.settings.PHASES:  # its batch is made for so many ranks
+            what, fit = min(most.items(), key=lambda pair: pair[1])
+            if fit < wanted.workers:
+                raise ValueError(
+                    f"stages.{stage.name}.resources.workers: {wanted.workers} ranks a node; a node of cluster "
+                    f"{self.name} has room for {fit} ({what}_per_node in {self.path})"
+                )
+            return _shareable(stage, wanted)
+        return msgspec.structs.replace(wanted, workers=min(most.values()))
 
 
 LOCAL = Cluster()

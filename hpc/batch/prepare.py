@@ -60,10 +60,21 @@ def domains(spec: Spec) -> dict[str, str]:
             raise ValueError(
                 f"stages.{name}: needs {', '.join(stage.needs)}, which have different shards ({', '.join(of_needs)})"
             )
-        if barrier and not stage.needs:
+        if barrier and not stage.needs and not stage.settings.INPUT_SUFFIXES:
             raise ValueError(f"stages.{name}: {stage.kind} makes its shards from those of another stage: give `needs`")
         out[name] = name if barrier else of_needs[0]
     return out
+
+
+def of_inputs(shards: Iterable[ledger.Shard], superseded: Iterable[tuple[str, str]]) -> dict[str, dict[str, str]]:
+    """Shard -> {uri: etag} of its inputs that are still there: what a barrier without `needs` consumes."""
+    gone = set(superseded)
+    return {s.id: {i.uri: i.etag for i in s.items if (i.uri, i.etag) not in gone} for s in shards}
+
+
+def parts_of(inputs: dict[str, dict[str, str]]) -> list[tuple[str, str]]:
+    """For `frozen_digest`."""
+    return [(f"inputs/{shard}/{uri}", etag) for shard, items in inputs.items() for uri, etag in items.items()]
 
 
 def frozen_digest(good: Iterable[tuple[str, str]], superseded: Iterable[tuple[str, str]]) -> str:
@@ -315,6 +326,8 @@ def _behind(spec: Spec, stages: dict[str, StagePlan], scope: list[ledger.Shard],
             known = {"inputs": [s.id for s in scope]} | {domain: shards for domain, (shards, _) in plans.items()}
             scopes = {domain: known[domain] for domain in domain_of.values()}
             _, parts = good_shards(scopes, domain_of, {n: folds[n] for n in domain_of})
+            if not stage.needs:
+                parts = parts_of(of_inputs(scope, replaced))
             print_ = frozen_fingerprint(stage.fingerprint, frozen_digest(parts, replaced))
         else:
             print_ = frozen_fingerprint(stage.fingerprint, plans[stage.domain][1])

@@ -133,7 +133,7 @@ def _prepared(lists: Sequence[str]) -> Iterator[dict[str, Any]]:
 def _videos(uris: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Files of their own; a key is the path below the folder that has them all."""
     found = [uri for uri in uris if uri.lower().endswith(MOVING)]
-    begin = os.path.commonprefix([uri.rpartition("/")[0] + "/" for uri in found])  # noqa: RUF071: of s3:// too
+    begin = os.path.commonprefix([uri.rpartition("/")[0] + "/" for uri in found])  # noqa: RUF071 - of s3:// too
     base = begin.rpartition("/")[0] + "/"
     for uri in found:
         yield {"key": uri.removeprefix(base).rpartition(".")[0], "still": False,

@@ -64,11 +64,14 @@ MEASURED = 16
 
 
 def freeze(settings: TrainTokenizer, upstream: Upstream, superseded: set[tuple[str, str]]) -> Iterator[list[Any]]:
-    """One shard: the tars of the needed data sets, or of a data set in another layout its folder. Raises ValueError
-    where a needed stage made none."""
+    """One shard: the tars of the needed data sets, or of a data set in another layout its folder; the inputs, where no
+    stage is needed. Raises ValueError where a needed stage made no data set."""
     rows = []
     for name, shards in upstream.items():
         made = shards[0][1]
+        if name == "inputs":  # no stage is called so
+            rows += sorted({uri for _, uris in shards for uri in uris})
+            continue
         if {".tar", ".parquet"} <= made.keys():
             raise ValueError(f"{name} makes clips; training takes a data set of them: put a stage of kind curate.shard "
                              f"with `needs: {name}` before this one, and need that")  # fmt: skip
@@ -222,9 +225,9 @@ def dataset(rows: list[str], folder: Path, here: Here) -> pa.Table:
     kept = folder / "samples.parquet"
     if here.rank == 0 and not kept.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        tars = [uri for uri in rows if uri.endswith(".tar")]
-        tables = [samples.listed(tars)] if tars else []
-        tables += [samples.listed(uri) for uri in rows if not uri.endswith(".tar")]
+        named = [uri for uri in rows if uri.lower().endswith((".tar", *samples.MOVING))]
+        tables = [samples.listed(named)] if named else []
+        tables += [samples.listed(uri) for uri in rows if uri not in named]
         beside = kept.with_suffix(".part")
         pq.write_table(pa.concat_tables(tables), beside)
         beside.replace(kept)

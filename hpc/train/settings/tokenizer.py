@@ -112,13 +112,14 @@ class Loss(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
 
 class TrainTokenizer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A data set of clips -> a video tokenizer, trained on all ranks together."""
+    """A data set of clips -> a video tokenizer, trained on all ranks together. It needs the stage that makes the data
+    set; without `needs` the spec's inputs are the data set, tars or videos."""
 
     KIND: ClassVar[str] = "train.tokenizer"
     CODE: ClassVar[str] = "hpc.train.tokenizer"
     PHASES: ClassVar[tuple[str, ...]] = ("barrier", "gang")
     OBJECTS: ClassVar[tuple[str, ...]] = (".jsonl", ".html", ".json")
-    INPUT_SUFFIXES: ClassVar[tuple[str, ...]] = ()
+    INPUT_SUFFIXES: ClassVar[tuple[str, ...]] = (".tar", ".mp4", ".mov", ".mkv", ".webm", ".avi")
     VERSION: ClassVar[int] = 1
     NEUTRAL: ClassVar[tuple[str, ...]] = ("checkpoints", "folder", "readers", "in_memory", "micro_batch", "compile")
     SECONDS_PER_GIB: ClassVar[float] = 1.0

@@ -1,0 +1,189 @@
+#!/usr/bin/env bash
+# Attempt 1 of run tokenizer-HASH: exactly what `hpc submit` does. Reading this file is the dry run; running it submits.
+# shellcheck disable=SC2016,SC2054,SC1003 # values stand in single quotes so that nothing in them is expanded
+set -euo pipefail
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
+
+run=/TMP/runs/tokenizer-HASH
+scripts=$run/attempt-1/code/hpc/sbatch
+
+# The whole environment of the jobs. Secrets are passed by name, through a pipe: they stand in no file of the run and in
+# no argument. (Slurm itself keeps the environment of a job where only its administrators can read.)
+declared=(
+    HOME=/home/tester
+    USER=tester
+    LOGNAME=tester
+    PATH=/PATH
+    LANG=C.UTF-8
+    HPC_PYTHON=/PYTHON
+    PYTHONPATH=/TMP/runs/tokenizer-HASH/attempt-1/code
+    PYTHONDONTWRITEBYTECODE=1
+)
+secrets() {
+    :
+}
+secrets >/dev/null # ends here if one is not set
+
+clean() {
+    env -i "${declared[@]}" bash -c \
+        'while IFS= read -r -d "" pair; do export "${pair?}"; done <&3; exec "$@"' bash "$@" 3< <(secrets)
+}
+
+# job STAGE PHASE FIRST_ROW TASKS <sbatch arguments>: submit, note the id in jobs.jsonl, print it
+job() {
+    local id stage=$1 phase=$2 first_row=$3 tasks=$4
+    shift 4
+    id=$(clean sbatch --parsable "$@") || return
+    id=${id%%;*}
+    printf '{"job":"%s","stage":"%s","phase":"%s","first_row":%d,"tasks":%d}\n' \
+        "$id" "$stage" "$phase" "$first_row" "$tasks" >>jobs.jsonl || {
+        clean scancel "$id" # a job that stands nowhere could not be cancelled later
+        return 1
+    }
+    echo "$id"
+}
+
+# All or nothing: if one submission is refused, the ones before it are taken back.
+undo() {
+    local -a ids
+    if [ -e jobs.jsonl ]; then
+        mapfile -t ids < <(sed 's/.*"job":"\([0-9]*\)".*/\1/' jobs.jsonl)
+        if ((${#ids[@]})); then
+            echo "submission failed: cancelling ${ids[*]}" >&2
+            clean scancel "${ids[@]}" || true
+        fi
+        mv jobs.jsonl jobs.cancelled.jsonl
+    fi
+}
+if ! (set -o noclobber && : >jobs.jsonl) 2>/dev/null; then # of two at once, one gets on
+    echo "attempt 1 was submitted already (jobs.jsonl); 'hpc retry' makes a new one from what is missing" >&2
+    exit 1
+fi
+
+trap undo ERR
+trap 'undo; exit 130' INT TERM HUP
+
+# Claim the shard ids and the output folders that this plan counts on; fails if another plan was quicker.
+clean /PYTHON -m hpc.batch.commit "$run" 1
+
+# clips: 50 shards, about 19:16 a task
+j0_clips=$(job clips map 0 2 \
+    --partition=batch-gpu \
+    --account=my-project \
+    --time=240 \
+    --nodes=1 \
+    --ntasks=1 \
+    --exclusive \
+    --mem=0 \
+    --cpus-per-task=64 \
+    --job-name=tokenizer-HASH/clips \
+    '--comment={"hpc": "1", "run": "tokenizer-HASH", "stage": "clips", "attempt": 1, "spec": "HASH"}' \
+    --requeue \
+    --open-mode=append \
+    --export=ALL \
+    --chdir=/TMP/runs/tokenizer-HASH \
+    --signal=B:USR2@120 \
+    --array=0-1 \
+    --output=/TMP/runs/tokenizer-HASH/logs/clips/%A_%a.out \
+    "$scripts"/array.sbatch "$run" clips 1 0)
+# data: freeze what is there, then 8 tasks at most
+j1_data=$(job data barrier 0 1 \
+    --partition=batch \
+    --account=my-project \
+    --job-name=tokenizer-HASH/data-barrier \
+    '--comment={"hpc": "1", "run": "tokenizer-HASH", "stage": "data", "attempt": 1, "spec": "HASH"}' \
+    --requeue \
+    --open-mode=append \
+    --export=ALL \
+    --chdir=/TMP/runs/tokenizer-HASH \
+    --time=240 \
+    --nodes=1 \
+    --ntasks=1 \
+    --cpus-per-task=1 \
+    --mem=4096M \
+    --output=/TMP/runs/tokenizer-HASH/logs/data/barrier-%j.out \
+    --dependency="afterany:$j0_clips" \
+    --kill-on-invalid-dep=yes \
+    "$scripts"/array.sbatch "$run" data 1 barrier)
+j2_data=$(job data map 0 8 \
+    --partition=batch \
+    --account=my-project \
+    --time=240 \
+    --nodes=1 \
+    --ntasks=1 \
+    --exclusive \
+    --mem=0 \
+    --cpus-per-task=128 \
+    --job-name=tokenizer-HASH/data \
+    '--comment={"hpc": "1", "run": "tokenizer-HASH", "stage": "data", "attempt": 1, "spec": "HASH"}' \
+    --requeue \
+    --open-mode=append \
+    --export=ALL \
+    --chdir=/TMP/runs/tokenizer-HASH \
+    --signal=B:USR2@120 \
+    --array=0-7 \
+    --output=/TMP/runs/tokenizer-HASH/logs/data/%A_%a.out \
+    --dependency="afterok:$j1_data" \
+    --kill-on-invalid-dep=yes \
+    "$scripts"/array.sbatch "$run" data 1 0)
+# tokenizer: freeze what is there, then 1 tasks at most
+j3_tokenizer=$(job tokenizer barrier 0 1 \
+    --partition=batch \
+    --account=my-project \
+    --job-name=tokenizer-HASH/tokenizer-barrier \
+    '--comment={"hpc": "1", "run": "tokenizer-HASH", "stage": "tokenizer", "attempt": 1, "spec": "HASH"}' \
+    --requeue \
+    --open-mode=append \
+    --export=ALL \
+    --chdir=/TMP/runs/tokenizer-HASH \
+    --time=240 \
+    --nodes=1 \
+    --ntasks=1 \
+    --cpus-per-task=1 \
+    --mem=4096M \
+    --output=/TMP/runs/tokenizer-HASH/logs/tokenizer/barrier-%j.out \
+    --dependency="afterany:$j2_data" \
+    --kill-on-invalid-dep=yes \
+    "$scripts"/array.sbatch "$run" tokenizer 1 barrier)
+j4_tokenizer=$(job tokenizer map 0 1 \
+    --partition=batch \
+    --account=my-project \
+    --time=240 \
+    --nodes=1 \
+    --ntasks=1 \
+    --ntasks-per-node=1 \
+    --exclusive \
+    --mem=0 \
+    --cpus-per-task=2 \
+    --job-name=tokenizer-HASH/tokenizer \
+    '--comment={"hpc": "1", "run": "tokenizer-HASH", "stage": "tokenizer", "attempt": 1, "spec": "HASH"}' \
+    --requeue \
+    --open-mode=append \
+    --export=ALL \
+    --chdir=/TMP/runs/tokenizer-HASH \
+    --signal=B:USR2@120 \
+    --array=0-0 \
+    --output=/TMP/runs/tokenizer-HASH/logs/tokenizer/%A_%a.out \
+    --dependency="afterok:$j3_tokenizer" \
+    --kill-on-invalid-dep=yes \
+    "$scripts"/array.sbatch "$run" tokenizer 1 0)
+# when all of it has ended, however: the report, and unattended retries if the spec allows any
+j5_report=$(job report report 0 1 \
+    --partition=batch \
+    --account=my-project \
+    --job-name=tokenizer-HASH/report \
+    '--comment={"hpc": "1", "run": "tokenizer-HASH", "stage": "report", "attempt": 1, "spec": "HASH"}' \
+    --requeue \
+    --open-mode=append \
+    --export=ALL \
+    --chdir=/TMP/runs/tokenizer-HASH \
+    --time=60 \
+    --nodes=1 \
+    --ntasks=1 \
+    --cpus-per-task=1 \
+    --mem=2048M \
+    --output=/TMP/runs/tokenizer-HASH/logs/report/%j.out \
+    --dependency="afterany:$j0_clips:$j1_data:$j2_data:$j3_tokenizer:$j4_tokenizer" \
+    --kill-on-invalid-dep=yes \
+    "$scripts"/report.sbatch "$run" 1)
+echo "submitted 6 jobs of tokenizer-HASH, attempt 1; the report is job $j5_report"
