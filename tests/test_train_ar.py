@@ -30,7 +30,7 @@ from hpc.models.ar.presets import PRESETS, preset
 from hpc.train.checkpoint import Checkpoints, complete
 from hpc.train.metrics import lines
 from hpc.train.settings import TrainAr
-from hpc.train.settings.ar import Layout, Model, memory
+from hpc.train.settings.ar import HeldOut, Layout, Model, memory
 from hpc.train.settings.optimizer import Optimizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -44,7 +44,8 @@ CLOCKS = ("time", "waited", "seconds", "checkpoint_seconds", "memory_bytes", "to
 def settings(**more: Any) -> TrainAr:
     return TrainAr(**{
         "model": "ar-tiny", "steps": 4, "batch": 4, "shape": SHAPE, "precision": "fp32", "readers": 0,
-        "optimizer": Optimizer(rate=3e-3, warmup=2, weight_decay=0.1), "checkpoints": Checkpoints(every=2), **more,
+        "optimizer": Optimizer(rate=3e-3, warmup=2, weight_decay=0.1), "checkpoints": Checkpoints(every=2),
+        "validation": HeldOut(every=2, clips=2), **more,
     })  # fmt: skip
 
 
@@ -110,6 +111,8 @@ def test_killed_or_warned_it_goes_on_to_the_last_bit(tmp_path: Path, tokens: lis
     given = settings()
     whole = run(1, tmp_path / "whole", given, tokens)
     assert [line["step"] for line in whole] == list(range(1, 5)) and whole[-1]["loss"] < whole[0]["loss"] - 0.03
+    held = [line["validation_nll"] for line in whole if "validation_nll" in line]
+    assert [line["step"] for line in whole if "validation_nll" in line] == [2, 4] and 9 < held[1] < held[0] < 13
     assert complete(tmp_path / "whole/checkpoints") == [2, 4]
     run(1, tmp_path / "killed", given, tokens, kill_at=3)
     assert complete(tmp_path / "killed/checkpoints") == [2]

@@ -17,6 +17,7 @@ import functools
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +31,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hpc.data import storage
+from hpc.data.tokens import CALLED
 from hpc.data.upstream import meta_of, table
 from hpc.data.work import Made, Stopped, Work
 from hpc.models.ar import cpu, keys
@@ -105,13 +107,13 @@ def train(
     RuntimeError where nothing is learned any more."""
     with cpu.stand_in():
         preset, steps, o = settings.preset, settings.steps, settings.optimizer
-        data = dataset(settings, rows)
+        data, held = dataset(settings, rows, "train"), dataset(settings, rows, "valid")
         compute = Compute(precision=settings.precision, recompute=settings.recompute, kernels=settings.kernels,
                           backend=backend(settings), deterministic=settings.deterministic,
                           z_loss=settings.z_loss)  # fmt: skip
         engine = Engine(preset, settings.layout, compute, o, first(settings, here.device))
         batches = token_data.Batches(data, settings.batch, settings.seed)
-
+        shown = held_out(settings, held, engine.data_rank, engine.data_ranks)
         keeper = Keeper(folder / "checkpoints", settings.checkpoints, identity(settings, data), here.writers())
         step = skipped = bad = 0
         if newest := keeper.newest():
@@ -129,14 +131,7 @@ def train(
                 since = time.monotonic()
                 step += 1
                 speed = rate(o, step, steps)
-                context = (
-                    None if batch.context is None else batch.context.transpose(0, 1).split(settings.micro_batch, 1)
-                )
-                ids, labels, masks = (
-                    t.split(settings.micro_batch) for t in (batch.tokens, batch.labels, batch.loss_mask)
-                )
-                micro = list(map(Microbatch, ids, labels, masks, context or [None] * len(ids)))
-                done = engine.step(micro, speed)
+                done = engine.step(microbatches(batch, settings.micro_batch), speed)
                 skipped, bad = (skipped, 0) if done.moved else (skipped + 1, bad + 1)
                 seconds = time.monotonic() - since
                 tokens = settings.batch * preset.length
@@ -150,6 +145,8 @@ def train(
                     "gpu_hours": each * here.count / 3600,
                     **speeds(settings.batch * preset.flops() / each / here.count, here.device),
                 }  # fmt: skip
+                if shown and (step % settings.validation.every == 0 or step == steps):
+                    line["validation_nll"], _ = engine.run(shown, backward=False)
                 if told:
                     told.step(step, **line)
                 leave, due = agreed(check, keeper.due(step, steps), here.words)
@@ -195,11 +192,11 @@ def place(settings: TrainAr, work: Work) -> Path:
     return Path(work.folder, "training")
 
 
-def dataset(settings: TrainAr, rows: list[Any]) -> token_data.Data:
-    """The training split of what `freeze` found. Raises ValueError where its clips have another shape."""
+def dataset(settings: TrainAr, rows: list[Any], split: str) -> token_data.Data:
+    """A split (train, valid or test) of what `freeze` found. Raises ValueError where its clips have another shape."""
     preset = settings.preset
     if isinstance(rows[0], str):
-        return token_data.Video2World(rows[0], "train", preset.shape, settings.condition)
+        return token_data.Video2World(rows[0], CALLED[split], preset.shape, settings.condition)
     shape = tuple(meta_of(rows[0][".parquet"])["shape"])
     if shape != preset.shape:
         raise ValueError(f"shape: clips of these tokens are {list(shape)} (latent frames, rows, columns), the model's "
@@ -207,9 +204,29 @@ def dataset(settings: TrainAr, rows: list[Any]) -> token_data.Data:
     splits = [table(files[".parquet"], ["split"])["split"].to_pylist() for files in rows]
     ends = accumulate(map(len, splits), initial=0)
     documents = [begin + n for begin, some in zip(ends, splits, strict=False) for n, one in enumerate(some)
-                 if one == "train"]  # fmt: skip
+                 if one == split]  # fmt: skip
     prefixes = [files[".bin"].removesuffix(".bin") for files in rows]
     return token_data.Clips(prefixes, preset.shape, documents, settings.condition)
+
+
+def microbatches(batch: Any, size: int) -> list[Microbatch]:
+    """Of a batch or of anything else with its tensors."""
+    ids, labels, masks = (t.split(size) for t in (batch.tokens, batch.labels, batch.loss_mask))
+    context = batch.context.transpose(0, 1).split(size, 1) if batch.context is not None else [None] * len(ids)
+    return list(map(Microbatch, ids, labels, masks, context))
+
+
+def held_out(settings: TrainAr, held: token_data.Data, rank: int, ranks: int) -> list[Microbatch]:
+    """A rank's share of the clips that are measured, the same ones each time: as many as can be shared equally."""
+    each = ranks * settings.micro_batch
+    count = min(settings.validation.clips, len(held)) // each * each
+    if settings.validation.clips and not count:
+        logging.getLogger(__name__).warning("validation: %d clips are held out, and %d ranks x %d at a time need %d: "
+                                            "nothing is measured", len(held), ranks, settings.micro_batch,
+                                            each)  # fmt: skip
+    if not count:
+        return []
+    return microbatches(token_data.Batches(held, count, seed=0).at(0, rank, ranks), settings.micro_batch)
 
 
 def backend(settings: TrainAr) -> Backend:

@@ -159,15 +159,16 @@ class Engine:
     def run(self, microbatches: Sequence[Microbatch], backward: bool = True) -> tuple[float, float]:
         """(cross entropy, z-loss) of the whole batch; gradients are added to what is there, and reduced over ranks."""
         size, length = microbatches[0].tokens_BS.shape
-        parts = get_forward_backward_func()(
-            forward_step_func=self._forward,
-            data_iterator=iter(microbatches),
-            model=self.ddp,
-            num_microbatches=len(microbatches),
-            seq_length=length,
-            micro_batch_size=size,
-            forward_only=not backward,
-        )
+        with torch.set_grad_enabled(backward):
+            parts = get_forward_backward_func()(
+                forward_step_func=self._forward,
+                data_iterator=iter(microbatches),
+                model=self.ddp,
+                num_microbatches=len(microbatches),
+                seq_length=length,
+                micro_batch_size=size,
+                forward_only=not backward,
+            )
         sums = torch.zeros(2, device=self.device)
         if self.last:
             sums = torch.stack([part["both"] for part in parts]).mean(0)

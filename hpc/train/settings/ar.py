@@ -65,6 +65,15 @@ def _uneven(field: str, count: int, what: str, ranks: int) -> str:
             f"{' or '.join(map(str, near))} would do")  # fmt: skip
 
 
+class HeldOut(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is measured on clips that training never sees: those that the tokens' `split` keeps for validation."""
+
+    every: Count = 500
+    """Steps from one time to the next; the last step is measured, too."""
+    clips: Annotated[int, Meta(ge=0)] = 16
+    """At most, the same ones each time; 0: none."""
+
+
 class TrainAr(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A data set of tokens -> an autoregressive model, trained on all ranks together."""
 
@@ -76,6 +85,7 @@ class TrainAr(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     VERSION: ClassVar[int] = 1
     NEUTRAL: ClassVar[tuple[str, ...]] = (
         "checkpoints",
+        "validation",
         "folder",
         "layout",
         "micro_batch",
@@ -113,6 +123,7 @@ class TrainAr(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     kernels: Kernels = "auto"
     """auto: fused kernels where there is a GPU. torch: none of them. fused: an error where they cannot run."""
     optimizer: Optimizer = Optimizer(rate=5e-5, betas=(0.9, 0.95), weight_decay=0.1)
+    validation: HeldOut = HeldOut()
     checkpoints: Checkpoints = Checkpoints()
     reshard: bool = False
     """Every checkpoint can be continued with another layout; costs a gathering of the optimizer. Else only the last one
