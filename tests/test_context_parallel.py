@@ -1,4 +1,5 @@
-"""Two ranks that share a video's latent frames compute what one computes: losses, gradients, samples. CPU, gloo."""
+"""Two ranks compute what one computes, on CPUs with gloo: losses, gradients and samples where they share a video's
+latent frames; a loss and gradients where they share the weights (FSDP2), and each has a video of its own."""
 
 from __future__ import annotations
 
@@ -9,10 +10,13 @@ import pytest
 import torch
 import torch.distributed as dist
 from test_dit import PREDICT1, PREDICT25, given, published, tensor
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from hpc.models import context_parallel, samplers
 from hpc.models.diffusion import EDM, Condition, Draws, Flow
+from hpc.models.dit import DiT
 from hpc.models.samplers import Sampling
+from hpc.train import fsdp
 
 LATENTS = (2, 16, 4, 8, 12)
 CASES = {
@@ -54,10 +58,31 @@ def computed(case: str, group: dist.ProcessGroup | None) -> dict[str, torch.Tens
     return found | {"sample": context_parallel.whole(sample, group) if group else sample}
 
 
+def of_videos(model: DiT, which: list[int]) -> torch.Tensor:
+    draws = Draws(tensor("noise", *LATENTS)[which], torch.tensor([0.3, -0.4])[which], torch.ones(2, 2)[which],
+                  torch.zeros(2)[which], None)  # fmt: skip
+    condition = Condition(tensor("text", 2, 6, 80)[which], given(1, 3)[which])
+    return Flow(given_level=0.1).loss(model, tensor("x0", *LATENTS)[which], condition, draws).loss
+
+
+def sharded(rank: int, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Weights are gathered as this type. Inputs stay what they are: noise levels and what is made of them are float32
+    for a reason."""
+    model = published(PREDICT25, "predict2")
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    fsdp.shard([*model.blocks, model], fsdp.mesh(torch.device("cpu")), policy)
+    loss = of_videos(model, [rank])
+    loss.backward()
+    found = fsdp.whole({name: p.grad for name, p in model.named_parameters()})
+    dist.all_reduce(loss)
+    return found | {"loss": loss.detach() / 2}
+
+
 def rank_of_two(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     found = {case: computed(case, dist.group.WORLD) for case in CASES}
+    found |= {str(dtype): sharded(rank, dtype) for dtype in (torch.float32, torch.bfloat16)}
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -83,6 +108,20 @@ def test_two_ranks_compute_what_one_does(case: str, of_two_ranks: list[dict[str,
             difference = (found[case][name] - value).abs().max() / value.abs().max().clamp(min=1e-12)
             assert difference < 2e-4, f"{name} differs by {difference:.1e}"
     assert torch.equal(of_two_ranks[0][case]["sample"], of_two_ranks[1][case]["sample"])
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
+def test_sharded_weights_give_the_same_gradients(
+    dtype: torch.dtype, tolerance: float, of_two_ranks: list[dict[str, dict[str, torch.Tensor]]]
+) -> None:
+    model = published(PREDICT25, "predict2")
+    loss = of_videos(model, [0, 1])
+    loss.backward()
+    found = of_two_ranks[0][str(dtype)]
+    assert found["loss"].item() == pytest.approx(loss.item(), rel=tolerance)
+    for name, parameter in model.named_parameters():
+        assert found[name].dtype == torch.float32
+        assert (found[name] - parameter.grad).norm() < tolerance * parameter.grad.norm(), name
 
 
 def test_what_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
+from test_text_embed import save
 
 from hpc.models import text_input
 from hpc.models.text_input import SYSTEM, TOKENS, load_text_input
@@ -23,22 +24,7 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import tokenizers
-    import transformers
-
-    words = tiny_models.tokenizer(("<pad>", "</s>"), "")
-    words.eos_token = "</s>"
-    words._tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
-        single="$A </s>", special_tokens=[("</s>", words.eos_token_id)]
-    )
-    torch.manual_seed(0)
-    config = transformers.T5Config(vocab_size=len(words), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4,
-                                   feed_forward_proj="gated-gelu")  # fmt: skip
-    model = transformers.T5EncoderModel(config)
-    folder = tmp_path_factory.mktemp("t5")
-    model.save_pretrained(folder)
-    words.save_pretrained(folder)
-    return folder
+    return save(tmp_path_factory.mktemp("t5"), d_model=32)
 
 
 def by_hand(folder: Path, texts: list[str]) -> tuple[list[torch.Tensor], Any]:
@@ -98,11 +84,11 @@ def test_vectors_of_t5_and_zeros_after_them(t5: Path) -> None:
     import transformers
 
     encode = load_text_input("t5", str(t5))
-    found = encode([PROMPT, "x", "y" * 700])
+    found = encode([PROMPT, "x", "a " * 700])
     assert found.shape == (3, TOKENS, 32) and found.dtype == torch.bfloat16
     model = transformers.T5EncoderModel.from_pretrained(t5).eval()
     words = transformers.AutoTokenizer.from_pretrained(t5)
-    for row, text in enumerate([PROMPT, "x", "y" * 700]):
+    for row, text in enumerate([PROMPT, "x", "a " * 700]):
         ids = words(text)["input_ids"]
         ids = ids if len(ids) <= TOKENS else ids[:511] + ids[-1:]
         with torch.no_grad():

@@ -32,6 +32,7 @@ from hpc.models import diffusion, dit_files, hub, samplers, text_input, tokenize
 from hpc.models.diffusion import Condition
 from hpc.models.samplers import Sampling
 
+TOGETHER = 4  # latent frames that are decoded at once: of all 24 of 720p, what one layer gives may be 16 GB
 SCHEMA = pa.schema(
     [
         ("name", pa.string()),
@@ -137,7 +138,7 @@ class Maker:
         self.model = dit_files.load(path, known.config, self.device, dtype, "net_ema" if settings.average else "net")
         self.objective = diffusion.objective(known)
         self.tokenizer = tokenizers.load(settings.video_tokenizer, self.device, dtype)
-        self.texts = functools.cache(self._texts)
+        self.texts = functools.lru_cache(2)(self._texts)  # the negative prompt, and this one: each may be 100 MB
         self._text_input = text_input.load_text_input(known.text, settings.text_model, str(self.device))
         self.fps = settings.fps or known.fps
         self.how = Sampling(settings.solver or known.solver, settings.schedule or known.schedule)
@@ -197,14 +198,15 @@ class Maker:
             condition = condition._replace(given_BT=mask, latents_BCTHW=latents)
         how = self.how._replace(steps=row["steps"], guidance=row["guidance"])
         noise = samplers.noise(shape, row["seed"]).to(self.device)
-        negative = self.texts(row["negative_prompt"])
+        negative = self.texts(row["negative_prompt"]) if how.guidance else None
         found = samplers.sample(self.model, self.objective, how, condition, negative, noise, check)
         with torch.inference_mode():
-            pixels = self.tokenizer.decode(found)[0, :, : row["frames"]].float()
+            parts = self.tokenizer.decode_stream(found.split(TOGETHER, dim=2))
+            pixels = torch.cat([part[0].float().cpu() for part in parts], dim=1)[:, : row["frames"]]
         if not pixels.isfinite().all():
             raise ValueError(f"{one.name}: the model gave numbers that are none: are its weights those of "
                              f"{self.settings.model}, and the precision {self.settings.precision}?")  # fmt: skip
-        return ((pixels.permute(1, 2, 3, 0) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+        return ((pixels.permute(1, 2, 3, 0) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
 
     def encoded(self, one: Request, height: int, width: int) -> Tensor:
         """Latents [1, channels, given, h, w] of a picture, or of the last frames of a video. Raises BadInput."""

@@ -100,8 +100,8 @@ class Account(NamedTuple):
     names: Names
     read: int
     ignored: dict[str, int]
-    """What they are -> how many: of NOT_WEIGHTS; the other of net and net_ema; logvar, of training alone, where the
-    model has no such head."""
+    """What they are -> how many: of NOT_WEIGHTS; the other of net and net_ema; the log-variance, of training alone,
+    where the model has no such head."""
     fresh: list[str]
     """Of the model, which the file may lack and does: they keep their values."""
 
@@ -167,8 +167,8 @@ def fit(model: DiT, state: dict[str, Any], where: str, weights: Weights = "net",
             ignored[f"{prefix}."] = ignored.get(f"{prefix}.", 0) + 1
             continue
         ours = places.get(rest if prefix in prefixes else name)
-        if name.startswith("logvar.") and model.log_variance is None:
-            ignored["logvar."] = ignored.get("logvar.", 0) + 1
+        if name.startswith(("logvar.", "log_variance.")) and model.log_variance is None:
+            ignored["log-variance"] = ignored.get("log-variance", 0) + 1
         elif ours is None or ours in found:
             left.append(name)
         else:
