@@ -163,6 +163,38 @@ def test_what_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> N
     assert "left out 1 clips whose uuid is there already" in caplog.text
 
 
+def test_nothing_stays(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows, clips = some_clips(1, 5)
+    upstream = publish_clips(str(tmp_path / "run"), tmp_path, rows)
+    layers.write_table(tmp_path / "d.parquet", [{"uuid": uuid, "verdict": "duplicate"} for uuid in clips], {})
+    upstream["dedup"] = [("000000", {".parquet": str(tmp_path / "d.parquet")})]
+    assert list(shard.freeze(Shard(), upstream, set())) == []
+    assert "no clip stays: 5 are dropped by verdicts, 0 have no place" in caplog.text
+
+
+def test_what_is_left_out_is_told_tar_by_tar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some with each tar, all others with the last one; each clip once, with the first stage that drops it."""
+    monkeypatch.setattr("hpc.data.shard_plan.AT_ONCE", 4)
+    rows, clips = some_clips(4, 25)
+    upstream = publish_clips(str(tmp_path / "run"), tmp_path, rows)
+    drops = {"dull": list(clips)[::3], "dedup": [*list(clips)[::2], "nobody"]}
+    for stage, uuids in drops.items():
+        upstream[stage] = []
+        for number in range(3):
+            path = tmp_path / f"{stage}{number}.parquet"
+            table = [{"uuid": uuid, "verdict": stage, "reasons": [f"{number}"]} for uuid in uuids[number::3]]
+            layers.write_table(path, table, {})
+            upstream[stage].append((f"{number:06}", {".parquet": str(path)}))
+    plan = list(shard.freeze(Shard(max_clips=10), upstream, set()))
+    found, made = make(tmp_path, plan)
+    assert len(plan) == 4 and set(found) == set(clips) - set(drops["dull"]) - set(drops["dedup"])
+    told = [layers.read_table(*one.tree.values()).to_pylist() for one in made]
+    assert [len(some) for some in told[:3]] == [4, 4, 4] and sum(map(len, told)) == len(clips) - len(found)
+    expected = {uuid: stage for stage in ("dedup", "dull") for uuid in drops[stage] if uuid in clips}
+    assert {row["uuid"]: row["why"] for some in told for row in some} == expected
+    assert all(row["detail"][:-1] == f"{row['why']}: " for some in told for row in some)
+
+
 def test_nothing_to_do(tmp_path: Path) -> None:
     assert list(shard.freeze(Shard(), {"clips": []}, set())) == []
     upstream = publish_clips(str(tmp_path / "run"), tmp_path, [[], [{"uuid": "a", "verdict": "no"}]])

@@ -66,6 +66,9 @@ def freeze(settings: Shard, upstream: Shards, superseded: set[tuple[str, str]]) 
                 for some in groups(plan.entries(name), room, settings.max_clips, "size"))  # fmt: skip
         lost = left_out.pieces(plan, [files[".parquet"] for files in tables], judges)
         now = next(tars, None)
+        if now is None:  # there is no tar to tell of them with
+            words = "no clip stays: %d are dropped by verdicts, %d have no place"
+            logging.getLogger(__name__).warning(words, *(f.counts.get(0, 0) for f in (plan.dropped, plan.unfit)))
         while now is not None:
             then = next(tars, None)
             told = list(lost) if then is None else list(itertools.islice(lost, 1))

@@ -9,6 +9,7 @@ from typing import Any
 from conftest import Cluster
 from lab import Lab, wait_until
 
+from hpc.batch import slurm
 from hpc.train.metrics import lines
 
 
@@ -47,3 +48,4 @@ def test_a_training_over_two_nodes_goes_on_whatever_happens(cluster: Cluster, tm
     assert made == {"total": 400 * 10, "steps": 400, "ranks": 4, "rows": ["000000", "000001"]}
     assert [line["step"] for line in lines(folder / "metrics.jsonl")] == list(range(1, 401))
     assert lab.states("train", "done") == {"000000": 1} and not lab.states("train", "failed")
+    assert slurm.starts(task) == ["REQUEUED", "COMPLETED"], "each start has its state, in order"
