@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from hpc.curate import text_embed
 from hpc.curate.caption import SCHEMA as CAPTIONS
 from hpc.curate.settings.text_embed import TextEmbed
-from hpc.data import layers, pickles
+from hpc.data import layers, pickles, upstream
 from hpc.data.work import Work
 from hpc.models.t5 import batches, load_encoder
 
@@ -140,7 +140,7 @@ def test_which_caption(t5: Path, tmp_path: Path, field: Any, status: str | None,
 )  # fmt: skip
 def test_blank_captions_are_none(caption: str, enhanced: str | None, field: str, words: str) -> None:
     [row] = rows((caption, "success"), enhanced=(enhanced, "success"))
-    assert text_embed.chosen(row, field) == words
+    assert upstream.chosen(row, field) == words
 
 
 def test_two_layers_of_captions_are_refused(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from hpc.curate.caption import TEXT
 from hpc.curate.settings.text_embed import TextEmbed
 from hpc.data import layers, upstream
 from hpc.data.work import Made, Work
@@ -42,7 +41,7 @@ def process(settings: TextEmbed, encoder: Encoder, work: Work) -> Made:
     """Make one shard."""
     began = time.monotonic()
     windows = captions(work.upstream)
-    said = [(row, words) for row in windows if (words := chosen(row, settings.field))]
+    said = [(row, words) for row in windows if (words := upstream.chosen(row, settings.field))]
     ids = encoder.tokens([words for _, words in said])
     cut = [one if len(one) <= settings.max_length else [*one[: settings.max_length - 1], one[-1]] for one in ids]
     rows: list[dict[str, Any]] = [{"uuid": row["uuid"], "window": row["window"]} for row, _ in said]
@@ -74,11 +73,3 @@ def captions(stages: Mapping[str, Mapping[str, str]]) -> list[dict[str, Any]]:
     told = stages[upstream.stage_with(stages, COLUMNS, "captions")][".parquet"]
     gone = {uuid for other in upstream.tables_of(stages) for uuid in upstream.dropped(other[".parquet"])}
     return [row for row in upstream.table(told, COLUMNS).to_pylist() if row["uuid"] not in gone]
-
-
-def chosen(row: Mapping[str, Any], field: str) -> str:
-    """The words of a window that are embedded, as Window.choose of hpc.curate.layouts; "" for none. Blank ones are
-    none: before the better caption is chosen."""
-    enhanced = (row["enhanced"] or "").strip() if row["enhanced_status"] in TEXT else ""
-    caption = (row["caption"] or "").strip() if row["status"] in TEXT else ""
-    return {"best": enhanced or caption, "caption": caption, "enhanced": enhanced}[field]

@@ -17,6 +17,8 @@ from hpc.data.work import Work
 
 KEEP = "keep"
 """The verdict of a clip, or of a layer about it, that lets it stay."""
+USABLE = ("success", "truncated")
+"""Of a caption's status: there are words."""
 CURRENT = ("source", "etag", "cameras")
 """Columns that say which inputs a clip was made of."""
 
@@ -118,3 +120,11 @@ def dropped(uri: str) -> set[str]:
     judged = table(uri, ["uuid", "verdict"])
     return {uuid for uuid, verdict in zip(*(judged[name].to_pylist() for name in ("uuid", "verdict")), strict=True)
             if verdict != KEEP}  # fmt: skip
+
+
+def chosen(row: Mapping[str, Any], field: str = "best") -> str:
+    """The words of a caption's window: the enhanced caption where there is one (best), the first one, or only enhanced
+    ones; "" for none. Blank ones are none: before the better caption is chosen."""
+    enhanced = (row.get("enhanced") or "").strip() if row.get("enhanced_status", "success") in USABLE else ""
+    caption = (row.get("caption") or "").strip() if row.get("status", "success") in USABLE else ""
+    return {"best": enhanced or caption, "caption": caption, "enhanced": enhanced}[field]

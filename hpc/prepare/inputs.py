@@ -27,8 +27,6 @@ from hpc.prepare.settings.frames import VIDEOS
 
 CAPTIONS = ("uuid", "window", "start_frame", "end_frame", "caption")
 OPTIONAL = ("status", "enhanced", "enhanced_status")
-USABLE = ("success", "truncated")
-"""Of a caption's status; hpc.curate.layouts has the same."""
 OF_CLIP = ("num_frames", "fps", "width", "height", "source", "etag", "cameras")
 
 
@@ -201,8 +199,8 @@ def _tell(clip: Clip, about: Mapping[str, Any]) -> None:
         clip.cameras = clip.cameras + [_camera(one) for one in about.get("cameras") or ()]
     words = about.get("caption") or about.get("prompt")
     if "windows" in about:
-        told = [one for one in about["windows"] if chosen(one)]  # those that a .pickle has embeddings of
-        clip.captions = [Said(one["start_frame"], one["end_frame"], chosen(one), place)
+        told = [one for one in about["windows"] if upstream.chosen(one)]  # those that a .pickle has embeddings of
+        clip.captions = [Said(one["start_frame"], one["end_frame"], upstream.chosen(one), place)
                          for place, one in enumerate(told)]  # fmt: skip
     elif isinstance(words, str) and words.strip():
         clip.captions = [Said(0, None, words.strip())]
@@ -219,7 +217,7 @@ def captions_of(needed: Mapping[str, Mapping[str, str]]) -> dict[str, list[Said]
     found: dict[str, list[Said]] = {}
     for uri, columns in layered.values():
         for row in sorted(upstream.table(uri, columns).to_pylist(), key=lambda row: row["window"]):
-            if words := chosen(row):
+            if words := upstream.chosen(row):
                 said = Said(row["start_frame"], row["end_frame"], words, row["window"])
                 found.setdefault(row["uuid"], []).append(said)
     return found
@@ -248,12 +246,6 @@ def embeddings_of(
         return np.frombuffer(table["embedding"][i].as_buffer(), "<f2").reshape(table["tokens"][i].as_py(), -1)
 
     return read
-
-
-def chosen(row: Mapping[str, Any]) -> str:
-    """The words of a window: the enhanced caption where there is one, as data sets have it; "" for none."""
-    enhanced = (row.get("enhanced") or "").strip() if row.get("enhanced_status", "success") in USABLE else ""
-    return enhanced or ((row.get("caption") or "").strip() if row.get("status", "success") in USABLE else "")
 
 
 def numbers(frames: int, stride: float, first: int, end: int) -> list[int]:

@@ -54,7 +54,7 @@ class Window(msgspec.Struct):
         return bool(self.words)
 
     def choose(self, field: str) -> None:
-        """Which caption are the words; as `chosen` of hpc.curate.text_embed."""
+        """Which caption are the words; as `chosen` of hpc.data.upstream."""
         caption = self.caption.strip() if self.status in USABLE else ""
         enhanced = (self.enhanced or "").strip()
         self.words = {"best": enhanced or caption, "caption": caption, "enhanced": enhanced}[field]

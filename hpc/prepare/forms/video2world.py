@@ -217,7 +217,7 @@ def beside(rows: Rows) -> Embedded:
             try:
                 said, arrays = (read(storage.read(tar, place, place + size)) for read, (place, size) in
                                 ((json.loads, members[".json"]), (pickles.loads, members[".pickle"])))  # fmt: skip
-                windows = [one for one in said["windows"] if inputs.chosen(one)]
+                windows = [one for one in said["windows"] if upstream.chosen(one)]
                 if len(windows) == len(arrays):
                     yield from ((i, array) for one, array in zip(windows, arrays, strict=True)
                                 if one["start_frame"] <= row["start"] <= one["end_frame"])  # fmt: skip
