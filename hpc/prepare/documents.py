@@ -13,16 +13,15 @@ documents for training, those behind them for validation, and the last ones for 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hpc.data import layers, storage, upstream
+from hpc.data import layers, upstream
 from hpc.data.shard_plan import RECORD, Plan, Records, groups, local, packed, unpacked
 from hpc.data.upstream import CURRENT, current, meta_of
 
@@ -53,13 +52,6 @@ SCHEMA = pa.schema(
         ("why", pa.string()),  # it was left out: "too-short", ...; null for documents
     ]
 )
-
-
-class Document(NamedTuple):
-    row: dict[str, Any]
-    """The columns of SCHEMA."""
-    ids: npt.NDArray[np.int32]
-    """[t, h, w]"""
 
 
 class DocumentPlan(msgspec.Struct):
@@ -152,21 +144,6 @@ def rows_of(plan: DocumentPlan) -> pa.Table:
         parts.append(upstream.table(files[".parquet"]).take(pa.array(plan.records["row"][places])).cast(SCHEMA))
         order.append(places)
     return pa.concat_tables(parts).take(pa.array(np.argsort(np.concatenate(order))))
-
-
-def read(plan: DocumentPlan, check: Callable[[], None] = lambda: None) -> Iterator[Document]:
-    """The documents, in order; the next ones are read meanwhile."""
-    table = rows_of(plan)
-    shape = plan.meta["shape"]
-
-    def one(record: Any) -> npt.NDArray[np.int32]:
-        place = record["offset"].item(), (record["offset"] + record["size"]).item()
-        data = storage.read(plan.tables[record["table"]][".bin"], *place)
-        return np.frombuffer(data, "<i4").reshape(shape)
-
-    for place, ids in enumerate(layers.map_ahead(one, plan.records)):
-        check()
-        yield Document(table.slice(place, 1).to_pylist()[0], ids)
 
 
 def splits(total: int, split: str) -> dict[str, range]:

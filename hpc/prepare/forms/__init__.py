@@ -8,12 +8,10 @@ hpc/prepare/settings that is a `Form`, and a module here with
 
     def start(settings) -> Callable[[Work], Made]:   # in the array: make one of them
         def process(work: Work) -> Made:
-            plan = documents.plan_of(work.rows)      # plan.first, plan.total, plan.meta: tokenizer, shape, ...
-            for place, one in enumerate(documents.read(plan, work.check), plan.first):
-                one.ids, one.row["uuid"], one.row["caption"], one.row["start"], one.row["fps"], one.row["source"] ...
-                documents.split_of(place, plan.total, settings.split)       # "train", "valid" or "test"
+            plan = documents.plan_of(work.rows)      # tables, records (where the ids lie), meta: tokenizer, shape, ...
+            rows = documents.rows_of(plan)           # uuid, start, caption, fps, source, ... of each document, in order
+            documents.split_of(place, plan.total, settings.split)       # "train", "valid" or "test"
 
 `upstream` has what the stage of the spec needs, too: text embeddings, say. Files with names of their own go into
-`Made.tree`. What a form lacks of a frame-by-frame data set is had by `frames: 1, windows: all`: each frame of a clip is
-a document then, `start` is its number.
+`Made.tree`. With `frames: 1, windows: all` each frame of a clip is a document, and `start` is its number.
 """
