@@ -25,7 +25,7 @@ import yaml
 from hpc.data import layers
 from hpc.data.work import Stopped, Work
 from hpc.models import tokenizers
-from hpc.train import ranks, tokenizer
+from hpc.train import fsdp, ranks, tokenizer
 from hpc.train.checkpoint import Checkpoints, complete
 from hpc.train.metrics import lines
 from hpc.train.samples import listed
@@ -98,9 +98,30 @@ def _rank(rank: int, count: int, port: int, tar: Path, folder: Path) -> None:
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in names.items()}
     torch.set_num_threads(1)
-    tokenizer.train(settings(), listed([str(tar)]), folder, ranks.start(), lambda: None)
+    here = ranks.start()
+    tokenizer.train(settings(), listed([str(tar)]), folder, here, lambda: None)
+    for shard in (1, 2):
+        is_that_of_one_rank(here, shard)
     dist.barrier()
     dist.destroy_process_group()
+
+
+def is_that_of_one_rank(here: ranks.Here, shard: int) -> None:
+    """Gradients and their norm, of weights that lie on groups of so many ranks."""
+    batch = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    models = []
+    for _ in range(2):
+        torch.manual_seed(1)
+        models.append(torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Tanh(), torch.nn.Linear(5, 2)))
+    whole, spread = models
+    over = fsdp.mesh(here.device, shard)
+    fsdp.shard([spread[0], spread], over)
+    (50 * whole(batch)).square().mean().backward()
+    (50 * spread(batch.chunk(2)[here.rank])).square().mean().backward()
+    expected = float(torch.nn.utils.clip_grad_norm_(whole.parameters(), 1.0))
+    assert abs(fsdp.clip(spread.parameters(), 1.0) / expected - 1) < 1e-5
+    for one, other in zip(whole.parameters(), spread.parameters(), strict=True):
+        torch.testing.assert_close(other.grad.full_tensor(), one.grad)  # type: ignore[union-attr]
 
 
 @pytest.fixture(scope="module")

@@ -56,7 +56,7 @@ def start(deterministic: bool = False) -> Here:
         if "RANK" in os.environ:
             dist.init_process_group(backend, timeout=PATIENCE)
         else:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            dist.init_process_group(backend, store=dist.TCPStore("127.0.0.1", 0, 1, True), rank=0, world_size=1)
     groups = [dist.new_group(backend="gloo", timeout=PATIENCE) for _ in range(2)]
     return Here(dist.get_rank(), dist.get_world_size(), device, *groups)
 

@@ -118,6 +118,8 @@ def train(
     and {} elsewhere. Goes on from the newest checkpoint in the folder. Raises Stopped, with one written, when `check`
     does; RuntimeError where nothing is learned any more."""
     begun = time.time()
+    if settings.precision == "fp32":
+        torch.backends.cudnn.allow_tf32 = False
     tokenizer = first(settings).to(here.device)
     unfit(settings.shapes, tokenizer.temporal, tokenizer.spatial)
     known, held = samples.held_out(table, v.share, v.by) if (v := settings.validation).share else (table, table[:0])
