@@ -395,7 +395,7 @@ def shards_of(folder: Path, arrays: list[np.ndarray[Any, Any]], vocabulary: int 
         stem.with_suffix(".bin").write_bytes(ids.astype("<i4").tobytes())
         rows = [{"uuid": f"{number}-{i}", "start": 0, "source": f"{number}-{i}", "offset": i * size, "size": size}
                 for i in range(len(ids))]  # fmt: skip
-        meta = {"stage": documents.STAGE, "vocabulary": vocabulary, "shape": ids.shape[1:], "tokenizer": "x"}
+        meta = {"vocabulary": vocabulary, "shape": ids.shape[1:], "tokenizer": "x"}
         layers.write_table(stem.with_suffix(".parquet"), rows, meta, documents.SCHEMA)
         files = {suffix: str(stem.with_suffix(suffix)) for suffix in (".bin", ".parquet")}
         made.append((f"{number:06}", files))

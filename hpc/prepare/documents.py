@@ -27,7 +27,6 @@ from hpc.data.upstream import CURRENT, current, meta_of
 
 Shards = dict[str, list[tuple[str, dict[str, str]]]]
 """Stage -> (shard id, {suffix: uri}) of each of its shards."""
-STAGE = "prepare.tokens-ids"
 SPLITS = ("train", "valid", "test")
 SCHEMA = pa.schema(
     [

@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,12 +21,12 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from hpc.data import layers, storage
+from hpc.data.tokens.indexed import HEAD, MAGIC
 from hpc.data.work import Made, Work
 from hpc.prepare import documents
 from hpc.prepare.documents import SCHEMA, DocumentPlan, Shards
 from hpc.prepare.settings import Megatron
 
-HEADER = b"MMIDIDX\x00\x00"
 VERSION = 1
 INT32 = 4
 """megatron-core 0.16.1: datasets/indexed_dataset.py, DType."""
@@ -127,7 +126,7 @@ def gather(path: Path, plan: DocumentPlan, work: Work) -> None:
 def write_index(path: Path, lengths: npt.NDArray[np.int64]) -> None:
     """The .idx of documents of so many int32 tokens each, every one of them a sequence."""
     with path.open("wb") as file:
-        file.write(HEADER + struct.pack("<QBQQ", VERSION, INT32, len(lengths), len(lengths) + 1))
+        file.write(HEAD.pack(MAGIC, VERSION, INT32, len(lengths), len(lengths) + 1))
         file.write(lengths.astype("<i4").tobytes())
         file.write(((np.cumsum(lengths) - lengths) * 4).astype("<i8").tobytes())
         file.write(np.arange(len(lengths) + 1, dtype="<i8").tobytes())
