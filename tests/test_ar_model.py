@@ -216,6 +216,37 @@ def test_every_name_is_used_and_every_parameter_filled(alone: None, tmp_path: Pa
     keys.fill(net, BASE, keys.Published(tmp_path / "model.safetensors"))
 
 
+def test_nemos_checkpoints_are_read_and_written(alone: None, tmp_path: Path) -> None:
+    """What megatron-core writes of a model inside NeMo's module, and what it reads of ours."""
+    from megatron.core import dist_checkpointing, parallel_state
+
+    from hpc.models.ar import nemo
+
+    source, net = Made(WORLD), model(WORLD)
+    metadata = {"dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
+    sharded = net.sharded_state_dict(prefix="module.", metadata=metadata)
+    (tmp_path / "theirs/weights").mkdir(parents=True)
+    dist_checkpointing.save(sharded, str(tmp_path / "theirs/weights"))
+    found = nemo.Nemo(tmp_path / "theirs", WORLD)
+    assert found.keys() == source.keys() and all(torch.equal(found[name], source[name]) for name in source)
+    assert "module.decoder.layers.self_attention.linear_qkv.layer_norm_weight" in found.whole
+
+    nemo.save(tmp_path / "ours", WORLD, source)
+    for parameter in net.parameters():
+        torch.nn.init.zeros_(parameter)
+    sharded = net.sharded_state_dict(prefix="module.", metadata=metadata)
+    state, unused, absent = dist_checkpointing.load(sharded, str(tmp_path / "ours/weights"), strict="return_all")
+    assert not unused and all(name.endswith("_extra_state") for name in absent)  # of FP8
+    net.load_state_dict({name.removeprefix("module."): value for name, value in state.items()}, strict=False)
+    whole = {name: p.detach() for name, p in keys.parameters(net, WORLD).items()}
+    assert all(torch.equal(tensor, source[name]) for name, tensor in keys.published(WORLD, whole.__getitem__))
+
+    words = "missing: module.decoder.layers.cross_attention.k_layernorm.weight"
+    with pytest.raises(ValueError, match=words):
+        nemo.save(tmp_path / "base", BASE, Made(BASE))
+        nemo.Nemo(tmp_path / "base", WORLD)
+
+
 def test_initial_weights_depend_on_seed_and_name_alone() -> None:
     made_ = keys.Initial(BASE, lambda name: torch.Generator().manual_seed(len(name)))
     assert set(made_) == set(Made(BASE))

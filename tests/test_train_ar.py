@@ -237,3 +237,16 @@ def test_the_estimate_of_memory_follows_the_layout() -> None:
     assert split["activations"] == one["activations"] / 2 and split["logits"] == one["logits"] / 2
     full = memory(msgspec.structs.replace(given, recompute="full"), 1)
     assert full["activations"] < one["activations"] / 5
+
+
+def test_it_begins_with_published_weights(tmp_path: Path, tokens: list[dict[str, str]]) -> None:
+    """A step at the rate 0 leaves them as they are, to the last bit."""
+    one = settings(steps=1, batch=1, checkpoints=Checkpoints(every=9), validation=HeldOut(clips=0))
+    begun = keys.Initial(one.preset, lambda name: torch.Generator().manual_seed(len(name)))
+    torch.save({"model": dict(begun)}, tmp_path / "model.pt")
+    still = Optimizer(rate=1e-30, warmup=0, weight_decay=0.0)
+    run(1, tmp_path / "out", settings(**{
+        "steps": 1, "batch": 1, "start": str(tmp_path / "model.pt"), "optimizer": still,
+        "validation": HeldOut(clips=0)}), tokens)  # fmt: skip
+    found = keys.Published(tmp_path / "out/model/model.safetensors")
+    assert all(torch.equal(found[name], begun[name]) for name in begun)

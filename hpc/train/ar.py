@@ -36,7 +36,8 @@ from hpc.data.upstream import meta_of, table
 from hpc.data.work import Made, Stopped, Work
 from hpc.models.ar import cpu, keys
 from hpc.models.ar.model import Backend
-from hpc.models.hub import located
+from hpc.models.ar.nemo import Nemo
+from hpc.models.hub import is_path, located
 from hpc.train import ranks, token_data
 from hpc.train.agree import agreed
 from hpc.train.ar_engine import Compute, Engine, Microbatch
@@ -242,6 +243,9 @@ def first(settings: TrainAr, device: torch.device) -> Mapping[str, Tensor]:
     """The weights that training begins with, under the published names."""
     if settings.start is None:
         return keys.Initial(settings.preset, lambda name: generator(device, settings.seed, "weights", name))
+    folder = Path(settings.start).expanduser()
+    if is_path(settings.start) and (folder / "weights").is_dir():
+        return Nemo(folder, settings.preset)
     [path] = located(settings.start, "model.pt")
     return keys.Published(path)
 

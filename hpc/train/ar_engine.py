@@ -222,10 +222,10 @@ class Engine:
         for one in self._optimizers():
             if isinstance(one.optimizer, torch.optim.Adam) and not one.optimizer.state:  # torch's wants them there
                 one._init_optimizer_states_with_dummy_values()
-        state, missing, unexpected = dist_checkpointing.load(
+        state, unused, absent = dist_checkpointing.load(
             self._sharded(reshard, loading=True), str(folder), strict=StrictHandling.RETURN_ALL
         )
-        wrong = {"missing": missing, "left over": unexpected}
+        wrong = {"missing": absent, "left over": unused}
         wrong = {why: sorted(n for n in names if NOT_COMPARED not in n) for why, names in wrong.items()}
         if any(wrong.values()):
             words = "; ".join(f"{why}: {shorten(names) or 'nothing'}" for why, names in wrong.items())

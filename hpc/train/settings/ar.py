@@ -106,7 +106,8 @@ class TrainAr(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     shape: tuple[Count, Count, Count] | None = None
     """Latent frames, rows and columns of every clip; null: those of the model, [5, 40, 64] of the large ones."""
     start: str | None = None
-    """The published model.pt (or .safetensors) to begin with; null: random weights."""
+    """Published weights to begin with: a model.pt or .safetensors, NeMo's folder `nemo` (with weights/), or owner/name
+    on the Hugging Face hub, whose model.pt is taken; null: random weights."""
     condition: Annotated[int, Meta(ge=0)] = 1
     """Latent frames at the beginning that are given, not learned: their tokens do not count in the loss."""
     z_loss: Annotated[float, Meta(ge=0)] = 1e-4
@@ -140,6 +141,9 @@ class TrainAr(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     folder: str | None = None
     """Where checkpoints are while it trains, a folder that all nodes see; null: `training` beside the output. Outputs
     on S3 need one."""
+
+    def models(self) -> dict[str, tuple[str, ...]]:
+        return {self.start: () if self.start.startswith(("/", "~")) else ("model.pt",)} if self.start else {}
 
     def __post_init__(self) -> None:
         if self.condition >= self.preset.shape[0]:

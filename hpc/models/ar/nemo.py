@@ -1,0 +1,93 @@
+"""Weights of autoregressive models as NeMo keeps them: nemo/weights, a distributed checkpoint of megatron-core's.
+
+    keys.fill(model, preset, Nemo(Path("nemo"), preset))      from the folder with weights/, under published names
+    save(Path("nemo"), preset, published)                     weights/ of anything with published names
+
+Names begin with "module."; parameters of all layers lie in one tensor, the layer first (NVIDIA/Cosmos 71f19b0:
+autoregressive/nemo; megatron-core's homogeneous layers). context/, which NeMo writes beside it with classes of its own,
+is neither read nor written: take it from the checkpoint that training began with.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+
+from hpc.models.ar import keys
+from hpc.models.ar.presets import Preset
+from hpc.models.hub import shorten
+
+PREFIX = "module."
+LAYER = re.compile(r"(decoder\.layers\.)(\d+)\.")
+
+
+def stacked(preset: Preset) -> dict[str, list[str]]:
+    """Name in a checkpoint -> the parameters that it holds, by the names of `keys.rules`: one for each layer."""
+    found: dict[str, list[str]] = {}
+    for name in keys.rules(preset):
+        found.setdefault(PREFIX + LAYER.sub(r"\1", name), []).append(name)
+    return found
+
+
+class Nemo(Mapping[str, Tensor]):
+    """The tensors of a checkpoint under their published names. All of it is read into memory at once, in the type it
+    has there. Raises FileNotFoundError, and ValueError that names what is missing, left over or of another shape."""
+
+    def __init__(self, folder: Path, preset: Preset) -> None:
+        self.preset, self.table = preset, keys.rules(preset)
+        reader = dcp.FileSystemReader(folder / "weights")
+        there = {name: one for name, one in reader.read_metadata().state_dict_metadata.items()
+                 if hasattr(one, "size") and keys.NOT_WEIGHTS not in name}  # fmt: skip
+        wanted = stacked(preset)
+        shapes = {}
+        for name, parts in wanted.items():
+            rule = self.table[parts[0]]
+            one = rule.joined([torch.empty(shape, device="meta") for shape in rule.shapes], preset.kv_heads).shape
+            shapes[name] = (len(parts), *one) if LAYER.search(parts[0]) else tuple(one)
+        wrong = {
+            "missing": sorted(wanted.keys() - there.keys()),
+            "left over": sorted(there.keys() - wanted.keys()),
+            "of another shape": [f"{name} {tuple(there[name].size)} for {shape}" for name, shape in shapes.items()
+                                 if name in there and tuple(there[name].size) != shape],
+        }  # fmt: skip
+        if any(wrong.values()):
+            words = "; ".join(f"{why}: {shorten(names) or 'nothing'}" for why, names in wrong.items())
+            raise ValueError(f"{folder}: these are not the weights of {preset.layers} layers: {words}")
+        self.whole = {name: torch.empty(shapes[name], dtype=there[name].properties.dtype) for name in wanted}
+        dcp.load(self.whole, storage_reader=reader, no_dist=True)
+        self.places = {source: (name, place) for name, rule in self.table.items()
+                       for place, source in enumerate(rule.sources)}  # fmt: skip
+
+    def __getitem__(self, name: str) -> Tensor:
+        parameter, place = self.places[name]
+        layer = LAYER.search(parameter)
+        whole = self.whole[PREFIX + LAYER.sub(r"\1", parameter)]
+        whole = whole[int(layer[2])] if layer else whole
+        return self.table[parameter].parted(whole, self.preset.kv_heads)[place]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+def save(folder: Path, preset: Preset, source: Mapping[str, Tensor]) -> None:
+    """Of one process, where torch.distributed is initialized: megatron-core asks for it. Raises ValueError for other
+    tensors than the preset's."""
+    from megatron.core import dist_checkpointing
+
+    table = keys.rules(preset)
+    keys.account(table, source, f"the published weights of {preset.layers} layers")
+    state = {}
+    for name, parts in stacked(preset).items():
+        tensors = [table[p].joined([source[one] for one in table[p].sources], preset.kv_heads) for p in parts]
+        whole = torch.stack(tensors) if LAYER.search(parts[0]) else tensors[0]
+        state[name] = dist_checkpointing.ShardedTensor.from_rank_offsets(name, whole.contiguous())
+    (folder / "weights").mkdir(parents=True)
+    dist_checkpointing.save(state, str(folder / "weights"))
