@@ -20,7 +20,7 @@ from made import made, weight
 from test_tokenizer_parity import close
 from torch import Tensor, nn
 
-from hpc.models import attention, diffusion, dit_files
+from hpc.models import attention, diffusion, dit_files, dit_publish
 from hpc.models.diffusion import EDM, Condition, Draws, Flow, SigmaFlow
 from hpc.models.dit import DiT
 from hpc.models.dit_presets import EXPERIMENTS, PRESETS, Config, flops, parameters, preset
@@ -329,9 +329,45 @@ def test_files_both_ways(tmp_path: Path, names: dit_files.Names) -> None:
             dit_files.fit(DiT(config), lacking, "x")
 
 
+@pytest.mark.parametrize(("form", "name"), [("predict1", "predict1-7b-video2world"), ("predict2", "predict2.5-2b")])
+def test_trained_weights_in_the_published_forms(tmp_path: Path, form: str, name: str) -> None:
+    config = PREDICT1 if form == "predict1" else PREDICT25
+    model, other = DiT(config), DiT(config)
+    average = {key: parameter.detach() for key, parameter in other.named_parameters()}
+    files = dit_publish.publish(tmp_path, config, form, 1000, model.state_dict(), average)
+    assert [file.name for file in files] == {
+        "predict1": ["iter_000001000_reg_model.pt", "iter_000001000_ema_model.pt"],
+        "predict2": ["model.pt", "model_ema_fp32.pt", "model_ema_bf16.pt"],
+    }[form]  # fmt: skip
+    held = {file.name: dit_files.read(file) for file in files}
+    # whose keys are all that the published network has, and no other
+    sizes = FACTS["predict1" if form == "predict1" else "predict25"]["names"][name]
+    assert {key.removeprefix("net.") for key in held[files[-1].name] if key.startswith("net.")} == set(sizes)
+    for file, weights, wanted in ((files[0], "net", model), (files[-1], "net", other)):
+        again = DiT(config)
+        dit_files.fit(again, held[file.name], file.name, weights)
+        for key, value in wanted.named_parameters():
+            near = value.bfloat16().float() if "bf16" in file.name else value
+            assert torch.equal(again.get_parameter(key), near), key
+    if form == "predict2":
+        assert {key.partition(".")[0] for key in held["model.pt"]} == {"net", "net_ema"}
+        again = DiT(config)
+        dit_files.fit(again, held["model.pt"], "model.pt", "net_ema")
+        assert torch.equal(again.x_embedder.weight, other.x_embedder.weight)
+        types = {value.dtype for key, value in held["model_ema_bf16.pt"].items() if "accum" not in key}
+        assert types == {torch.bfloat16} and held["model.pt"]["net.accum_iteration"] == 1000
+        seq = held["model.pt"]["net.pos_embedder.dim_temporal_range"]
+        torch.testing.assert_close(seq, torch.arange(0, 8, 2) / 8)
+    else:
+        assert torch.equal(held[files[1].name]["logvar.0.freqs"], model.log_variance.freqs)
+    ours = dit_files.load(tmp_path / "ours", dtype=torch.float32)
+    assert torch.equal(ours.blocks[0].mlp.layer1.weight, other.blocks[0].mlp.layer1.weight)
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_a_folder_of_our_own(tmp_path: Path) -> None:
     model = DiT(PREDICT25)
-    dit_files.save(model, PREDICT25, tmp_path / "model")
+    dit_files.save(model.state_dict(), PREDICT25, tmp_path / "model")
     again = dit_files.load(tmp_path / "model", dtype=torch.float32)
     assert again.config == PREDICT25
     for name, value in model.state_dict().items():

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hpc.models.dit import DiT
 from hpc.models.dit_presets import Config
@@ -245,11 +245,11 @@ def configured(values: dict[str, Any], where: str) -> Config:
     return Config(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 
-def save(model: nn.Module, config: Config, folder: Path) -> None:
-    """A folder of ours that `load` reads."""
+def save(state: dict[str, Tensor], config: Config, folder: Path) -> None:
+    """A folder of ours that `load` reads. state: by our names."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    state = {name: value.contiguous() for name, value in model.state_dict().items() if isinstance(value, Tensor)}
-    save_file(state, folder / "model.safetensors")
+    weights = {name: value.detach().contiguous() for name, value in state.items() if not name.endswith("_extra_state")}
+    save_file(weights, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1))
