@@ -27,6 +27,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from hpc.models import lora
 from hpc.models.dit import DiT
 from hpc.models.dit_presets import Config
 from hpc.models.hub import shorten
@@ -215,10 +216,12 @@ def load(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.bfloat16,
     weights: Weights = "net",
+    lora_scale: float = 1.0,
 ) -> DiT:
     """A transformer with its weights, ready for inference: of a file, or a folder of *.safetensors, with published
     names, whose sizes `config` says; or of a folder of ours, which says them itself. The log-variance head, of training
-    alone, is left out. Raises FileNotFoundError, RuntimeError."""
+    alone, is left out; adapters are added to their layers, `lora_scale` times. Raises FileNotFoundError,
+    RuntimeError."""
     files = [path]
     if path.is_dir():
         settings = path / "config.json"
@@ -234,6 +237,8 @@ def load(
     state: dict[str, Any] = {}
     for file in files:
         state |= read(file)
+    if lora.adapters(state):
+        state = lora.merged(state, lora_scale)
     fit(model, state, str(path), weights)
     return model.eval().requires_grad_(False)
 
