@@ -39,6 +39,7 @@ ALONE: dict[str, dict[str, Any]] = {
     "selective": {"compute": {"recompute": "selective"}},
     "full": {"compute": {"recompute": "full"}},
     "bf16": {"compute": {"precision": "bf16"}},
+    "deterministic": {"compute": {"deterministic": True}},
     "world": {"preset": WORLD},
     "world full": {"preset": WORLD, "compute": {"recompute": "full"}},
     "from tp2": {"load": "tp2"},
