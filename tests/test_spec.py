@@ -147,6 +147,12 @@ def test_stages_come_in_topological_order_else_as_written(tmp_path: Path) -> Non
     assert "needs go round in a circle: clips -> clips" in errors(tmp_path, itself)
 
 
+def test_only_trainers_are_started_until_they_save(tmp_path: Path) -> None:
+    message = "stages.clips.starts: curate.clips has no ranks that go on from a checkpoint: leave this out"
+    assert message in errors(tmp_path, SPEC, "stages.clips.starts=5")
+    assert one(tmp_path, SPEC, "stages.clips.starts=3").stages["clips"].starts == 3
+
+
 def test_only_trainers_take_several_nodes(tmp_path: Path) -> None:
     message = "stages.clips.resources.nodes: a task of curate.clips runs on one node"
     assert message in errors(tmp_path, SPEC, "stages.clips.resources.nodes=2")

@@ -40,6 +40,8 @@ RESERVED = ("inputs", "report", "barrier")
 """Not names of stages: the shards of the inputs, the report job's logs, the presets' word for barrier jobs."""
 Kind = Annotated[str, Meta(description=f"the kind of the stage: {', '.join(KINDS)}, or package.module:Class")]
 Count = Annotated[int, Meta(ge=1)]
+STARTS = 3
+"""Of ranks, in a row, that may end without a new checkpoint."""
 
 
 class Resources(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -89,7 +91,7 @@ class StageBlock(Struct, frozen=True, kw_only=True):
     """Share of the needed stages' shards that must be good before a barrier goes on."""
     throttle: Count | None = None
     """Array tasks that may run at once; null: as many as the cluster has room for."""
-    starts: Count = 3
+    starts: Count = STARTS
     """Stages that train only: starts in a row without a new checkpoint, after which it fails. Those that Slurm ended by
     preemption are not counted."""
 
@@ -103,7 +105,7 @@ class Stage(Struct, frozen=True, kw_only=True):
     resources: Resources = Resources()
     required: float = 0.95
     throttle: int | None = None
-    starts: int = 3
+    starts: int = STARTS
     settings: Any
     """Of the stage's kind, e.g. hpc.curate.settings.Clips."""
 
@@ -338,7 +340,11 @@ def _stages(node: Node, problems: list[Problem]) -> dict[str, Stage]:
                 others = [other for other in node.value if other != name]
                 message = f"{need!r}: {check.unknown(need, others, 'stage')}"
                 problems.append(block.below("needs").problem(f"{where}.needs", message))
-        if "resources" in values and values["resources"].nodes > 1 and "gang" not in getattr(struct, "PHASES", ()):
+        ranks = "gang" in getattr(struct, "PHASES", ())
+        if not ranks and values.get("starts", STARTS) != STARTS:
+            message = f"{kind.value} has no ranks that go on from a checkpoint: leave this out"
+            problems.append(block.below("starts").problem(f"{where}.starts", message))
+        if "resources" in values and values["resources"].nodes > 1 and not ranks:
             message = f"a task of {kind.value} runs on one node: leave this out, its array spreads over the cluster"
             place = block.below("resources").below("nodes")
             problems.append(place.problem(f"{where}.resources.nodes", message))
