@@ -81,10 +81,12 @@ def run(case: dict[str, Any], name: str, folder: Path) -> list[tuple[float, floa
     for number, rate in enumerate(rates):
         if number == 2 and "save" in case:
             (folder / name).mkdir(exist_ok=True)
-            engine.save(folder / name, case["save"])
+            writing = engine.save(folder / name, case["save"])
         done = engine.step(batches, rate)
         assert done.moved and done.loss == pytest.approx(done.cross_entropy + done.z_loss)
         out.append((done.loss, done.grad_norm))
+    if "save" in case:
+        writing.finish()  # two steps later: what was saved is what was there then
     if name == "one":
         out.append(not_finite(engine, batches))
     parallel_state.destroy_model_parallel()

@@ -40,7 +40,7 @@ from hpc.models.ar.nemo import Nemo
 from hpc.models.hub import is_path, located
 from hpc.train import ranks, token_data
 from hpc.train.agree import agreed
-from hpc.train.ar_engine import Compute, Engine, Microbatch
+from hpc.train.ar_engine import Compute, Engine, Microbatch, Writing
 from hpc.train.checkpoint import Keeper
 from hpc.train.metrics import Metrics, lines
 from hpc.train.randomness import generator
@@ -116,6 +116,7 @@ def train(
         batches = token_data.Batches(data, settings.batch, settings.seed)
         shown = held_out(settings, held, engine.data_rank, engine.data_ranks)
         keeper = Keeper(folder / "checkpoints", settings.checkpoints, identity(settings, data), here.writers())
+        saver = Saver(keeper, engine, here)
         step = skipped = bad = 0
         if newest := keeper.newest():
             step, where = newest
@@ -152,10 +153,13 @@ def train(
                     told.step(step, **line)
                 leave, due = agreed(check, keeper.due(step, steps), here.words)
                 begun = time.monotonic()
+                saver.look()
                 if leave or due:
                     reshard = settings.reshard or step == steps
                     more = {"reshard": reshard, "layout": plain(settings.layout), "skipped": skipped, "loss": done.loss}
-                    keeper.save(step, lambda to, reshard=reshard: engine.save(to, reshard), more)
+                    saver.save(step, reshard, more)
+                if leave or step == steps or bad == o.bad_steps:
+                    saver.wait()
                 stall = time.monotonic() - begun
                 progress(step / steps, f"step {step} of {steps}, loss {done.loss:.4f}, {tokens / each:,.0f} tokens a "
                                        "second")  # fmt: skip
@@ -178,6 +182,36 @@ def train(
             "gpu_hours": sum(line["gpu_hours"] for line in said), "last": said[-1], "settings": plain(settings),
             "flops": "causal attention counted once; MFU is a share of the GPU's dense bfloat16",
         }  # fmt: skip
+
+
+class Saver:
+    """Writes checkpoints while training goes on; every rank calls it at the same steps."""
+
+    def __init__(self, keeper: Keeper, engine: Engine, here: Here) -> None:
+        self.keeper, self.engine, self.here = keeper, engine, here
+        self.writing: tuple[int, Path, dict[str, Any], Writing] | None = None
+
+    def save(self, step: int, reshard: bool, more: dict[str, Any]) -> None:
+        """Returns when the state is copied; waits for the checkpoint before."""
+        self.wait()
+        if (part := self.keeper.begin(step)) is not None:
+            self.writing = step, part, more, self.engine.save(part, reshard)
+
+    def look(self) -> None:
+        """After each step: the checkpoint that is being written counts as soon as all ranks have written their part."""
+        if self.writing:
+            busy = torch.tensor(int(not self.writing[3].done()))
+            dist.all_reduce(busy, dist.ReduceOp.MAX, group=self.here.words)
+            if not busy:
+                self.wait()
+
+    def wait(self) -> None:
+        """Until the newest one counts. Raises what went wrong."""
+        if self.writing:
+            step, part, more, written = self.writing
+            self.writing = None
+            written.finish()
+            self.keeper.finish(step, part, more)
 
 
 # What it is made of

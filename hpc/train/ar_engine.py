@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import queue
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -76,6 +77,45 @@ class Done(NamedTuple):
     grad_norm: float
     moved: bool
     """False where gradients are not finite: nothing has changed then."""
+
+
+class Writing:
+    """Of a checkpoint, by a thread of this rank."""
+
+    def __init__(self, request: Any) -> None:
+        self.request, self.error = request, None
+        self.buckets, self.results = [], None
+        if request.async_fn is not None:
+            _, buckets, self.results = request.async_fn_args
+            self.buckets = [
+                (path, key, (data, [(item, tensor.detach().to("cpu", copy=True)) for item, tensor in tensors]))
+                for path, key, (data, tensors) in buckets
+            ]
+        self.thread = threading.Thread(target=self._write, name="checkpoint", daemon=True)
+        self.thread.start()
+
+    def _write(self) -> None:
+        transforms = self.request.async_fn.args[0] if self.buckets else []
+        made: queue.Queue[Any] = queue.Queue()
+        for number, bucket in enumerate(self.buckets):
+            counts: queue.Queue[int] = queue.Queue()
+            counts.put(number)
+            filesystem_async.FileSystemWriterAsync.write_preloaded_data(transforms, number, bucket, made, counts, True)
+        found = dict(made.get() for _ in self.buckets)
+        self.error = next((one for one in found.values() if isinstance(one, Exception)), None)
+        if self.results is not None:
+            self.results.put(found)
+
+    def done(self) -> bool:
+        return not self.thread.is_alive()
+
+    def finish(self) -> None:
+        """Waits for the thread, and then for all ranks, which call it together. Raises what went wrong here."""
+        self.thread.join()
+        if self.error is not None:
+            raise self.error
+        for finalize in self.request.finalize_fns:
+            finalize()
 
 
 def settings_of(preset: Preset, layout: Layout, compute: Compute) -> dict[str, Any]:
@@ -209,12 +249,15 @@ class Engine:
 
     # What is saved
 
-    def save(self, folder: Path, reshard: bool) -> None:
-        """Every rank's part; megatron-core's distributed checkpoint. reshard: to be loaded with any layout; else with
-        this one, and any number of data-parallel ranks."""
-        # megatron-core's own queue is a process that outlives a rank which is killed; this one waits for what it writes
+    def save(self, folder: Path, reshard: bool) -> Writing:
+        """Begins to write every rank's part of megatron-core's distributed checkpoint; what is saved is copied before
+        this returns, and all ranks call `finish` of what it returns later on. reshard: to be loaded with any layout;
+        else with this one, and any number of data-parallel ranks."""
+        # megatron-core's own queue is a process that outlives a rank which is killed; here a thread writes
         filesystem_async._results_queue = queue.Queue()  # type: ignore[assignment]
-        dist_checkpointing.save(self._sharded(reshard, loading=False), str(folder))
+        return Writing(
+            dist_checkpointing.save(self._sharded(reshard, loading=False), str(folder), async_sharded_save=True)
+        )
 
     @torch.no_grad()
     def load(self, folder: Path, reshard: bool) -> None:

@@ -88,23 +88,34 @@ class Keeper:
     def save(self, step: int, write: Callable[[Path], None], more: dict[str, Any] | None = None) -> Path:
         """After `step` steps: write(folder) puts the state there, on every rank at once, and returns when its part is
         on disk. more: plain JSON, e.g. the loss. Returns where it is."""
+        part = self.begin(step)
+        if part is not None:
+            write(part)
+            self.finish(step, part, more)
+        return self.folder / f"step_{step:09}"
+
+    def begin(self, step: int) -> Path | None:
+        """The folder where every rank now puts its part, on its own time, before all of them `finish`; None where this
+        step's checkpoint is complete: of a requeued job that had just saved."""
         final = self.folder / f"step_{step:09}"
         part = final.with_suffix(".part")
         self.last_time = time.monotonic()
         if (final / COMPLETE).exists():
-            return final  # a requeued job that had just saved
+            return None
         if self.ranks.rank == 0:
             shutil.rmtree(part, ignore_errors=True)
             shutil.rmtree(final, ignore_errors=True)
             part.mkdir()
         self.ranks.barrier()
-        write(part)
+        return part
+
+    def finish(self, step: int, part: Path, more: dict[str, Any] | None = None) -> None:
+        """When this rank's part is on disk; returns when all are, and the checkpoint counts."""
         (part / f"rank_{self.ranks.rank:05}.done").touch()
         self.ranks.barrier()
         if self.ranks.rank == 0:
-            self._finish(step, part, final, more or {})
+            self._finish(step, part, part.with_suffix(""), more or {})
         self.ranks.barrier()
-        return final
 
     def _finish(self, step: int, part: Path, final: Path, more: dict[str, Any]) -> None:
         done = sorted(part.glob("rank_*.done"))

@@ -90,9 +90,10 @@ def test_it_goes_on_from_a_checkpoint(tmp_path: Path, precision: str, reshard: b
     one = engine(BASE, precision=precision, backend="transformer_engine")
     for _ in range(2):
         one.step(batches(BASE), 3e-4)
-    one.save(tmp_path, reshard)
+    writing = one.save(tmp_path, reshard)
     kept = [p.detach().clone() for p in one.model.parameters()]
     expected = [one.step(batches(BASE), 3e-4).loss for _ in range(2)]
+    writing.finish()
     parallel_state.destroy_model_parallel()
     other = engine(BASE, precision=precision, backend="transformer_engine")
     other.load(tmp_path, reshard)
