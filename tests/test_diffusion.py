@@ -286,6 +286,7 @@ def test_solvers_over_t_converge_with_their_order(solver: Callable, order: int) 
     [
         (EDM(), Sampling("multistep", "karras", 64, 0)),
         (EDM(latent_scale=1.0), Sampling("heun", "karras", 64, 0)),
+        (EDM(), Sampling("euler", "karras-zero", 200, 0)),
         (SigmaFlow(), Sampling("multistep", "karras", 64, 0)),
         (Flow(), Sampling("unipc", "shifted", 64, 0)),
         (Flow(), Sampling("unipc", "flow-karras", 64, 0)),
@@ -348,6 +349,30 @@ def test_solvers_of_flows_are_diffusers_step_by_step(kind: str, steps: int) -> N
     close(found, state, "the end", 2e-5)
 
 
+def test_euler_over_sigma_is_diffusers_step_by_step() -> None:
+    """EDMEulerScheduler, as Predict1's published inference has it: 80 to 0.0002, then 0."""
+    from diffusers import EDMEulerScheduler
+
+    steps = 7
+    theirs = EDMEulerScheduler(sigma_max=80, sigma_min=0.0002, sigma_data=0.5)
+    theirs.set_timesteps(steps)
+    how = Sampling("euler", "karras-zero", steps, 0)
+    levels = samplers.levels_of(how, EDM())
+    np.testing.assert_allclose(theirs.sigmas.numpy(), levels.numpy(), rtol=1e-5)
+
+    def network(x: Tensor, level: Tensor, *_: Tensor | None) -> Output:
+        return Output(torch.tanh(3 * x + level.view(-1, 1, 1, 1, 1)) - 0.2 * x, None)
+
+    start = normal(12, 1, 3, 2, 4, 4)
+    x = start * theirs.init_noise_sigma
+    for i, step in enumerate(theirs.timesteps):
+        scaled = theirs.scale_model_input(x, step)
+        x = theirs.step(network(scaled, step.view(1)).latents_BCTHW, step, x).prev_sample
+        assert step.item() == pytest.approx(levels[i].log().item() / 4, abs=1e-5)
+    found = samplers.sample(network, EDM(), how, Condition(torch.zeros(1, 1, 1)), None, start * 80.0062 / 80)
+    close(found * 0.5, x, "the end", 1e-3)
+
+
 @pytest.mark.parametrize("name", ["unipc.1", "unipc.2", "unipc.3", "unipc.10", "unipc.10.karras"])
 def test_unipc_is_the_published_one(name: str) -> None:
     golden = arrays("predict25")
@@ -374,6 +399,7 @@ def test_unipc_is_the_published_one(name: str) -> None:
     [
         (EDM(), PREDICT1, "predict1", Sampling("multistep", "karras", 3, 2.0)),
         (EDM(), PREDICT1, "predict1", Sampling("heun", "karras", 2, 2.0)),
+        (EDM(), PREDICT1, "predict1", Sampling("euler", "karras-zero", 3, 2.0)),
         (SigmaFlow(), PREDICT2, "predict2", Sampling("multistep", "karras", 3, 2.0)),
         (Flow(), PREDICT25, "predict2", Sampling("unipc", "shifted", 4, 2.0)),
         (Flow(given_level=0.1), PREDICT25, "predict2", Sampling("unipc", "flow-karras", 3, 0)),
@@ -425,10 +451,11 @@ def test_noise_is_numpys() -> None:
 def test_what_does_not_go_together_is_said() -> None:
     condition, start = Condition(torch.zeros(1, 1, 1)), torch.zeros(1, 16, 1, 2, 2)
     for of, how, words in (
-        (EDM(), Sampling("unipc", "shifted"), "trained as an EDM: multistep or heun"),
-        (Flow(), Sampling("unipc", "karras"), "unipc goes over shifted or flow-karras"),
-        (Flow(), Sampling("multistep", "shifted"), "multistep goes over karras"),
-        (Flow(), Sampling("ddim", "karras"), "solvers are multistep, heun, unipc, euler"),
+        (EDM(), Sampling("unipc", "shifted"), "shifted is of flows; the model was trained as an EDM"),
+        (EDM(), Sampling("euler", "flow-karras"), "flow-karras is of flows; the model was trained as an EDM"),
+        (Flow(), Sampling("unipc", "karras"), "schedule karras: there are .*unipc over shifted or flow-karras"),
+        (Flow(), Sampling("multistep", "shifted"), "there are multistep over karras"),
+        (Flow(), Sampling("ddim", "karras"), "solver ddim, schedule karras: there are"),
         (Flow(), Sampling("unipc", "shifted"), "guidance needs a text"),
     ):
         with pytest.raises(ValueError, match=words):

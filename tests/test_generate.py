@@ -340,8 +340,8 @@ def test_names_that_several_have_get_numbers(tmp_path: Path) -> None:
         ({"model": "tiny-predict2.5"}, r"weights: tiny-predict2\.5 has no published weights"),
         ({"weights": "model.pt"}, "a path begins with / or ~"),
         ({"size": [700, 1280]}, "size: 700: a model's tokens are 16 pixels wide: make it 688 or 704"),
-        ({"solver": "multistep"}, "schedule: multistep and heun go over karras"),
-        ({"model": "predict1-7b-text2world", "solver": "unipc", "schedule": "shifted"}, "trained as an EDM"),
+        ({"solver": "multistep"}, "schedule: solver multistep, schedule shifted: there are multistep over karras"),
+        ({"model": "predict1-7b-text2world", "solver": "unipc", "schedule": "shifted"}, "trained as an EDM: karras"),
         ({"tokenizer": "who/knows"}, "no tokenizer is known by this name"),
     ],
 )

@@ -111,9 +111,6 @@ class EDM:
     """...and when generating."""
     given_frames: tuple[float, ...] = (1.0,)
     """Shares of 0, 1, 2, ... given latent frames in training."""
-    sigma_max: float = 80.0
-    sigma_min: float = 0.002
-    """Where generation begins and ends; training knows no bounds."""
 
     def levels(self, level_B: Tensor, high_B2: Tensor) -> Tensor:
         """sigma of standard normal draws."""
@@ -236,8 +233,6 @@ class SigmaFlow(Flow):
     given_level: float | None = 1e-4 / (1 + 1e-4)
     given_frames: tuple[float, ...] = (0.0, 0.5, 0.5)
     loss_scale: float = 10.0
-    sigma_max: float = 80.0
-    sigma_min: float = 0.002
 
     def levels(self, level_B: Tensor, high_B2: Tensor) -> Tensor:
         sigma_B = torch.exp(level_B) * self.multiplier

@@ -79,6 +79,29 @@ def flops(c: Config, frames: int, height: int, width: int, text: int = 512) -> f
     return 2.0 * (c.blocks * (matrices + attention) + projection)
 
 
+SOLVERS: dict[str, tuple[str, ...]] = {
+    "multistep": ("karras",),
+    "heun": ("karras",),
+    "euler": ("karras-zero", "shifted", "flow-karras"),
+    "unipc": ("shifted", "flow-karras"),
+}
+"""Each with the noise levels that it goes over; hpc.models.samplers has them."""
+
+
+OVER_SIGMA = ("karras", "karras-zero")
+"""The schedules of sigma; the others are of t."""
+
+
+def unfit(solver: str, schedule: str, objective: str) -> str | None:
+    """Why these do not go together; None if they do."""
+    if schedule not in SOLVERS.get(solver, ()):
+        pairs = "; ".join(f"{one} over {' or '.join(levels)}" for one, levels in SOLVERS.items())
+        return f"solver {solver}, schedule {schedule}: there are {pairs}"
+    if objective == "edm" and schedule not in OVER_SIGMA:
+        return f"schedule {schedule} is of flows; the model was trained as an EDM: karras, or karras-zero for euler"
+    return None
+
+
 @dataclass(frozen=True)
 class Preset:
     config: Config
@@ -97,9 +120,9 @@ class Preset:
     width: int = 1280
     fps: float = 16.0
     """Of the videos that it was trained with."""
-    solver: Literal["multistep", "unipc"] = "multistep"
-    schedule: Literal["karras", "shifted", "flow-karras"] = "karras"
-    """The noise levels at which it generates: hpc.models.samplers has solvers and levels."""
+    solver: str = "multistep"
+    schedule: str = "karras"
+    """How it was shown to generate, one of SOLVERS."""
     steps: int = 35
     guidance: float = 7.0
 
@@ -118,7 +141,8 @@ _tiny = {"channels": 48, "blocks": 2, "heads": 2, "adaln_rank": 8, "text_channel
 _CV = "nvidia/Cosmos-Tokenize1-CV8x8x8-720p"
 _WAN = "nvidia/Cosmos-Predict2.5-2B"
 _GIVEN_1 = {"multiplier": 4.0, "given_frames": (1 / 3, 1 / 3, 1 / 3)}  # sqrt(16 latent frames); 0 to 2 of them given
-_AS_1 = {"tokenizer": _CV, "file": "model.pt", "frames": 121, "fps": 24.0}
+_AS_1: dict[str, Any] = {"tokenizer": _CV, "file": "model.pt", "frames": 121, "fps": 24.0, "solver": "euler",
+                         "schedule": "karras-zero"}  # fmt: skip
 _AS_25: dict[str, Any] = {"text": "qwen2.5-vl", "tokenizer": _WAN, "solver": "unipc", "schedule": "shifted"}
 
 PRESETS: dict[str, Preset] = {
@@ -224,6 +248,6 @@ def preset(name: str) -> Preset:
     if found := PRESETS.get(EXPERIMENTS.get(name, name)):
         return found
     near = difflib.get_close_matches(name, [*PRESETS, *EXPERIMENTS], n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    hint = f"; did you mean {near[0]}?" if near else "."
     raise ValueError(f"{name!r} is no diffusion model that is known here{hint} Known are {', '.join(PRESETS)}, and the "
                      "names of the published experiments")  # fmt: skip

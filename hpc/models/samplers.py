@@ -9,7 +9,7 @@ levels, falling. The state is float64, the denoiser is given float32.
     shifted(...)     noise levels t of a flow
     unipc(...)       Predict2.5's: a predictor and a corrector that costs nothing (Zhao et al., "UniPC", 2023,
                      https://arxiv.org/abs/2302.04867; B(h) = e^h - 1, second order)
-    euler(...)       first order, for flows
+    euler(...)       first order, over either
     sample(...)      all of it: a network, a text, given frames, guidance -> latents
 
 cosmos_predict1 4ed35fa: diffusion/modules/res_sampler.py, functional/multi_step.py, functional/runge_kutta.py (Zhang et
@@ -27,8 +27,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hpc.models.diffusion import EDM, Condition, Objective, SigmaFlow, mixed, wide
+from hpc.models.diffusion import EDM, Condition, Objective, mixed, wide
 from hpc.models.dit import DiT
+from hpc.models.dit_presets import OVER_SIGMA, unfit
 
 Denoised = Callable[[Tensor, Tensor], Tensor]
 """(x [B, ...], level [B]) -> x0, of float32."""
@@ -111,7 +112,7 @@ def heun(denoised: Denoised, x: Tensor, sigmas: Tensor) -> Tensor:
 
 
 def euler(denoised: Denoised, x: Tensor, times: Tensor) -> Tensor:
-    """times: from 1 or less to 0."""
+    """times: from 1 or less to 0, or sigmas to 0: the slope is (x - x0) / level either way."""
     evaluate = _of(denoised)
     x = x.double()
     for here, to in pairwise(times):
@@ -158,26 +159,22 @@ class Sampling(NamedTuple):
     """How to generate; a Preset says what a published model was shown with."""
 
     solver: str = "multistep"
-    """multistep, heun, unipc, euler; the last two are for flows."""
     schedule: str = "karras"
-    """karras, shifted, flow-karras; the last two are for unipc and euler."""
+    """One of hpc.models.dit_presets.SOLVERS, with noise levels that it goes over."""
     steps: int = 35
     guidance: float = 7.0
 
-    def problem(self, of: Objective) -> str | None:
-        """What does not go together, in words."""
-        if self.solver not in SOLVERS or self.schedule not in SCHEDULES:
-            return f"solvers are {', '.join(SOLVERS)}, schedules {', '.join(SCHEDULES)}"
-        over_sigma = self.solver in ("multistep", "heun")
-        if over_sigma != (self.schedule == "karras"):
-            return f"{self.solver} goes over {'karras' if over_sigma else 'shifted or flow-karras'} noise levels"
-        if isinstance(of, EDM) and not over_sigma:
-            return f"{self.solver} is for flows; this model was trained as an EDM: multistep or heun"
-        return None
-
 
 SOLVERS = {"multistep": multistep, "heun": heun, "unipc": unipc, "euler": euler}
-SCHEDULES = ("karras", "shifted", "flow-karras")
+
+
+def levels_of(how: Sampling, of: Objective) -> Tensor:
+    """Falling: sigma of karras and karras-zero, else t."""
+    if how.schedule == "karras":
+        return karras(how.steps)
+    if how.schedule == "karras-zero":
+        return torch.cat([karras(how.steps - 1, sigma_min=0.0002), torch.zeros(1, dtype=torch.float64)])
+    return shifted(how.steps, of.shift) if how.schedule == "shifted" else flow_karras(how.steps)
 
 
 @torch.no_grad()
@@ -196,19 +193,19 @@ def sample(
     asked for unless the guidance is 0; given frames stay in both. check: is called before each evaluation, and may
     raise. Raises ValueError for a solver that is not one for this objective.
     """
-    if words := how.problem(of):
-        raise ValueError(f"solver {how.solver}, schedule {how.schedule}: {words}")
+    if words := unfit(how.solver, how.schedule, "edm" if isinstance(of, EDM) else "flow"):
+        raise ValueError(words)
     if how.guidance and negative_BLE is None:
         raise ValueError("guidance needs a text to steer away from: an empty prompt's, if nothing else")
     if condition.latents_BCTHW is not None:
         condition = condition._replace(latents_BCTHW=condition.latents_BCTHW.float() * of.latent_scale)
-    x = noise_BCTHW.float()
+    x, over_sigma = noise_BCTHW.float(), how.schedule in OVER_SIGMA
 
     def with_text(text_BLE: Tensor) -> Denoised:
         c = condition._replace(text_BLE=text_BLE)
         if isinstance(of, EDM):  # the published code's noise on given frames is that which it begins with
             return lambda x, sigma_B: of.denoised(model, x, sigma_B, c, noise_BCTHW)
-        if how.schedule == "karras":  # x0 + sigma n, of which the network sees x / (1 + sigma)
+        if over_sigma:  # x0 + sigma n, of which the network sees x / (1 + sigma)
             return lambda x, sigma_B: of.denoised(model, x / (1 + wide(sigma_B)), sigma_B / (1 + sigma_B), c)
         # the network was trained with timesteps out of 1000, and is told whole ones
         return lambda x, t_B: of.denoised(model, x, t_B, c, of.told(torch.floor(1000 * t_B) / 1000))
@@ -216,12 +213,9 @@ def sample(
     denoised = with_text(condition.text_BLE)
     if how.guidance and negative_BLE is not None:
         denoised = guided(denoised, with_text(negative_BLE), how.guidance)
-    if how.schedule == "karras":
-        top, low = (of.sigma_max, of.sigma_min) if isinstance(of, EDM | SigmaFlow) else (80.0, 0.002)
-        levels = karras(how.steps, top, low)
+    levels = levels_of(how, of)
+    if over_sigma:
         x = x * levels[0].item()
-    else:
-        levels = shifted(how.steps, of.shift) if how.schedule == "shifted" else flow_karras(how.steps)
 
     def checked(x: Tensor, level_B: Tensor) -> Tensor:
         check()

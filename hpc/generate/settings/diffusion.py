@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Meta
 
 from hpc.data.work import Part
-from hpc.models.dit_presets import Preset, preset
+from hpc.models.dit_presets import Preset, preset, unfit
 from hpc.models.tokenizer_files import files_of
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -75,7 +75,7 @@ class Diffusion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     half the time. null: what the model was shown with."""
     steps: Annotated[int, Meta(ge=1, le=1000)] | None = None
     solver: Literal["multistep", "heun", "unipc", "euler"] | None = None
-    schedule: Literal["karras", "shifted", "flow-karras"] | None = None
+    schedule: Literal["karras", "karras-zero", "shifted", "flow-karras"] | None = None
     """Of noise levels. hpc/models/samplers.py explains both; null: as published."""
     fps: Annotated[float, Meta(gt=0, le=240)] | None = None
     """Of the video, which Predict1 is also told; null: that of the model's training."""
@@ -101,12 +101,8 @@ class Diffusion(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
             if side % 16:
                 raise ValueError(f"size: {side}: a model's tokens are 16 pixels wide: make it {side - side % 16} or "
                                  f"{side - side % 16 + 16}")  # fmt: skip
-        over_sigma = (self.solver or known.solver) in ("multistep", "heun")
-        if over_sigma != ((self.schedule or known.schedule) == "karras"):
-            raise ValueError("schedule: multistep and heun go over karras noise levels, unipc and euler over shifted "
-                             "or flow-karras: set both")  # fmt: skip
-        if known.objective == "edm" and not over_sigma:
-            raise ValueError(f"solver: {self.model} was trained as an EDM: multistep or heun")
+        if words := unfit(self.solver or known.solver, self.schedule or known.schedule, known.objective):
+            raise ValueError(f"schedule: {words}")
 
     @property
     def preset(self) -> Preset:
