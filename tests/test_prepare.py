@@ -281,6 +281,22 @@ def test_a_spec_is_refused_before_anything_runs(tmp_path: Path, stage: dict[str,
 # Latents
 
 
+@pytest.mark.parametrize("kind", ["cv", "wan", "dv"])
+def test_large_windows_of_latents_are_streamed(
+    tokenizers: dict[str, str], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same but for rounding; ids never."""
+    tokenizer = encode.load(tokenizers[kind])
+    frames = np.random.default_rng(0).integers(0, 256, (2, 41, 32, 32, 3), dtype=np.uint8)
+    encoder = encode.Encoder(tokenizer, torch.device("cpu"), (1, 1, 1))
+    whole, streams = encode._run(encoder, frames), []
+    monkeypatch.setattr(encode, "LARGE", frames[..., 0].size - 1)
+    plain = type(tokenizer).encode_stream
+    monkeypatch.setattr(type(tokenizer), "encode_stream", lambda *a: streams.append(1) or plain(*a))
+    torch.testing.assert_close(encode._run(encoder, frames), whole, rtol=1e-4, atol=1e-4)
+    assert len(streams) == (kind != "dv")
+
+
 @pytest.mark.parametrize("kind", ["wan", "cv"])
 def test_latents_go_round(tmp_path: Path, tokenizers: dict[str, str], kind: str) -> None:
     """What training reads is what the tokenizer made of these frames, rounded to bfloat16, with the padding's mask."""

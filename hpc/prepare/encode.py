@@ -1,7 +1,8 @@
 """Windows of clips through a video tokenizer, in batches: what tokens and latents have in common.
 
-Clips are read and decoded by threads, a few windows ahead of the tokenizer. A window is encoded whole: as a stream it
-would be the same but for rounding, and ids near the border of two may differ.
+Clips are read and decoded by threads, a few windows ahead of the tokenizer. Windows are encoded whole, but for large
+ones of continuous tokenizers: as a stream they are the same but for rounding, where ids near the border of two may
+differ.
 """
 
 from __future__ import annotations
@@ -32,6 +33,11 @@ from hpc.prepare.settings.frames import Frames
 
 MOST_THREADS = 8  # windows that are being read or wait: each is 65 MB at 33 x 640 x 1024, 250 MB at 93 x 704 x 1280
 TOGETHER = 32  # frames of neighbouring windows that are decoded at once, where windows are shorter
+LARGE = 2**31 // 96
+"""Pixels, frames counted. With the 96 channels of Wan's VAE more of them are more than 2^31 numbers, for which cuDNN has
+slow convolutions alone: on one H200 a whole window of 93 x 720 x 1280 takes 93 GiB, and 1.65 times as long as a stream
+that takes 21 GiB."""
+STREAM = 16  # frames of it at a time
 
 
 class Encoder(msgspec.Struct):
@@ -212,4 +218,7 @@ def _run(encoder: Encoder, frames_BTHWC: npt.NDArray[np.uint8]) -> Tensor:
     """Ids, or latents, on the CPU."""
     with torch.inference_mode():
         pictures = torch.from_numpy(frames_BTHWC).to(encoder.device).permute(0, 4, 1, 2, 3)
+        if encoder.tokenizer.vocabulary is None and frames_BTHWC[..., 0].size > LARGE:
+            parts = (part.float() / 127.5 - 1 for part in pictures.split(STREAM, 2))
+            return torch.cat([made.cpu() for made in encoder.tokenizer.encode_stream(parts)], -3)
         return encoder.tokenizer.encode(pictures.float() / 127.5 - 1).cpu()

@@ -32,7 +32,7 @@ class LatentsEncode(_Continuous, frozen=True, forbid_unknown_fields=True, kw_onl
     CODE: ClassVar[str] = "hpc.prepare.latents"
     PHASES: ClassVar[tuple[str, ...]] = ("map",)
     OBJECTS: ClassVar[tuple[str, ...]] = (".tar", ".parquet")
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
 
 
 class LatentsList(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
