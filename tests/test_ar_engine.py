@@ -27,7 +27,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "tp2": {"layout": {"tensor": 2, "sequence": False}, "save": True},
     "tp2+sp": {"layout": {"tensor": 2}},
     "pp2": {"layout": {"pipeline": 2}},
-    "cp2": {"layout": {"context": 2}},
+    "cp2": {"layout": {"context": 2}, "save": True},
     "dp2": {"layout": {}, "save": False},
     "world tp2+sp": {"layout": {"tensor": 2}, "preset": WORLD},
     "world pp2": {"layout": {"pipeline": 2}, "preset": WORLD},
@@ -44,6 +44,7 @@ ALONE: dict[str, dict[str, Any]] = {
     "world full": {"preset": WORLD, "compute": {"recompute": "full"}},
     "from tp2": {"load": "tp2"},
     "from dp2": {"load": "dp2"},
+    "from cp2": {"load": "cp2"},
 }
 
 

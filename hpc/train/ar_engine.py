@@ -304,6 +304,7 @@ class Engine:
         group = parallel_state.get_data_parallel_group(with_context_parallel=True)
         metadata = {
             "distrib_optim_sharding_type": "fully_reshardable" if reshard else "dp_reshardable",
+            "distrib_optim_fully_reshardable_mem_efficient": True,  # gathered in memory of the CPU, not of GPUs
             "dp_cp_group": group,
         }
         model = self.model.sharded_state_dict(metadata=metadata)
