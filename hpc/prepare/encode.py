@@ -34,9 +34,9 @@ from hpc.prepare.settings.frames import Frames
 MOST_THREADS = 8  # windows that are being read or wait: each is 65 MB at 33 x 640 x 1024, 250 MB at 93 x 704 x 1280
 TOGETHER = 32  # frames of neighbouring windows that are decoded at once, where windows are shorter
 LARGE = 2**31 // 96
-"""Pixels, frames counted. With the 96 channels of Wan's VAE more of them are more than 2^31 numbers, for which cuDNN has
-slow convolutions alone: on one H200 a whole window of 93 x 720 x 1280 takes 93 GiB, and 1.65 times as long as a stream
-that takes 21 GiB."""
+"""Pixels, frames counted. With the 96 channels of Wan's VAE more of them are more than 2^31 numbers, for which cuDNN
+has slow convolutions alone: on one H200 a whole window of 93 x 720 x 1280 takes 93 GiB, and 1.65 times as long as a
+stream that takes 21 GiB."""
 STREAM = 16  # frames of it at a time
 
 
