@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ def test_the_fused_model_is_the_same(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-W", "ignore", __file__, str(tmp_path / "meet")], env=env, timeout=240,
                           capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.split() == ["base", "equal", "world", "equal"]
+    assert done.stdout.split() == ["base", "equal", "world", "equal", "update", "equal"]
 
 
 def main(meet: str) -> None:
@@ -55,7 +56,43 @@ def main(meet: str) -> None:
             for one, other in zip(*found, strict=True):
                 torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(one.abs().max()))
             print(name, "equal")
+        update(plain)
         dist.destroy_process_group()
+
+
+def update(plain: Any) -> None:
+    """Of the same gradients, one pass makes the weights and moments that the optimizer's own step makes."""
+    import torch
+    from megatron.core import parallel_state
+
+    from hpc.models.ar import keys
+    from hpc.train.ar_engine import Compute, Engine
+    from hpc.train.settings.ar import Layout
+    from hpc.train.settings.optimizer import Optimizer
+
+    found = []
+    for fused in (False, True):
+        parallel_state.destroy_model_parallel()
+        weights = keys.Initial(plain.BASE, lambda name: torch.Generator().manual_seed(len(name)))
+        engine = Engine(plain.BASE, Layout(), Compute(kernels="fused"), Optimizer(weight_decay=0.1, clip=0.5), weights)
+        assert engine.fused
+        engine.fused = fused
+        for step in range(1, 4):
+            generator = torch.Generator().manual_seed(step)
+            for buffer in engine.ddp.buffers:
+                buffer.grad_data.copy_(torch.randn(buffer.grad_data.shape, generator=generator) * 1e-2)
+            norm, moved = engine.update(1e-2 * step)
+            assert moved and norm > 0.5
+        [one] = engine._optimizers()
+        mains = [p for group in one.optimizer.param_groups for p in group["params"]]
+        assert {int(one.optimizer.state[p]["step"]) for p in mains} == {3}
+        for models, masters in zip(one.model_float16_groups, one.shard_fp32_from_float16_groups, strict=True):
+            assert all(torch.equal(a.view(-1), b.bfloat16()) for a, b in zip(models, masters, strict=True))
+        moments = [one.optimizer.state[p][name] for p in mains for name in ("exp_avg", "exp_avg_sq")]
+        found.append([*(p.detach() for p in mains), *moments])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * float(one.abs().max()))
+    print("update equal")
 
 
 if __name__ == "__main__":

@@ -30,12 +30,14 @@ from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
+from hpc.kernels import choose
 from hpc.models.ar import keys
 from hpc.models.ar.loss import NO_LABEL, losses
 from hpc.models.ar.model import ARModel, Backend, config
 from hpc.models.ar.positions import zigzag
 from hpc.models.ar.presets import Preset
 from hpc.models.hub import shorten
+from hpc.train.ar_optimizer import fused_step
 from hpc.train.settings.ar import Kernels, Layout, Precision, Recompute
 from hpc.train.settings.optimizer import Optimizer
 
@@ -180,6 +182,10 @@ class Engine:
             [self.ddp],
         )  # fmt: skip
 
+        self.fused = (
+            compute.precision != "fp32" and choose(compute.kernels, torch.empty(0, device=self.device)) == "fused"
+        )
+
     def _built(self, weights: Mapping[str, Tensor]) -> torch.nn.Module:
         first, kind = parallel_state.is_pipeline_first_stage(), self.compute
         model = ARModel(self.preset, self.config, kind.backend, first, self.last, kind.kernels)
@@ -243,8 +249,11 @@ class Engine:
         if not math.isfinite(norm):
             return norm, False
         for one in self._optimizers():
-            clip_grad_by_total_norm_fp32(one.get_parameters(), self.settings.clip, norm)
-        self.optimizer.step_with_ready_grads()
+            if self.fused:
+                fused_step(one, self.settings, norm, self.compute.kernels)
+            else:
+                clip_grad_by_total_norm_fp32(one.get_parameters(), self.settings.clip, norm)
+                one.step_with_ready_grads()
         return norm, True
 
     # What is saved
