@@ -178,23 +178,25 @@ def _quantize(
 
 @jit
 def _sum_parts(
-    sums_ptr, d_shift_ptr, d_scale_ptr, d_gate_ptr, parts,
-    D: tl.constexpr, GATED: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK: tl.constexpr,
+    sums_ptr, d_shift_ptr, d_scale_ptr, d_gate_ptr, parts, D: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """sums_ptr [groups, parts, 3, D] -> [groups, D] of each."""
-    group = tl.program_id(0)
+    """sums_ptr [groups, parts, 3, D] -> [groups, D] of each; program (group, columns, which)."""
+    group, which = tl.program_id(0), tl.program_id(2)
     col = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    part = tl.arange(0, BLOCK_P)[:, None]
-    at = sums_ptr + (group.to(tl.int64) * parts + part) * (3 * D) + col[None, :]
-    mask = (part < parts) & (col < D)[None, :]
+    sums_ptr += group.to(tl.int64) * parts * (3 * D) + which * D
+    total = tl.zeros((BLOCK_P, BLOCK), tl.float32)
+    for start in range(0, parts, BLOCK_P):
+        part = start + tl.arange(0, BLOCK_P)[:, None]
+        mask = (part < parts) & (col < D)[None, :]
+        total += tl.load(sums_ptr + part * (3 * D) + col[None, :], mask=mask, other=0.0)
+    whole = tl.sum(total, axis=0)
     out = group * D + col
-    d_shift = tl.sum(tl.load(at, mask=mask, other=0.0), axis=0)
-    tl.store(d_shift_ptr + out, d_shift.to(d_shift_ptr.dtype.element_ty), mask=col < D)
-    d_scale = tl.sum(tl.load(at + D, mask=mask, other=0.0), axis=0)
-    tl.store(d_scale_ptr + out, d_scale.to(d_scale_ptr.dtype.element_ty), mask=col < D)
-    if GATED:
-        d_gate = tl.sum(tl.load(at + 2 * D, mask=mask, other=0.0), axis=0)
-        tl.store(d_gate_ptr + out, d_gate.to(d_gate_ptr.dtype.element_ty), mask=col < D)
+    if which == 0:
+        tl.store(d_shift_ptr + out, whole.to(d_shift_ptr.dtype.element_ty), mask=col < D)
+    elif which == 1:
+        tl.store(d_scale_ptr + out, whole.to(d_scale_ptr.dtype.element_ty), mask=col < D)
+    else:
+        tl.store(d_gate_ptr + out, whole.to(d_gate_ptr.dtype.element_ty), mask=col < D)
 
 
 def config(d: int, *, backward: bool) -> dict[str, int]:
@@ -259,10 +261,9 @@ def _launch_backward(
             0 if gate is None else gate.stride(0), scale.stride(0),
             D=d, GATED=y is not None, BLOCK=triton.next_power_of_2(d), num_warps=use["warps"],
         )  # fmt: skip
-        _sum_parts[(groups, triton.cdiv(d, 64))](
-            sums, d_shift, d_scale, d_gate, parts,
-            D=d, GATED=y is not None, BLOCK_P=triton.next_power_of_2(parts), BLOCK=64, num_warps=4,
-        )  # fmt: skip
+        _sum_parts[(groups, triton.cdiv(d, 64), 2 if gate is None else 3)](
+            sums, d_shift, d_scale, d_shift if d_gate is None else d_gate, parts, D=d, BLOCK_P=64, BLOCK=64, num_warps=4
+        )
     return dx, dy, d_gate, d_shift, d_scale
 
 

@@ -456,6 +456,7 @@ OPS: dict[str, list[Callable[[], Op]]] = {
     ],
     "modulate": [
         lambda: modulation("DiT-2B 720p, 24 x 3,520 x 2048", small(24, 2), small(3520, 3), small(2048, 16)),
+        lambda: modulation("the same as one group, 1 x 84,480 x 2048", 1, small(84480, 9), small(2048, 16)),
         lambda: modulation("DiT-2B 480p, 24 x 1,296 x 2048", small(24, 2), small(1296, 3), small(2048, 16)),
         lambda: modulation("DiT-7B, 16 x 3,520 x 4096", small(16, 1), small(3520, 3), small(4096, 16)),
     ],
