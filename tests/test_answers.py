@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from hpc.curate.answers import answers
+from hpc.models.answers import answers
 
 NAMES = ["slideshow", "synthetic video", "post-production text", "fast zoom"]
 ALL_NO = dict.fromkeys(NAMES, False)

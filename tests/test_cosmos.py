@@ -15,7 +15,7 @@ from hpc.batch.prepare import domains
 from hpc.batch.spec import Spec, load
 from hpc.batch.yaml_lines import SpecErrors
 from hpc.curate.settings import Clips
-from hpc.curate.settings.vlm import Serve, Vlm
+from hpc.data.vlm import Serve, Vlm
 
 PROMPT = "You are a video captioning specialist.\n\nRequirements:\n- Camera:\n  * Begin with \"A CCTV camera\"."
 SPLIT = {

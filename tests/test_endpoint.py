@@ -27,7 +27,7 @@ import tiny_models
 
 from hpc.batch import check, cosmos_stages, failure
 from hpc.curate.settings import Caption
-from hpc.curate.settings.vlm import Serve, Vlm
+from hpc.data.vlm import Serve, Vlm
 from hpc.models import endpoint, serve, vlm
 from hpc.models.serve import Server, claimed
 from hpc.models.vlm import Answer, Request

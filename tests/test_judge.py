@@ -15,8 +15,8 @@ import torch
 from hpc.batch.spec import SpecErrors, load
 from hpc.curate import classify, judge, semantic
 from hpc.curate.settings.judge import CRITERIA, LABELS, Classify, Semantic, listed
-from hpc.curate.settings.vlm import Endpoint
 from hpc.data import layers, upstream
+from hpc.data.vlm import Endpoint
 from hpc.data.work import Made, Work
 
 CLIPS = {"a": [20], "b": [50, 80, 110], "c": [140, 170], "d": [200], "short": [], "broken": [0]}

@@ -10,8 +10,8 @@ from hpc.curate import settings as curate
 from hpc.curate.settings import filters
 from hpc.curate.settings.caption import Enhance
 from hpc.curate.settings.judge import Classify, Semantic
-from hpc.curate.settings.vlm import Remote, Serve
 from hpc.data.units import Bytes, Seconds
+from hpc.data.vlm import Remote, Serve
 
 WHOLE = 100_000
 """Seconds: fixed strides from here on mean that each input is one clip, which is how existing clips are captioned."""

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from hpc.curate.answers import answers
 from hpc.curate.settings.judge import Classify, Semantic, listed
 from hpc.curate.show import Window, plan, shown
 from hpc.data import layers, upstream
 from hpc.data.upstream import KEEP
 from hpc.data.work import Made, Work
+from hpc.models.answers import answers
 from hpc.models.vlm import Answer, Engine, Request
 
 UNPARSABLE = "unparsable"

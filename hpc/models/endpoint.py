@@ -55,7 +55,7 @@ class Outage(ConnectionError):
 
 
 def open_endpoint(settings: Any) -> Endpoint:
-    """settings: hpc.curate.settings.vlm.Vlm. Raises RuntimeError without the key, or for a server that does
+    """settings: hpc.data.vlm.Vlm. Raises RuntimeError without the key, or for a server that does
     not start, FileNotFoundError for a model that is not to be had."""
     remote = settings.endpoint or settings.serve
     key = ""
@@ -77,7 +77,7 @@ def open_endpoint(settings: Any) -> Endpoint:
 
 class Endpoint(Engine):
     def __init__(self, url: str, model: str, key: str, settings: Any, remote: Any, server: Server | None) -> None:
-        """url: up to /v1. model: as the server calls it. settings, remote: of hpc.curate.settings.vlm."""
+        """url: up to /v1. model: as the server calls it. settings, remote: of hpc.data.vlm."""
         super().__init__()
         self.url, self.name, self.key = url.rstrip("/") + "/chat/completions", model, key
         self.settings, self.remote, self.server = settings, remote, server

@@ -1,6 +1,6 @@
 """Models that answer a prompt about some frames, or a prompt alone: what they are asked, and what comes back.
 
-    ask = engine(settings)                                       # hpc.curate.settings.vlm.Engine
+    ask = engine(settings)                                       # hpc.data.vlm.Engine
     [answer] = ask([Request(frames, 2.0, "Describe the video.")])
     for [answer] in ask.stream(requests, work.check): ...        # requests as they come, answers in their order
 
@@ -105,7 +105,7 @@ class Fixed(Engine):
 
 
 def engine(settings: Any) -> Engine:
-    """Open what the settings (hpc.curate.settings.vlm.Engine) name. Raises ModuleNotFoundError without transformers,
+    """Open what the settings (hpc.data.vlm.Engine) name. Raises ModuleNotFoundError without transformers,
     FileNotFoundError where a model is not to be had, RuntimeError for a server that does not start."""
     if settings.endpoint is not None or settings.serve is not None:
         from hpc.models import endpoint

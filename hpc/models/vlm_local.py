@@ -43,7 +43,7 @@ class Prepared(NamedTuple):
 
 
 def open_local(settings: Any) -> Local:
-    """Load what the settings (hpc.curate.settings.vlm.Engine) name onto this machine's GPU, or CPUs without one."""
+    """Load what the settings (hpc.data.vlm.Engine) name onto this machine's GPU, or CPUs without one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     folder = hub.folder(settings.model)
     model, tokenizer, layout = load(folder, device)

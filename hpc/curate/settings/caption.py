@@ -7,8 +7,8 @@ from typing import Annotated, ClassVar
 
 from msgspec import Meta
 
-from hpc.curate.settings import vlm
-from hpc.curate.settings.vlm import Vlm, Words
+from hpc.data import vlm
+from hpc.data.vlm import Vlm, Words
 
 PROMPTS = ("default", "av", "av-surveillance")
 """By name: a video of anything, from a car, from above a street. Their words are in hpc/curate/prompts.py."""

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import msgspec
 
-from hpc.curate.settings.vlm import MODEL
+from hpc.data.vlm import MODEL
 
 PERCEPTUAL = "perceptual"
 NAMES = {

@@ -8,8 +8,8 @@ from typing import Annotated, ClassVar, Literal
 
 from msgspec import Meta
 
-from hpc.curate.settings import vlm
-from hpc.curate.settings.vlm import Vlm, Words
+from hpc.data import vlm
+from hpc.data.vlm import Vlm, Words
 
 CRITERIA: dict[str, str] = {
     "slideshow": "Is it a slideshow: still pictures one after the other, animated text or pictures, slide transitions?",

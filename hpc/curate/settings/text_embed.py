@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 import msgspec
 from msgspec import Meta
 
-from hpc.curate.settings.vlm import MODEL
+from hpc.data.vlm import MODEL
 
 
 class TextEmbed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
