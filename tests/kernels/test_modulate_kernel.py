@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hpc.kernels import modulate as module
 from hpc.kernels.modulate import Quantized, gated_modulate, gated_modulate_fp8, gated_modulate_reference, modulate
 
 
@@ -52,6 +53,17 @@ def test_norm_and_modulation_alone(device: torch.device) -> None:
     near(ours[0], exact[0], torch.float32)
     for one, other in zip(ours[1:], exact[1:], strict=True):
         near(one, other.to(torch.bfloat16), torch.bfloat16)
+
+
+def test_sums_of_more_programs_than_a_tile_has_rows(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
+    monkeypatch.setattr(module, "processors", lambda tensor: 50)
+    inputs = example(1, 140, 6, torch.float32, device)
+    doubles = [t.detach().double().requires_grad_() for t in inputs]
+    grads = [torch.randn(1, 140, 6, device=device) for _ in range(2)]
+    ours = torch.autograd.grad(gated_modulate(*inputs, kernels="fused"), inputs, grads)
+    exact = torch.autograd.grad(gated_modulate_reference(*doubles), doubles, [t.double() for t in grads])
+    for one, other in zip(ours, exact, strict=True):
+        near(one, other, torch.float32)
 
 
 def test_the_residual_stream_alone_has_a_gradient(device: torch.device) -> None:
