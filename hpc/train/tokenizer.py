@@ -41,7 +41,7 @@ from hpc.data.work import Made, Stopped, Work
 from hpc.models import tokenizers
 from hpc.models.quality import psnr, ssim
 from hpc.models.tokenizers import cosmos, files, wan
-from hpc.models.tokenizers.causal import CausalTokenizer
+from hpc.models.tokenizers.causal import CausalTokenizer, ResBlock
 from hpc.train import ema, fsdp, page, pictures, ranks, samples
 from hpc.train.agree import agreed
 from hpc.train.checkpoint import Keeper
@@ -262,7 +262,7 @@ def first(settings: TrainTokenizer) -> CausalTokenizer:
         return found.requires_grad_(True).train()  # type: ignore[attr-defined]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(key(settings.seed, "weights") >> 1)
-        return made(settings.tokenizer)
+        return quietened(made(settings.tokenizer))
 
 
 def made(sizes: Sizes) -> CausalTokenizer:
@@ -277,6 +277,22 @@ def made(sizes: Sizes) -> CausalTokenizer:
                "latent_channels": sizes.of("latent_channels")}  # fmt: skip
     of = cosmos.CosmosDiscrete if sizes.family == "cosmos-dv" else cosmos.CosmosContinuous
     return of(cosmos.Config(**common))
+
+
+@torch.no_grad()
+def quietened(tokenizer: CausalTokenizer) -> CausalTokenizer:
+    """Random weights to begin with: each residual branch adds nothing yet, and the picture is nearly grey. A small DV
+    had a loss of 0.157 after 100 steps on four clips so, and 0.178 with PyTorch's own first weights."""
+
+    def last(conv: torch.nn.Module) -> torch.nn.Module:
+        return conv.time if isinstance(conv, cosmos.SpaceTimeConv) else conv
+
+    quiet = [(last(module.conv2), 0.0) for module in tokenizer.modules() if isinstance(module, ResBlock)]
+    quiet += [(m.out, 0.0) for m in tokenizer.modules() if isinstance(m, (cosmos.Attention, wan.Attention))]
+    for layer, scale in [*quiet, (last(tokenizer.decoder.conv_out), 0.1)]:
+        for weight in layer.parameters():
+            weight.mul_(scale)
+    return tokenizer
 
 
 def gradients(settings: TrainTokenizer, tokenizer: CausalTokenizer, perceptual: Any, batch: Batch,
