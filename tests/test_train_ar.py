@@ -19,7 +19,10 @@ import pytest
 import runs
 import torch
 import torch.distributed as dist
+import yaml
 from stages import ids
+from test_form_runs import tokenizer
+from test_prepare import film
 
 from hpc.batch import check
 from hpc.data.tokens import video2world
@@ -251,3 +254,25 @@ def test_it_begins_with_published_weights(tmp_path: Path, tokens: list[dict[str,
         "validation": HeldOut(clips=0)}), tokens)  # fmt: skip
     found = keys.Published(tmp_path / "out/model/model.safetensors")
     assert all(torch.equal(found[name], begun[name]) for name in begun)
+
+
+def test_from_films_to_a_model(tmp_path: Path) -> None:
+    """prepare.tokens with a small tokenizer, and train.ar on what it makes, by one command."""
+    for seed in range(6):
+        film(tmp_path / f"films/{seed}.mp4", 9, seed=seed)
+    tokens = {"kind": "prepare.tokens", "tokenizer": tokenizer(tmp_path), "frames": 9, "size": [32, 64],
+              "precision": "float32", "hold_out": "clip", "resources": {"cpus": 1}}  # fmt: skip
+    ar = {"kind": "train.ar", "needs": "tokens", "model": "ar-tiny", "shape": [2, 2, 4], "steps": 2, "batch": 2,
+          "precision": "fp32", "readers": 0, "validation": {"clips": 1}, "resources": {"cpus": 1}}  # fmt: skip
+    file = tmp_path / "t.yaml"
+    file.write_text(yaml.safe_dump({"name": "t", "inputs": str(tmp_path / "films"), "output": "out",
+                                    "stages": {"tokens": tokens, "ar": ar},
+                                    "env": {"OMP_NUM_THREADS": "1"}}))  # fmt: skip
+    runs.hpc("run", file, timeout=300)
+    made = json.loads((tmp_path / "out/ar@v1/000000.json").read_text())
+    assert made["clips"] == 4 and made["steps"] == 2 and 9 < made["last"]["validation_nll"] < 13
+    wrong = yaml.safe_load(file.read_text())
+    wrong["stages"]["ar"]["shape"] = [2, 4, 4]
+    file.write_text(yaml.safe_dump(wrong))
+    said = runs.hpc("run", file, code=1, timeout=300).stdout
+    assert "clips of these tokens are [2, 2, 4]" in said and "write `shape: [2, 2, 4]`" in said
