@@ -18,7 +18,7 @@ from test_text_embed import save
 
 from hpc.batch import inputs
 from hpc.batch.kinds import settings_of
-from hpc.batch.spec import Inputs
+from hpc.batch.spec import Inputs, load
 from hpc.data import layers, storage, video
 from hpc.data.work import BadInput, Item, Work
 from hpc.generate import diffusion, prompts
@@ -28,6 +28,7 @@ from hpc.models.dit import DiT
 from hpc.models.dit_presets import PRESETS
 from hpc.models.tokenizers import cosmos, files, wan
 
+JOBS = Path(__file__).parents[1] / "jobs"
 HEIGHT, WIDTH, FRAMES = 32, 48, 9
 
 
@@ -348,6 +349,13 @@ def test_names_that_several_have_get_numbers(tmp_path: Path) -> None:
 def test_settings_that_are_refused(more: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         settings_of("generate.diffusion", {"model": "predict2.5-2b"} | more)
+
+
+def test_the_spec_that_people_copy() -> None:
+    [found] = load(JOBS / "worlds.yaml")
+    assert [stage.kind for stage in found.stages.values()] == ["generate.diffusion-prompts", "generate.diffusion"]
+    asked = prompts.requests((JOBS / "worlds/robot.json").read_bytes(), str(JOBS / "worlds/robot.json"), "e")
+    assert [one.name for one in asked] == ["lift", "wet_street"] and {one.seed for one in asked} == {0}
 
 
 def test_the_published_models_that_are_fetched() -> None:
