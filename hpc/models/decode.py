@@ -43,16 +43,16 @@ def attend(
     shared, places = key.shape[1:3]
     pieces = places // PIECE
     query = query.view(batch, shared, 1, heads // shared, size).expand(-1, -1, pieces, -1, -1)
-    scores = _product(query.reshape(-1, heads // shared, size), key.reshape(-1, PIECE, size).transpose(1, 2))
+    scores = product(query.reshape(-1, heads // shared, size), key.reshape(-1, PIECE, size).transpose(1, 2))
     scores = scores.view(batch, shared, pieces, -1, PIECE) * (size**-0.5 if scaling is None else scaling)
     scores = scores.masked_fill(~attention_mask.view(batch, 1, pieces, 1, PIECE), float("-inf"))
     parts = (scores - scores.amax((2, 4), keepdim=True)).exp()
     weights = parts.to(value.dtype).view(-1, heads // shared, PIECE)
-    out = _product(weights, value.reshape(-1, PIECE, size)).view(batch, shared, pieces, -1, size).sum(2)
+    out = product(weights, value.reshape(-1, PIECE, size)).view(batch, shared, pieces, -1, size).sum(2)
     return (out / parts.sum((2, 4))[..., None]).to(value.dtype).view(batch, 1, heads, size), None
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
+def product(a: Tensor, b: Tensor) -> Tensor:
     """float32 [n, i, k] of [n, i, j] and [n, j, k]."""
     return torch.bmm(a, b, out_dtype=torch.float32) if a.is_cuda and a.dtype != torch.float32 else torch.bmm(a, b)
 
