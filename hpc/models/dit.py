@@ -269,9 +269,9 @@ class DiT(nn.Module):
                 for parameter in module.parameters():
                     normal(parameter, self.config.channels)
             elif isinstance(module, LogVariance):  # the same for all, as in Predict2.5's code: they are no weights
-                fixed = torch.Generator().manual_seed(0)
-                module.freqs.copy_(2 * math.pi * torch.randn(FOURIER, generator=fixed))
-                module.phases.copy_(2 * math.pi * torch.rand(FOURIER, generator=fixed))
+                fixed = torch.Generator("cpu").manual_seed(0)
+                module.freqs.copy_(2 * math.pi * torch.randn(FOURIER, generator=fixed, device="cpu"))
+                module.phases.copy_(2 * math.pi * torch.rand(FOURIER, generator=fixed, device="cpu"))
             elif (weight := getattr(module, "weight", None)) is not None:  # linear layers, of whichever kind
                 normal(weight, weight.shape[-1])
                 if getattr(module, "bias", None) is not None and module.bias.numel():
