@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,11 +22,11 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from hpc.data import layers, storage, video
-from hpc.data.video import fit
+from hpc.data import layers, video
 from hpc.data.work import Bad, BadInput, Made, Work
+from hpc.generate import media, prompts
 from hpc.generate.prompts import Request
-from hpc.generate.settings.diffusion import PICTURES, Diffusion
+from hpc.generate.settings.diffusion import Diffusion
 from hpc.models import diffusion, dit_files, hub, samplers, text_input, tokenizers
 from hpc.models.diffusion import Condition
 from hpc.models.samplers import Sampling
@@ -62,27 +61,8 @@ def freeze(
     """Rows of shards, `per_shard` requests each, in the order of the files. A name that several have gets a number.
     Raises ValueError where there is not one."""
     (shards,) = upstream.values()
-    names: Counter[str] = Counter()
-    rows: list[Any] = []
-    for _, objects in shards:
-        for line in storage.read(objects[".jsonl"]).splitlines():
-            one = msgspec.json.decode(line, type=Request)
-            if (one.source, one.etag) in superseded:
-                continue
-            one.name = re.sub(r"[^\w-]+", "_", one.name).strip("_") or "video"
-            names[one.name] += 1
-            if names[one.name] > 1:
-                one.name = f"{one.name}_{names[one.name]}"
-                names[one.name] += 1
-            rows.append(msgspec.to_builtins(one))
-            if len(rows) == settings.per_shard:
-                yield rows
-                rows = []
-    if not names:
-        raise ValueError("there is not one prompt: the inputs are no files of prompts, or all were refused; "
-                         "hpc/generate/prompts.py says what they look like")  # fmt: skip
-    if rows:
-        yield rows
+    found = (one for _, objects in shards for one in prompts.of_shard(objects[".jsonl"], superseded))
+    yield from prompts.planned(found, settings.per_shard)
 
 
 def start(settings: Diffusion) -> Callable[[Work], Made]:
@@ -210,26 +190,8 @@ class Maker:
 
     def encoded(self, one: Request, height: int, width: int) -> Tensor:
         """Latents [1, channels, given, h, w] of a picture, or of the last frames of a video. Raises BadInput."""
-        count = self.tokenizer.pixel_frames(one.given)
-        try:
-            data = storage.read(one.media, etag=one.media_etag)
-        except (FileNotFoundError, storage.Changed) as error:
-            raise BadInput(one.media, "changed-since-planned", str(error)) from error
-        if one.media.lower().endswith(PICTURES):
-            try:
-                picture = video.still(data)
-            except OSError as error:
-                raise BadInput(one.media, "no-picture", str(error)) from error
-            wide, high, left, top = fit.placed(picture.shape[1], picture.shape[0], width, height, "crop")
-            picture = video.Resizer(wide, high)(video.Frame.from_ndarray(np.ascontiguousarray(picture), "rgb24"))
-            pictures = np.repeat(picture[None], count, axis=0)
-        else:
-            info, there = video.measured(data)
-            if there < count:
-                raise BadInput(one.media, "too-short", f"{there} frames; {count} are gone on from")
-            wide, high, left, top = fit.placed(info.width, info.height, width, height, "crop")
-            pictures = video.sample(data, range(there - count, there), wide, high)
-        laid = torch.from_numpy(fit.laid(pictures, width, height, left, top)).to(self.device)
+        pictures = media.frames(one, self.tokenizer.pixel_frames(one.given), width, height)
+        laid = torch.from_numpy(pictures).to(self.device)
         pixels = laid.permute(3, 0, 1, 2)[None].to(getattr(torch, self.settings.precision)) / 127.5 - 1
         with torch.inference_mode():
             return self.tokenizer.encode(pixels).float()

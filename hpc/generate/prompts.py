@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import json
 import posixpath
-from collections.abc import Callable, Mapping
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -81,6 +83,36 @@ def process(work: Work) -> Made:
     path = work.scratch / f"{work.shard}.jsonl"
     path.write_bytes(b"".join(msgspec.json.encode(one) + b"\n" for one in found))
     return Made([path], counts, bad)
+
+
+def of_shard(uri: str, superseded: set[tuple[str, str]]) -> Iterator[Request]:
+    """What `process` wrote, less what comes from files that were replaced since."""
+    for line in storage.read(uri).splitlines():
+        one = msgspec.json.decode(line, type=Request)
+        if (one.source, one.etag) not in superseded:
+            yield one
+
+
+def planned(found: Iterable[Request], per_shard: int) -> Iterator[list[Any]]:
+    """Rows of shards, so many requests each, in their order. A name that several have gets a number. Raises ValueError
+    where there is not one."""
+    names: Counter[str] = Counter()
+    rows: list[Any] = []
+    for one in found:
+        one.name = re.sub(r"[^\w-]+", "_", one.name).strip("_") or "video"
+        names[one.name] += 1
+        if names[one.name] > 1:
+            one.name = f"{one.name}_{names[one.name]}"
+            names[one.name] += 1
+        rows.append(msgspec.to_builtins(one))
+        if len(rows) == per_shard:
+            yield rows
+            rows = []
+    if not names:
+        raise ValueError("there is not one prompt: the inputs are no files of prompts, or all were refused; "
+                         "hpc/generate/prompts.py says what they look like")  # fmt: skip
+    if rows:
+        yield rows
 
 
 def requests(data: bytes, uri: str, etag: str) -> list[Request]:

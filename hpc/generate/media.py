@@ -1,0 +1,36 @@
+"""The frames that a video goes on from, of a picture or of the end of a video, at the size that a model makes."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from hpc.data import storage, video
+from hpc.data.video import fit
+from hpc.data.work import BadInput
+from hpc.generate.prompts import Request
+from hpc.generate.settings.diffusion import PICTURES
+
+
+def frames(one: Request, count: int, width: int, height: int) -> npt.NDArray[np.uint8]:
+    """uint8 [count, height, width, 3], RGB: a picture so many times, or the last ones of a video; what is wider or
+    higher is cut, around the middle. Raises BadInput."""
+    try:
+        data = storage.read(one.media, etag=one.media_etag)
+    except (FileNotFoundError, storage.Changed) as error:
+        raise BadInput(one.media, "changed-since-planned", str(error)) from error
+    if one.media.lower().endswith(PICTURES):
+        try:
+            picture = video.still(data)
+        except OSError as error:
+            raise BadInput(one.media, "no-picture", str(error)) from error
+        wide, high, left, top = fit.placed(picture.shape[1], picture.shape[0], width, height, "crop")
+        picture = video.Resizer(wide, high)(video.Frame.from_ndarray(np.ascontiguousarray(picture), "rgb24"))
+        pictures = np.repeat(picture[None], count, axis=0)
+    else:
+        info, there = video.measured(data)
+        if there < count:
+            raise BadInput(one.media, "too-short", f"{there} frames; {count} are gone on from")
+        wide, high, left, top = fit.placed(info.width, info.height, width, height, "crop")
+        pictures = video.sample(data, range(there - count, there), wide, high)
+    return fit.laid(pictures, width, height, left, top)
