@@ -20,6 +20,7 @@ import pytest
 import runs
 import torch
 import torch.distributed as dist
+import transformers
 import yaml
 
 from hpc.data import layers
@@ -32,7 +33,7 @@ from hpc.train.samples import listed
 from hpc.train.settings import TrainTokenizer
 from hpc.train.settings.data import Shape, Validation
 from hpc.train.settings.optimizer import Mean, Optimizer
-from hpc.train.settings.tokenizer import Loss, Sizes
+from hpc.train.settings.tokenizer import Loss, Perceptual, Sizes
 
 pytestmark = pytest.mark.filterwarnings("ignore:FSDP2-wrapped module")
 SIDE = 32
@@ -285,6 +286,10 @@ def test_what_is_published_can_be_loaded_and_does_the_same(
     }
     sizes = Sizes(family=family, blocks=1, **small[family]) if family in small else SIZES  # type: ignore[arg-type]
     loss = Loss(evenness=0.1) if family == "cosmos-dv" else Loss(kl=0.01)
+    if family == "cosmos-cv":
+        seeing = transformers.ConvNextV2Config(hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1])
+        transformers.ConvNextV2Model(seeing).save_pretrained(tmp_path / "seeing")
+        loss = Loss(perceptual=Perceptual(model=str(tmp_path / "seeing"), weight=0.5))
     given = settings(tokenizer=sizes, steps=3, loss=loss, ema=Mean(rate=0.5),
                      shapes=(Shape(frames=5, height=SIDE, width=SIDE, batch=2),))  # fmt: skip
     scratch = tmp_path / "scratch"
@@ -297,6 +302,10 @@ def test_what_is_published_can_be_loaded_and_does_the_same(
     assert all(path.stat().st_size for path in made.objects) and made.counts["steps"] == 3
     told = json.loads(made.objects[-1].read_text())
     assert told["clips"] == {"trained_on": 10, "held_out": 2} and told["last"]["step"] == 3
+    terms = {"cosmos-dv": ("unevenness", 0.1), "cosmos-cv": ("perceptual", 0.5), "wan": ("kl", 0.01)}
+    name, weight = terms[family]
+    assert told["last"][name] > 0
+    assert told["last"]["loss"] == pytest.approx(told["last"]["pixels"] + weight * told["last"][name], rel=1e-4)
     assert "<svg" in made.objects[1].read_text() and "data:image/webp" in made.objects[1].read_text()
     place = scratch / "tokenizer"
     assert sorted(made.tree.values()) == [place / "config.json", place / "model.safetensors"]

@@ -1,7 +1,7 @@
 """Training tokenizers on a GPU: bfloat16, compiled, and equal to the last bit after a stop. Without one, the same in
-float32 on the CPU. It needs no other test's files:
+float32 on the CPU, in four minutes, where it is asked for. It needs no other test's files:
 
-    python -m pytest -q tests/gpu/test_train_gpu.py
+    python -m pytest -q tests/gpu/test_train_gpu.py            on a CPU with HPC_TEST_ON_CPU=1
     torchrun --nproc-per-node 2 tests/gpu/test_train_gpu.py        NCCL: says the losses, to be those of one rank
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,9 @@ from hpc.train.settings import TrainTokenizer
 from hpc.train.settings.data import Shape, Validation
 from hpc.train.settings.optimizer import Optimizer
 from hpc.train.settings.tokenizer import Sizes
+
+if __name__ != "__main__" and not torch.cuda.is_available() and not os.environ.get("HPC_TEST_ON_CPU"):
+    pytest.skip("no GPU", allow_module_level=True)
 
 pytestmark = pytest.mark.filterwarnings("ignore:FSDP2-wrapped module")
 SIDE = 64
