@@ -270,7 +270,8 @@ def test_from_films_to_a_model(tmp_path: Path) -> None:
                                     "env": {"OMP_NUM_THREADS": "1"}}))  # fmt: skip
     runs.hpc("run", file, timeout=300)
     made = json.loads((tmp_path / "out/ar@v1/000000.json").read_text())
-    assert made["clips"] == 4 and made["steps"] == 2 and 9 < made["last"]["validation_nll"] < 13
+    assert made["clips"] == 4 and made["steps"] == 2 and 0 < made["previous_frame_nll"] < 12
+    assert 9 < made["last"]["validation_nll"] < 13
     wrong = yaml.safe_load(file.read_text())
     wrong["stages"]["ar"]["shape"] = [2, 4, 4]
     file.write_text(yaml.safe_dump(wrong))

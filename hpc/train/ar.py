@@ -43,12 +43,15 @@ from hpc.train.agree import agreed
 from hpc.train.ar_engine import Compute, Engine, Microbatch, Writing
 from hpc.train.checkpoint import Keeper
 from hpc.train.metrics import Metrics, lines
+from hpc.train.previous_frame import PreviousFrame
 from hpc.train.randomness import generator
 from hpc.train.ranks import Here
 from hpc.train.schedule import rate
 from hpc.train.settings import TrainAr
 
 Upstream = Mapping[str, list[tuple[str, dict[str, str]]]]
+COUNTED = 4000
+"""Clips that the previous-frame model is fitted to, at most: 41 million pairs of the large ones."""
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 """Dense bfloat16, FLOP/s, by a word in the GPU's name: what MFU is a share of, whatever the precision."""
 
@@ -176,7 +179,9 @@ def train(
         if here.rank:
             return {}
         said = list(lines(folder / "metrics.jsonl"))
-        return {
+        measured = len(shown) * settings.micro_batch * engine.data_ranks
+        rival = {"previous_frame_nll": previous_frame_nll(settings, data, held, measured)} if measured else {}
+        return rival | {
             "steps": step, "tokens": int(sum(line["tokens"] for line in said)), "skipped": skipped,
             "ranks": here.count, "device": str(here.device), "parameters": preset.parameters, "clips": len(data),
             "gpu_hours": sum(line["gpu_hours"] for line in said), "last": said[-1], "settings": plain(settings),
@@ -262,6 +267,16 @@ def held_out(settings: TrainAr, held: token_data.Data, rank: int, ranks: int) ->
     if not count:
         return []
     return microbatches(token_data.Batches(held, count, seed=0).at(0, rank, ranks), settings.micro_batch)
+
+
+def previous_frame_nll(settings: TrainAr, data: token_data.Data, held: token_data.Data, count: int) -> float:
+    """What `validation_nll` must beat, where a frame is given: of the `count` clips that were measured, by a model that
+    knows the frame before alone, fitted to as many training clips as `COUNTED`."""
+    preset = settings.preset
+    ids = lambda one: one.tokens[preset.first : preset.first + preset.video_tokens].view(preset.shape[0], -1).numpy()
+    shown = token_data.Batches(held, count, seed=0).order.batch(0).places
+    known = PreviousFrame((ids(data[place]) for place in range(min(len(data), COUNTED))), preset.classes)
+    return known.nll((ids(held[place]) for place in shown), settings.condition)
 
 
 def backend(settings: TrainAr) -> Backend:
