@@ -62,6 +62,10 @@ class Record(msgspec.Struct, tag="shard", omit_defaults=True):
     """A class of hpc.batch.failure."""
     detail: str = ""
     fraction: float = 0.0
+    gpu: dict[str, float] = {}
+    """What NVML said while it was made: {"seconds", "busy", "joules", "bytes"}, as hpc.batch.gpus has it."""
+    memory: float = 0.0
+    """Bytes: the most that the process which made it has held so far, and its largest child."""
     checkpoint: str = ""
     """The newest one when ranks were started; hpc.batch.gang.NONE for none."""
 

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import importlib
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -22,7 +23,7 @@ from typing import Any
 
 import msgspec
 
-from hpc.batch import failure, gang, jsons
+from hpc.batch import failure, gang, gpus, jsons
 from hpc.batch.run import StagePlan
 from hpc.batch.spec import settings_of
 from hpc.data import storage
@@ -67,6 +68,9 @@ class Reply(msgspec.Struct, omit_defaults=True):
     failure: str = ""
     detail: str = ""
     fraction: float = 0.0
+    gpu: dict[str, float] = {}
+    memory: float = 0.0
+    """As in a record."""
     items: list[int] = []
     """Which of the order's are being worked on."""
 
@@ -105,6 +109,7 @@ def main() -> None:
         send(Reply("unable", failure=failure.of_exception(error), detail=words))
         raise
     send(Reply("ready", times={"start": time.monotonic() - begun}))
+    look = gpus.watch() if stage.resources.gpus else gpus.nothing
 
     for line in sys.stdin.buffer:
         order = msgspec.json.decode(line, type=Order)
@@ -114,10 +119,11 @@ def main() -> None:
         if setup.saves:
             os.environ[SAVED] = str(saved(setup.saves, order.shard))
         scratch = Path(setup.scratch) / f"{order.shard}.{rank}"
+        look(True)
         try:
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir(parents=True)
-            reply = _one(order, setup, process, scratch, check, send, publishes=rank == 0)
+            reply = _one(order, setup, process, scratch, check, send, look, publishes=rank == 0)
         except Stopped:
             reply = Reply("stopped", order.shard)
         except Exception as error:
@@ -128,8 +134,15 @@ def main() -> None:
                 sys.stderr.flush()
                 gang.leave(setup.failures, rank, failure.of_exception(error), words)
             reply = Reply("failed", order.shard, failure=failure.of_exception(error), detail=words)
+        reply.gpu, reply.memory = look(), held()
         shutil.rmtree(scratch, ignore_errors=True)
         send(reply)
+
+
+def held() -> float:
+    """Bytes: the most that this process has held, and its largest child (Linux counts in KiB)."""
+    both = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return 1024.0 * sum(resource.getrusage(who).ru_maxrss for who in both)
 
 
 def saved(folder: str, shard: str) -> Path:
@@ -137,7 +150,8 @@ def saved(folder: str, shard: str) -> Path:
     return Path(folder, f"{shard}.checkpoint")
 
 
-def _one(order: Order, setup: Setup, process: Any, scratch: Path, check: Any, send: Any, publishes: bool) -> Reply:
+def _one(order: Order, setup: Setup, process: Any, scratch: Path, check: Any, send: Any, look: Any, *,
+         publishes: bool) -> Reply:  # fmt: skip
     """Make one shard and publish it."""
     stage = setup.stage
     own = stage.domain == "inputs"
@@ -157,7 +171,7 @@ def _one(order: Order, setup: Setup, process: Any, scratch: Path, check: Any, se
             items=[item for place, item in enumerate(items) if place not in order.without],
             rows=[] if own else order.items,
             upstream=upstream, folder=stage.folder, scratch=scratch, fingerprint=stage.fingerprint, check=check,
-            progress=_reporter(send, order.shard, setup.progress_every),
+            progress=_reporter(send, look, order.shard, setup.progress_every),
             on=_teller(send, order.shard, items), alone=order.alone,
         )
     )  # fmt: skip
@@ -239,14 +253,14 @@ def _teller(send: Any, shard: str, items: list[Item]) -> Any:
     return on
 
 
-def _reporter(send: Any, shard: str, every: float) -> Any:
+def _reporter(send: Any, look: Any, shard: str, every: float) -> Any:
     last = [time.monotonic()]
 
     def progress(fraction: float, words: str = "") -> None:
         now = time.monotonic()
         if now - last[0] >= every:
             last[0] = now
-            send(Reply("progress", shard, fraction=round(fraction, 3), detail=words))
+            send(Reply("progress", shard, fraction=round(fraction, 3), detail=words, gpu=look(), memory=held()))
 
     return progress
 

@@ -389,7 +389,7 @@ def receive(child: Child, state: State, log: records.Log) -> bool:
             continue
         if reply.what == "progress":
             note = records.Record("progress", reply.shard, now, seconds=seconds, detail=reply.detail)
-            note.fraction = reply.fraction
+            note.fraction, note.gpu, note.memory = reply.fraction, reply.gpu, reply.memory
             log.write(note)
             continue
         if child.start_seconds and reply.what == "done":  # once, with the first shard: imports, models
@@ -403,7 +403,7 @@ def receive(child: Child, state: State, log: records.Log) -> bool:
             state.node_failures = 0
             log.write(
                 records.Record("done", order.shard, now, seconds=seconds, times=reply.times, objects=reply.objects,
-                               counts=reply.counts, bad=reply.bad)
+                               counts=reply.counts, bad=reply.bad, gpu=reply.gpu, memory=reply.memory)
             )  # fmt: skip
         else:
             failed(order, reply.failure, reply.detail, seconds, state, log)
