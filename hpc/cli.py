@@ -109,6 +109,13 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--num-frames", type=int, default=93, metavar="N",
                    help="that the training takes of a video (default 93)")  # fmt: skip
     p.add_argument("--sample", type=int, metavar="N", help="look at N entries only, picked evenly (default: at all)")
+    p = verb("convert", convert, "turn weights of an autoregressive model from one form into another")
+    p.add_argument("source", metavar="FROM", help="a training's folder or one of its checkpoints, a model.pt, a "
+                   ".safetensors, or a folder nemo with weights/")  # fmt: skip
+    p.add_argument("to", metavar="TO", help="NAME.pt or NAME.safetensors under the published names, or a folder: nemo")
+    p.add_argument("--model", metavar="NAME", help="such as ar-4b, of files that do not say it themselves")
+    p.add_argument("--shape", metavar="T,H,W", type=lambda words: tuple(map(int, words.split(","))),
+                   help="of its latents, if not the model's own")  # fmt: skip
     p = verb("import-cosmos", import_cosmos, "turn pipeline configs of Cosmos-Curate into a spec")
     p.add_argument("configs", nargs="+", metavar="CONFIG", help='{"pipeline": "split"|"dedup"|"shard", "args": {...}}')
     p.add_argument("--output", type=Path, metavar="FILE", help="write the spec here (default: print it)")
@@ -379,6 +386,14 @@ def validate(args: argparse.Namespace) -> int:
     found = rules.validate(args.data, args.consumer, args.num_frames, args.sample)
     emit(args, found, list(rules.lines(found)))
     return 1 if found.errors else 0
+
+
+def convert(args: argparse.Namespace) -> int:
+    from hpc.train import convert_ar
+
+    made = convert_ar.convert(args.source, args.to, args.model, args.shape)
+    emit(args, made, [f"{made['model']}: {made['tensors']} tensors, {made['parameters']:,} parameters", *made["files"]])
+    return 0
 
 
 def import_cosmos(args: argparse.Namespace) -> int:

@@ -212,13 +212,15 @@ class Published(Mapping[str, Tensor]):
             from safetensors import safe_open
 
             self._file: Any = safe_open(str(path), "pt")
-            self._names = list(self._file.keys())
+            self._names = dict.fromkeys(self._file.keys())
         else:
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             self._pt = found["model"] if isinstance(found.get("model"), dict) else found
-            self._names = list(self._pt)
+            self._names = dict.fromkeys(self._pt)
 
     def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
         return self._pt[name] if self._pt is not None else self._file.get_tensor(name)
 
     def __iter__(self) -> Iterator[str]:

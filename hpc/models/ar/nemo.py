@@ -2,10 +2,12 @@
 
     keys.fill(model, preset, Nemo(Path("nemo"), preset))      from the folder with weights/, under published names
     save(Path("nemo"), preset, published)                     weights/ of anything with published names
+    Megatron(Path("training/checkpoints/step_000000500"), preset)      of a checkpoint of our own trainer
 
-Names begin with "module."; parameters of all layers lie in one tensor, the layer first (NVIDIA/Cosmos 71f19b0:
-autoregressive/nemo; megatron-core's homogeneous layers). context/, which NeMo writes beside it with classes of its own,
-is neither read nor written: take it from the checkpoint that training began with.
+Parameters of all layers lie in one tensor, the layer first (megatron-core's homogeneous layers), whole, however many
+ranks wrote them; NeMo's names begin with "module." (NVIDIA/Cosmos 71f19b0: autoregressive/nemo). context/, which NeMo
+writes beside it with classes of its own, is neither read nor written: take it from the checkpoint that training began
+with.
 """
 
 from __future__ import annotations
@@ -23,27 +25,35 @@ from hpc.models.ar.presets import Preset
 from hpc.models.hub import shorten
 
 PREFIX = "module."
+OPTIMIZER = "optimizer."  # its state, in a training's checkpoint
 LAYER = re.compile(r"(decoder\.layers\.)(\d+)\.")
 
 
-def stacked(preset: Preset) -> dict[str, list[str]]:
+def stacked(preset: Preset, prefix: str = PREFIX) -> dict[str, list[str]]:
     """Name in a checkpoint -> the parameters that it holds, by the names of `keys.rules`: one for each layer."""
     found: dict[str, list[str]] = {}
     for name in keys.rules(preset):
-        found.setdefault(PREFIX + LAYER.sub(r"\1", name), []).append(name)
+        found.setdefault(prefix + LAYER.sub(r"\1", name), []).append(name)
     return found
 
 
-class Nemo(Mapping[str, Tensor]):
-    """The tensors of a checkpoint under their published names. All of it is read into memory at once, in the type it
-    has there. Raises FileNotFoundError, and ValueError that names what is missing, left over or of another shape."""
+class Megatron(Mapping[str, Tensor]):
+    """The weights in a checkpoint of a training, by any layout of ranks, under their published names. All of them are
+    read into memory at once, in the type that they have there. Raises FileNotFoundError, and ValueError that names what
+    is missing, left over or of another shape."""
+
+    prefix = ""
 
     def __init__(self, folder: Path, preset: Preset) -> None:
+        if not (folder / ".metadata").is_file():
+            raise FileNotFoundError(f"{folder}: there is no distributed checkpoint here: it has no .metadata")
         self.preset, self.table = preset, keys.rules(preset)
-        reader = dcp.FileSystemReader(folder / "weights")
-        there = {name: one for name, one in reader.read_metadata().state_dict_metadata.items()
-                 if hasattr(one, "size") and keys.NOT_WEIGHTS not in name}  # fmt: skip
-        wanted = stacked(preset)
+        reader = dcp.FileSystemReader(folder)
+        there = {
+            name: one for name, one in reader.read_metadata().state_dict_metadata.items()
+            if hasattr(one, "size") and keys.NOT_WEIGHTS not in name and not name.startswith(OPTIMIZER)
+        }  # fmt: skip
+        wanted = stacked(preset, self.prefix)
         shapes = {}
         for name, parts in wanted.items():
             rule = self.table[parts[0]]
@@ -66,7 +76,7 @@ class Nemo(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         parameter, place = self.places[name]
         layer = LAYER.search(parameter)
-        whole = self.whole[PREFIX + LAYER.sub(r"\1", parameter)]
+        whole = self.whole[self.prefix + LAYER.sub(r"\1", parameter)]
         whole = whole[int(layer[2])] if layer else whole
         return self.table[parameter].parted(whole, self.preset.kv_heads)[place]
 
@@ -75,6 +85,15 @@ class Nemo(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.places)
+
+
+class Nemo(Megatron):
+    """The weights of NeMo's checkpoint, a folder with weights/."""
+
+    prefix = PREFIX
+
+    def __init__(self, folder: Path, preset: Preset) -> None:
+        super().__init__(folder / "weights", preset)
 
 
 def save(folder: Path, preset: Preset, source: Mapping[str, Tensor]) -> None:

@@ -1,0 +1,179 @@
+"""convert.ar, and `hpc convert`: weights of autoregressive models from one form into another, each name accounted for.
+
+    convert("training", "model.pt")         the newest checkpoint of a training, by any layout of ranks
+    convert("model.pt", "nemo", "ar-4b")    published weights, as NeMo reads them
+
+    step_000000500/  training/              checkpoints of train.ar, and their folder: from these only
+    model.pt  *.safetensors                 published names in one file
+    nemo/                                   a folder with weights/, a distributed checkpoint
+
+Numbers stay as they are, to the last bit and in their type: there and back again is the same. What train.ar begins with
+(`start`) is any of the last two lines.
+
+<output>/<stage>@v1/model.pt, config.json    what was asked for, and which model it is
+<output>/<stage>@v1/000000.json              where it is, of which step
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from hpc.data import storage
+from hpc.data.work import Made, Work
+from hpc.models.ar import cpu, keys, nemo
+from hpc.models.ar.presets import PRESETS, Preset, preset
+from hpc.train.checkpoint import COMPLETE, complete
+from hpc.train.settings.convert import ConvertAr
+
+FACTS = "training.json"
+
+
+def freeze(
+    settings: ConvertAr, upstream: dict[str, list[tuple[str, dict[str, str]]]], superseded: set[tuple[str, str]]
+) -> Iterator[list[Any]]:
+    """One shard: the folder of the training. Raises ValueError where it is not there."""
+    [[(_, objects)]] = upstream.values()
+    told = json.loads(storage.read(objects[".json"]))
+    folder = told["settings"]["folder"]
+    if folder:
+        yield [str(Path(folder).expanduser() / told["fingerprint"])]
+    else:
+        yield [storage.join(told["model"].rpartition("/")[0], "training")]
+
+
+def start(settings: ConvertAr) -> Callable[[Work], Made]:
+    return functools.partial(process, settings)
+
+
+def process(settings: ConvertAr, work: Work) -> Made:
+    checkpoint = found(Path(work.rows[0]), settings.step)
+    name, shape_of, source = opened(checkpoint)
+    tree = {}
+    for form in settings.forms:
+        for path in write(work.scratch / form, shape_of, source):
+            tree[storage.join(work.folder, str(path.relative_to(work.scratch)))] = path
+    described = work.scratch / "config.json"
+    described.write_text(describe(name, shape_of))
+    tree[storage.join(work.folder, "config.json")] = described
+    told = {
+        "stage": settings.KIND, "fingerprint": work.fingerprint, "step": number(checkpoint), "model": work.folder,
+        "files": sorted(settings.forms), "parameters": shape_of.parameters,
+    }  # fmt: skip
+    out = work.scratch / f"{work.shard}.json"
+    out.write_text(json.dumps(told, indent=1) + "\n")
+    counts = {"tensors": float(len(source)), "bytes_out": float(sum(path.stat().st_size for path in tree.values()))}
+    return Made([out], counts, tree=tree)
+
+
+def convert(
+    source: str, to: str, model: str | None = None, shape: tuple[int, int, int] | None = None
+) -> dict[str, Any]:
+    """source, to: paths, in the forms that this module names. model: of files that do not say it themselves; shape: of
+    its latents. Raises FileExistsError, FileNotFoundError and ValueError, which say what to do."""
+    target = Path(to).expanduser()
+    if target.exists():
+        raise FileExistsError(f"{target} is there already: give another name, or remove it")
+    name, shape_of, weights = opened(found(Path(source).expanduser()), model, shape)
+    files = write(target, shape_of, weights)
+    return {"model": name, "parameters": shape_of.parameters, "tensors": len(weights),
+            "files": [str(path) for path in files]}  # fmt: skip
+
+
+def found(path: Path, step: int | None = None) -> Path:
+    """The checkpoint of a training, or the path itself. Raises FileNotFoundError."""
+    checkpoints = next((one for one in (path / "checkpoints", path) if one.is_dir() and any(one.glob("step_*"))), None)
+    if checkpoints is None:
+        if not path.exists():
+            raise FileNotFoundError(f"there is no {path} on this machine")
+        return path
+    steps = complete(checkpoints)
+    if not steps or (step is not None and step not in steps):
+        have = ", ".join(map(str, steps)) or "none"
+        raise FileNotFoundError(f"{checkpoints}: there is no complete checkpoint of step {step}; there are: {have}"
+                                if step else f"{checkpoints}: there is no complete checkpoint")  # fmt: skip
+    return checkpoints / f"step_{step or steps[-1]:09}"
+
+
+def number(checkpoint: Path) -> int:
+    return int(json.loads((checkpoint / FACTS).read_text())["step"])
+
+
+def opened(
+    path: Path, model: str | None = None, shape: tuple[int, int, int] | None = None
+) -> tuple[str, Preset, Mapping[str, Tensor]]:
+    """(name of the model, its sizes, its tensors under their published names). Raises ValueError where it is not said
+    which model it is, or it is another one."""
+    said: dict[str, Any] = {}
+    if (path / FACTS).is_file():
+        said = json.loads((path / FACTS).read_text())["identity"]
+        if not (path / COMPLETE).exists():
+            raise ValueError(f"{path} is no complete checkpoint: the job died while it was written")
+    elif (path.parent / "config.json").is_file():
+        config = json.loads((path.parent / "config.json").read_text())
+        said = {"model": config.get("preset"), "shape": config.get("shape")}
+    name = model or said.get("model")
+    if name is None:
+        raise ValueError(f"{path} does not say which model it is: say `--model` and one of {', '.join(PRESETS)}")
+    if model and said.get("model") not in (None, model):
+        raise ValueError(f"{path} is of {said['model']}, not of {model}: leave `--model` out")
+    shape_of = preset(name)
+    if given := shape or said.get("shape"):
+        shape_of = msgspec.structs.replace(shape_of, shape=tuple(given))
+    source: Mapping[str, Tensor]
+    if path.is_file():
+        source = keys.Published(path)
+    elif (path / "weights").is_dir():
+        source = nemo.Nemo(path, shape_of)
+    else:
+        source = nemo.Megatron(path, shape_of)
+    keys.account(keys.rules(shape_of), source, f"the weights of {name}, {path}")
+    return name, shape_of, {one: source[one] for one in source if keys.NOT_WEIGHTS not in one}
+
+
+def write(to: Path, shape_of: Preset, source: Mapping[str, Tensor]) -> list[Path]:
+    """By the name: .pt, .safetensors, or a folder as NeMo has it. Returns the files, which are there whole or not."""
+    part = to.with_name(f".{to.name}.part")
+    if to.suffix == ".pt":
+        torch.save({name: tensor.contiguous().clone() for name, tensor in source.items()}, part)
+    elif to.suffix == ".safetensors":
+        from safetensors.torch import save_file
+
+        save_file({name: tensor.contiguous().clone() for name, tensor in source.items()}, part)
+    elif to.suffix:
+        raise ValueError(f"{to.name}: known are names that end in .pt or .safetensors, and folders for NeMo")
+    else:
+        with alone():
+            nemo.save(part, shape_of, source)
+    part.rename(to)
+    return sorted(path for path in to.rglob("*") if path.is_file()) if to.is_dir() else [to]
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """torch.distributed of one process, which megatron-core asks for where it writes a checkpoint."""
+    begun = not dist.is_initialized()
+    with cpu.stand_in():
+        if begun:
+            store = dist.TCPStore("127.0.0.1", 0, 1, True)
+            dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+        try:
+            yield
+        finally:
+            if begun:
+                dist.destroy_process_group()
+
+
+def describe(name: str, shape_of: Preset) -> str:
+    """Which model it is, as JSON: what stands beside its weights."""
+    said = {"preset": name, "shape": shape_of.shape, **msgspec.to_builtins(shape_of)}
+    return json.dumps(said, indent=1) + "\n"

@@ -1,0 +1,92 @@
+"""Weights from one form into another: of any layout, to the last bit, every name accounted for."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import runs
+import torch
+from test_train_ar import run, settings, tokens
+
+from hpc.models.ar import keys
+from hpc.train import convert_ar
+from hpc.train.checkpoint import Checkpoints, complete
+from hpc.train.settings.ar import HeldOut, Layout
+
+__all__ = ["tokens"]  # the fixture
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tokens: list[dict[str, str]]) -> dict[str, Path]:
+    """Trainings by two ranks, in two layouts."""
+    found = {}
+    for name, layout in (("tensor", Layout(tensor=2)), ("pipeline", Layout(pipeline=2))):
+        found[name] = tmp_path_factory.mktemp(name)
+        more: dict[str, Any] = {"precision": "bf16", "steps": 3, "validation": HeldOut(clips=0)}
+        run(2, found[name], settings(layout=layout, checkpoints=Checkpoints(every=2), **more), tokens)
+    return found
+
+
+def same(a: Path, b: Path) -> bool:
+    one, two = keys.Published(a), keys.Published(b)
+    return set(one) == set(two) and all(one[n].dtype == two[n].dtype and torch.equal(one[n], two[n]) for n in one)
+
+
+@pytest.mark.parametrize("layout", ["tensor", "pipeline"])
+def test_a_checkpoint_of_any_layout(layout: str, trained: dict[str, Path], tmp_path: Path) -> None:
+    folder = trained[layout]
+    made = runs.facts("convert", folder, tmp_path / "model.pt", cwd=tmp_path)
+    assert made["model"] == "ar-tiny" and made["tensors"] == 3 + 4 * 11
+    assert same(tmp_path / "model.pt", folder / "model/model.safetensors"), "what all ranks together said it is"
+    flat = torch.load(tmp_path / "model.pt", weights_only=True)
+    keys.account(keys.rules(settings().preset), flat, "published weights")
+    # an earlier one, which is for one layout alone, is read too
+    assert complete(folder / "checkpoints") == [2, 3]
+    convert_ar.convert(str(folder / "checkpoints/step_000000002"), str(tmp_path / "two.pt"))
+    assert not same(tmp_path / "two.pt", tmp_path / "model.pt")
+    # there and back again
+    for source, to in (("model.pt", "nemo"), ("nemo", "b.safetensors"), ("b.safetensors", "c.pt")):
+        convert_ar.convert(str(tmp_path / source), str(tmp_path / to), "ar-tiny", settings().preset.shape)
+    assert same(tmp_path / "c.pt", tmp_path / "model.pt")
+    assert not list(tmp_path.glob(".*")), "nothing half done is left"
+
+
+def test_what_cannot_be_converted(trained: dict[str, Path], tmp_path: Path) -> None:
+    model = trained["tensor"] / "model/model.safetensors"
+    (tmp_path / "there.pt").touch()
+    (tmp_path / "bare").mkdir()
+    bare = tmp_path / "bare/x.safetensors"
+    bare.write_bytes(model.read_bytes())
+    torn = tmp_path / "torn/step_000000009"
+    torn.mkdir(parents=True)
+    cases: list[tuple[Path, str, dict[str, Any], str]] = [
+        (model, "there.pt", {}, "there.pt is there already"),
+        (tmp_path / "none", "a.pt", {}, "there is no"),
+        (bare, "a.pt", {}, "does not say which model it is: say `--model` and one of ar-4b"),
+        (model, "a.pt", {"model": "ar-4b"}, "is of ar-tiny, not of ar-4b"),
+        (bare, "a.pt", {"model": "ar-4b"}, "model.tok_embeddings.weight (64000, 64) for (64000, 4096)"),
+        (bare, "a.pt", {"model": "ar-tiny-video2world"}, "missing: model.layers.0.cross_attention"),
+        (model, "a.bin", {}, "a.bin: known are names that end in .pt"),
+        (torn.parent, "a.pt", {}, "there is no complete checkpoint"),
+        (tmp_path / "bare", "a.pt", {"model": "ar-tiny"}, "no distributed checkpoint here"),
+    ]
+    for source, to, more, words in cases:
+        with pytest.raises((ValueError, OSError), match=re.escape(words)):
+            convert_ar.convert(str(source), str(tmp_path / to), **more)
+    assert not (tmp_path / "a.pt").exists()
+    said = runs.hpc("convert", bare, tmp_path / "a.pt", cwd=tmp_path, code=2)
+    assert "say `--model`" in said.stderr
+    with pytest.raises(FileNotFoundError, match="no complete checkpoint of step 7; there are: 2, 3"):
+        convert_ar.found(trained["tensor"], 7)
+    said = runs.facts("convert", bare, tmp_path / "a.pt", "--model", "ar-tiny", "--shape", "3,4,4", cwd=tmp_path)
+    assert same(Path(said["files"][0]), model)
+
+
+def test_what_a_spec_converts(tmp_path: Path) -> None:
+    stages = {"ids": {"kind": "stages:Ids"}, "x": {"kind": "convert.ar", "needs": "ids"}}
+    said = runs.hpc("check", runs.spec(tmp_path, runs.numbered(1), stages), code=2)
+    assert "convert.ar converts what one stage train.ar has trained; it needs stages:Ids" in said.stderr
