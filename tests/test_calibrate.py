@@ -261,7 +261,7 @@ def test_the_report(run: Run) -> None:
     assert "keeps 100 % at min 256" in page.text and "encode" in page.text
 
     found = metrics(run.report("prom").read_text())
-    label = f'run="{run.id}",stage="clips"'
+    label = f'cluster="local",run="{run.id}",stage="clips"'
     verdicts = {v: found["hpc_run_clips"][f'{label},verdict="{v}"'] for v in ("keep", "black")}
     assert verdicts == {"keep": counts["clips"], "black": counts["dropped"]}
     assert found["hpc_run_limit_keeps_ratio"][f'{label},score="black_share",limit="max"'] == pytest.approx(

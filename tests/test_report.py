@@ -15,6 +15,7 @@ import runs
 from PIL import Image
 
 from hpc.batch import counts, page, report, status
+from hpc.batch import metrics as prometheus
 from hpc.batch.run import Run
 
 EVIL = ["<script>alert(1)</script>.txt", "&lt;b&gt; \"q\" 'x' onload=alert(1).txt", "--> ]]> {{7*7}} ${x} é日本.txt",
@@ -93,19 +94,22 @@ def metrics(text: str) -> dict[str, dict[str, float]]:
 
 def test_prometheus(run: Run) -> None:
     found = metrics(run.report("prom").read_text())
-    label = f'run="{run.id}",stage="echo"'
+    label = f'cluster="local",run="{run.id}",stage="echo"'
     shards = {state: found["hpc_run_shards"][f'{label},state="{state}"'] for state in ("done", "failed", "missing")}
     assert shards == {"done": 6, "failed": 2, "missing": 0}
     assert found["hpc_run_quarantined_inputs"][label] == 2
-    assert found["hpc_run_video_seconds_total"] == {f'run="{run.id}",stage="pair"': 20}
+    assert found["hpc_run_video_seconds_total"] == {f'cluster="local",run="{run.id}",stage="pair"': 20}
     assert found["hpc_run_last_progress_timestamp_seconds"][label] > 1.7e9
-    assert sum(map(len, found.values())) < 40, "labels stay few: nothing by shard, job or node"
+    assert found["hpc_run_state"] == {f'cluster="local",run="{run.id}",state="failed"': 1}
+    assert found["hpc_run_failed_shards"] == {f'{label},class="code"': 1, f'{label},class="memory"': 1}
+    assert found["hpc_run_memory_peak_bytes"][label] > 1e6 < found["hpc_run_bytes_written_total"][label] * 1e5
+    assert sum(map(len, found.values())) < 70, "labels stay few: nothing by shard, job or node"
 
 
 def test_prometheus_escapes(run: Run) -> None:
     facts = report.build(run, status.gather(run, ask_slurm=False))
-    facts.provenance["user"] = 'a"b\\c\nd'
-    found = metrics(report.prometheus(facts))
+    facts.account.user = 'a"b\\c\nd'
+    found = metrics(prometheus.text([prometheus.of(facts)]))
     assert 'user="a\\"b\\\\c\\nd"' in next(iter(found["hpc_run_info"]))
 
 
@@ -216,8 +220,8 @@ def test_where_the_time_went(run: Run) -> None:
     assert "time decode" not in text
     source = page.page(facts, [])
     assert "decode 48.0 s (" in source and "x realtime" in source and Page(source).wrong == []
-    label = f'run="{run.id}",stage="pair",on='
-    spent = metrics(report.prometheus(facts))["hpc_run_spent_seconds_total"]
+    label = f'cluster="local",run="{run.id}",stage="pair",on='
+    spent = metrics(prometheus.text([prometheus.of(facts)]))["hpc_run_spent_seconds_total"]
     assert spent[f'{label}"decode"'] == 48 and spent[f'{label}"other"'] == 20 and f'{label}"work"' not in spent
 
 

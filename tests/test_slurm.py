@@ -60,19 +60,22 @@ def test_the_queue(fake: runs.Slurm) -> None:
 
 
 def test_the_accounting(fake: runs.Slurm) -> None:
-    fake.answers(sacct="100_0|COMPLETED|n1|3725|0:0|billing=4,cpu=4,gres/gpu=1,mem=4G,node=1|101|None\n"
-                       "100_1|CANCELLED by 1000|n2|7|0:15||102|None\n"
-                       "100_2|OUT_OF_MEMORY|n2|8|0:125|cpu=4|103|OutOfMemory\n"
-                       "100_[3-9%2]|PENDING|None assigned|0|0:0||100|Priority\n"
-                       "104|NODE_FAIL|n3||1:0||104|NodeDown|more\n")  # fmt: skip
+    fake.answers(sacct="100_0|COMPLETED|n1|3725|0:0|billing=4,cpu=4,gres/gpu=1,mem=4G,node=1|101|ann|vision|None\n"
+                       "100_1|CANCELLED by 1000|n2|7|0:15||102|ann|vision|None\n"
+                       "100_2|OUT_OF_MEMORY|n2|8|0:125|cpu=4|103|ann|vision|OutOfMemory\n"
+                       "100_[3-9%2]|PENDING|None assigned|0|0:0||100|ann|vision|Priority\n"
+                       "104|NODE_FAIL|n3||1:0||104|ann||NodeDown|more\n")  # fmt: skip
     found = slurm.accounting(["100", "104"], time.time())
     assert [(t.job, t.indices, t.state) for t in found] == [
         ("100", (0,), "COMPLETED"), ("100", (1,), "CANCELLED by 1000"), ("100", (2,), "OUT_OF_MEMORY"),
         ("100", tuple(range(3, 10)), "PENDING"), ("104", (), "NODE_FAIL")]  # fmt: skip
     assert (found[0].elapsed, found[0].exit_code, found[0].node, found[0].raw_job) == (3725.0, "0:0", "n1", "101")
     assert "gres/gpu=1" in found[0].requested and found[4].elapsed == 0.0
+    assert (found[0].holds("cpu"), found[0].holds("gres/gpu"), found[1].holds("cpu")) == (4, 1, 0)
+    assert (found[0].user, found[0].account, found[2].reason, found[4].account) == ("ann", "vision", "OutOfMemory", "")
     [call] = fake.calls()
     assert call["argv"][0] == "-nXP", "X: no steps (100_0.batch), of which there are two for each task"
+    assert "--duplicates" not in call["argv"]
     fake.answers(sacct="!Slurm accounting storage is disabled")
     assert slurm.accounting(["100"], time.time()) == []
     fake.answers(sacct="!sacct: error: Problem talking to the database: Connection refused")
@@ -158,7 +161,7 @@ def test_status_asks_each_once(tmp_path: Path, fake: runs.Slurm) -> None:
     assert len(jobs) == 5, "two arrays a stage, and the report"
     pending = [(job, "Dependency" if i % 2 else "Priority") for i, job in enumerate(jobs[:4])]
     fake.answers(squeue="".join(f"{job}_[0-1]|PENDING|{why}||{job}\n" for job, why in pending),
-                 sacct="".join(f"{job}_[0-1]|PENDING|None|0|0:0||{job}|{why}\n" for job, why in pending))  # fmt: skip
+                 sacct="".join(f"{job}_[0-1]|PENDING|None|0|0:0||{job}|ann||{why}\n" for job, why in pending))  # fmt: skip
     fake.forget()
     said = runs.hpc("status", submitted["run"], cwd=tmp_path, env=env).stdout
     assert [call["command"] for call in fake.calls()] == ["squeue", "sacct"]

@@ -92,6 +92,20 @@ class Override(Placement, frozen=True, kw_only=True):
     """Stages that train only."""
 
 
+class Rates(Struct, frozen=True, kw_only=True):
+    """What an hour costs."""
+
+    gpu_hour: Annotated[float, Meta(ge=0)] = 0.0
+    """Of one GPU, with the part of the node that goes with it."""
+    cpu_hour: Annotated[float, Meta(ge=0)] = 0.0
+    """Of one core, of jobs that hold no GPU."""
+    currency: Annotated[str, Meta(max_length=16)] = ""
+    """A word for reports: "EUR", "SU"."""
+
+    def cost(self, cpu_hours: float, gpu_hours: float) -> float:
+        return self.gpu_hour * gpu_hours if gpu_hours else self.cpu_hour * cpu_hours
+
+
 class ClusterFile(Placement, frozen=True, kw_only=True):
     """A cluster preset."""
 
@@ -117,6 +131,8 @@ class ClusterFile(Placement, frozen=True, kw_only=True):
     """Node-local folder for files in the making. null: the node's TMPDIR, else /tmp."""
     mail: Mail | None = None
     """Who gets the mail of a run whose spec names nobody."""
+    rates: Rates | None = None
+    """What hours cost, for reports: {gpu_hour: 2.5, cpu_hour: 0.02, currency: EUR}. null: reports name no cost."""
     stages: dict[Name, Override] = {}
     """Changes for some stages, by kind ("curate.clips") or by name ("clips"); the name wins where both speak. Also for
     hpc's own small jobs, "barrier" and "report": send them to a partition of cheap CPU nodes."""

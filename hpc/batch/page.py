@@ -11,9 +11,10 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from hpc.batch import charts, counts
-from hpc.data.units import seconds
+from hpc.data.units import seconds, size
 
 if TYPE_CHECKING:
+    from hpc.batch.accounting import Account
     from hpc.batch.report import Report, StageTime
 
 SHOWN = 200
@@ -94,6 +95,24 @@ def time(t: StageTime) -> str:
     )
 
 
+def account(a: Account) -> list[str]:
+    """What was asked for, held, used and paid, stage by stage."""
+    e = lambda v: html.escape(str(v))
+    share = lambda v: "" if v is None else charts.percent(v)
+    columns = ("CPU-hours", "GPU-hours", "GPUs busy", "kWh", f"cost {a.currency}", "time asked", "longest task", "next",
+               "memory asked", "held", "next")  # fmt: skip
+    out = ["<h2>Asked for and used</h2><div class=scroll><table><tr><th>stage"
+           + "".join(f"<th class=n>{e(c)}" for c in columns) + "</tr>"]  # fmt: skip
+    for u in (u for u in a.stages if u.tasks):
+        cells = [f"{u.cpu_hours:,.2f}", f"{u.gpu_hours:,.2f}", share(u.gpu_utilization)]
+        cells += ["" if v is None else f"{v:,.2f}" for v in (u.energy_kwh, u.cost)]
+        cells += [seconds(v) if v else "" for v in (u.requested_time, u.used_time, u.next_time)]
+        cells += [size(v) if v else "" for v in (u.requested_memory, u.used_memory, u.next_memory)]
+        out.append(f"<tr><td>{e(u.stage)}" + "".join(f"<td class=n>{e(c)}" for c in cells) + "</tr>")
+    source = "Slurm's accounting" if any(u.from_slurm for u in a.stages) else "the run's own records"
+    return [*out, f"</table></div><p class='small dim'>Hours are those of {source}; memory is one worker's.</p>"]
+
+
 def page(report: Report, pictures: list[tuple[str, str, bytes]]) -> str:
     e = lambda v: html.escape(str(v))
     code = lambda v: re.sub(r"`([^`]+)`", r"<code>\1</code>", e(v))
@@ -135,6 +154,7 @@ def page(report: Report, pictures: list[tuple[str, str, bytes]]) -> str:
             examples = "".join(f"<p class=small>{e(text)}</p>" for text in one["examples"])
             out.append(f"<tr><td>{e(one['word'])}<td class=n>{share}<td>{examples}</tr>")
         out.append("</table></div>")
+    out += [f"<p><b>{e(t.stage)}</b> {e(t.words())}</p>" for t in report.trainings]
     out.append("<h2>Where the time went</h2>")
     out += [time(t) for t in report.times if t.shards]
     columns = ("start", "work", "publish", "rest", "median shard", "slowest shard", "longest task", "time limit")
@@ -145,6 +165,7 @@ def page(report: Report, pictures: list[tuple[str, str, bytes]]) -> str:
         cells += [seconds(t.longest_task), seconds(t.requested_seconds)]
         out.append(f"<tr><td>{e(t.stage)}" + "".join(f"<td class=n>{c}" for c in cells) + "</tr>")
     out.append("</table></div>")
+    out += account(report.account)
     if report.failures:
         heads = "".join(f"<th>{c}" for c in ("stage", "shard", "class", "what", "node", "what now"))
         out.append(f"<h2>Failures</h2><div class=scroll><table><tr>{heads}</tr>")

@@ -1,4 +1,5 @@
-"""A run's report: one gathering of facts, printed as text, JSON, an HTML page (page.py) and Prometheus metrics."""
+"""A run's report: one gathering of facts, printed as text, JSON, an HTML page (page.py), CSV (accounting.py) and
+Prometheus metrics (metrics.py)."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
-from hpc.batch import charts, counts, failure, jsons, page, status
+from hpc.batch import accounting, charts, counts, failure, jsons, metrics, page, status, training
 from hpc.batch.run import Run
 from hpc.batch.spec import settings_of
 from hpc.data import storage
@@ -80,6 +81,10 @@ class Report(msgspec.Struct):
     nodes: dict[str, int]
     """Node -> shards finished there."""
     advice: list[str]
+    account: accounting.Account
+    trainings: list[training.Training] = []
+    attempts: int = 1
+    cluster: str = ""
     scores: dict[str, Any] = {}
     """Stage -> hpc.curate.scores.Summary: what its filters measured."""
     findings: dict[str, list[dict[str, Any]]] = {}
@@ -113,8 +118,12 @@ def build(run: Run, gathered: status.Gathered) -> Report:
         last += [b for _, b in own]
         times.append(_times(name, fold, gathered.stages[name].resources.time))
     path = gathered.attempt.folder / "provenance.json"
+    provenance = msgspec.json.decode(path.read_bytes()) if path.exists() else {}
+    attempts = len(run.attempts())
     return Report(
-        status=rows, provenance=msgspec.json.decode(path.read_bytes()) if path.exists() else {},
+        status=rows, provenance=provenance, account=accounting.of(gathered, provenance, run),
+        trainings=[t for stage in gathered.stages.values() if (t := training.look(stage))],
+        attempts=attempts, cluster=gathered.plan.cluster,
         made=time.strftime("%Y-%m-%d %H:%M:%S %Z"), started=min(first, default=0.0),
         wall_seconds=max(last, default=0.0) - min(first, default=0.0), times=times, failures=failures, quarantined=bad,
         nodes=dict(nodes), advice=_advice(rows, failures, times),
@@ -190,12 +199,13 @@ def text(report: Report) -> str:
         out.append(f"  quarantined: {q.uri}: {q.reason}: {q.detail[:200]}")
     if len(report.failures) > 10 or len(report.quarantined) > 10:
         out.append(f"  ... all of them in {report.status.folder}/report.json")
-    gpu_hours = sum(s.gpu_seconds for s in report.status.stages) / 3600
+    out += [f"  {t.stage:<12} {t.words()}" for t in report.trainings]
+    a = report.account
     git = p.get("git", {})
     code = (git.get("sha") or "unversioned")[:12] + ("+changes" if git.get("changed") else "")
     out.append(
         f"  took {seconds(report.wall_seconds)} from first to last record; "
-        f"{sum(s.cpu_seconds_held for s in report.status.stages) / 3600:.2f} CPU-hours, {gpu_hours:.2f} GPU-hours; "
+        f"{accounting.hours(a)}; "
         f"spec {p.get('spec_hash', '')}, code {code}"
     )
     out += [f"  {a}" for a in report.advice]
@@ -212,49 +222,6 @@ def _scores(stage: str, summary: Any) -> list[str]:
         axis = f"{h.low:>6.4g} |{charts.sparkline(h.bins)}| {h.high:<6.4g}"
         out.append(f"    {h.column:<22} {axis} {', '.join(said)}".rstrip())
     return out
-
-
-def prometheus(report: Report) -> str:
-    """Metrics for node_exporter's textfile collector. Labels stay few: no job id, shard or node."""
-    e = lambda v: str(v).replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    s, p = report.status, report.provenance
-    run = f'run="{e(s.run)}"'
-    out: dict[str, list[str]] = {}
-
-    def add(name: str, kind: str, about: str, labels: str, value: float) -> None:
-        rows = out.setdefault(name, [f"# HELP {name} {about}", f"# TYPE {name} {kind}"])
-        rows.append(f"{name}{{{labels}}} {value:.10g}")
-
-    facts = {"spec": p.get("spec_hash", ""), "git_sha": p.get("git", {}).get("sha", ""), "user": p.get("user", "")}
-    info = ",".join([run, *(f'{k}="{e(v)}"' for k, v in facts.items())])
-    add("hpc_run_info", "gauge", "What the run is.", info, 1)
-    for r in s.stages:
-        label = f'{run},stage="{e(r.stage)}"'
-        for state in ("done", "failed", "running", "missing"):
-            add("hpc_run_shards", "gauge", "Shards by state.", f'{label},state="{state}"', getattr(r, state))
-        for word, n in r.tasks.items():
-            add("hpc_run_tasks", "gauge", "Array tasks by Slurm state.", f'{label},state="{e(word.lower())}"', n)
-        add("hpc_run_quarantined_inputs", "gauge", "Inputs that can never work.", label, r.quarantined)
-        add("hpc_run_gpu_seconds_total", "counter", "GPU time held.", label, r.gpu_seconds)
-        add("hpc_run_cpu_seconds_total", "counter", "CPU time held.", label, r.cpu_seconds_held)
-        for why, clips in {"keep": r.counts.get("clips", 0.0), **counts.group(r.counts, "dropped")}.items():
-            if "dropped" in r.counts:
-                add("hpc_run_clips", "gauge", "Clips by verdict.", f'{label},verdict="{e(why)}"', clips)
-        for h in report.scores[r.stage].histograms if r.stage in report.scores else ():
-            for limit in h.limits:
-                if limit.now is not None:
-                    which = f'{label},score="{e(h.column)}",limit="{limit.side}"'
-                    about = "Share of the measured clips that a filter's limit keeps."
-                    add("hpc_run_limit_keeps_ratio", "gauge", about, which, limit.keeps)
-        if "video_seconds" in r.counts:
-            add("hpc_run_video_seconds_total", "counter", "Video gone through.", label, r.counts["video_seconds"])
-        add("hpc_run_last_progress_timestamp_seconds", "gauge", "Time of the last record.", label, r.last)
-    for t in report.times:
-        spent = {"start": t.start, **(t.spent or {"work": t.work}), "publish": t.publish, "rest": t.rest}
-        for on, value in spent.items() if t.shards else ():
-            label = f'{run},stage="{e(t.stage)}",on="{e(on)}"'
-            add("hpc_run_spent_seconds_total", "counter", "Workers' time by what it was spent on.", label, value)
-    return "".join("\n".join(rows) + "\n" for rows in out.values())
 
 
 def shards_of(gathered: status.Gathered, stage: str) -> dict[str, Callable[[str], BinaryIO]]:
@@ -328,7 +295,8 @@ def write(run: Run, gathered: status.Gathered) -> Report:
         "txt": text(report) + "\n",
         "json": jsons.pretty(report).decode(),
         "html": page.page(report, pictures),
-        "prom": prometheus(report),
+        "csv": accounting.table([report.account]),
+        "prom": metrics.text([metrics.of(report)]),
     }
     for form, content in forms.items():
         replace(run.report(form), content)

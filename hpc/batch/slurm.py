@@ -48,6 +48,13 @@ class Task(msgspec.Struct, frozen=True):
     live: bool = False
     """squeue knows it."""
     raw_job: str = ""
+    user: str = ""
+    account: str = ""
+
+    def holds(self, resource: str) -> float:
+        """How many it was given: "cpu", "gres/gpu"."""
+        found = re.search(rf"(?:^|,){resource}=(\d+)", self.requested)
+        return float(found[1]) if found else 0.0
 
 
 def available() -> bool:
@@ -79,11 +86,13 @@ def call(command: Sequence[str], timeout: float = TIMEOUT) -> str:
     return done.stdout
 
 
-def step(command: Sequence[str], *, nodes: int, tasks_per_node: int, cpus_per_task: int) -> list[str]:
+def step(command: Sequence[str], *, nodes: int, tasks_per_node: int, cpus_per_task: int,
+         container: Sequence[str] = ()) -> list[str]:  # fmt: skip
     """The command that runs another one in every task of a step of this job; what it reads comes to all of them. USR2
-    sent to it comes to all of them too. When one fails, all are ended."""
+    sent to it comes to all of them too. When one fails, all are ended. container: pyxis's options."""
     tasks = [f"--nodes={nodes}", f"--ntasks={nodes * tasks_per_node}", f"--ntasks-per-node={tasks_per_node}"]
-    return ["srun", "--kill-on-bad-exit=1", *tasks, f"--cpus-per-task={cpus_per_task}", "--export=ALL", *command]
+    options = ["--kill-on-bad-exit=1", *tasks, f"--cpus-per-task={cpus_per_task}", "--export=ALL", *container]
+    return ["srun", *options, *command]
 
 
 def limits() -> Limits:
@@ -134,28 +143,32 @@ def queue(jobs: Iterable[str]) -> list[Task]:
     return out
 
 
-def accounting(jobs: Iterable[str], since: float) -> list[Task]:
-    """What accounting knows of these jobs: one `sacct -nXP` call. Empty where the site keeps no accounting."""
+def accounting(jobs: Iterable[str], since: float, starts: bool = False) -> list[Task]:
+    """What accounting knows of these jobs: one `sacct -nXP` call. Empty where the site keeps no accounting.
+
+    starts: a Task for each start of a task that was requeued, in their order, not for its last alone.
+    """
     import time
 
     ids = ",".join(jobs)
     if not ids:
         return []
     start = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(since - 60))
-    fields = "JobID,State,NodeList,ElapsedRaw,ExitCode,AllocTRES,JobIDRaw,Reason"
+    fields = "JobID,State,NodeList,ElapsedRaw,ExitCode,AllocTRES,JobIDRaw,User,Account,Reason"
+    every = ["--duplicates"] if starts else []
     try:
-        text = call(["sacct", "-nXP", "--jobs", ids, "--starttime", start, f"--format={fields}"])
+        text = call(["sacct", "-nXP", *every, "--jobs", ids, "--starttime", start, f"--format={fields}"])
     except SlurmError as error:
         if "accounting storage is disabled" in str(error).lower():
             return []
         raise
     out = []
     for line in text.splitlines():
-        ident, state, node, elapsed, code, tres, raw, reason = line.split("|")[:8]
+        ident, state, node, elapsed, code, tres, raw, user, account, reason = line.split("|")[:10]
         job, indices = split_id(ident)
         out.append(
             Task(job=job, indices=indices, state=state, reason=reason, node=node, elapsed=float(elapsed or 0),
-                 exit_code=code, requested=tres, raw_job=raw)
+                 exit_code=code, requested=tres, raw_job=raw, user=user, account=account)
         )  # fmt: skip
     return out
 

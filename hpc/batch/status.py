@@ -41,6 +41,10 @@ class StageStatus(msgspec.Struct):
     worker_seconds: float = 0.0
     cpu_seconds_held: float = 0.0
     gpu_seconds: float = 0.0
+    gpu: dict[str, float] = {}
+    """What NVML said of the GPUs, summed as in records: {"seconds", "busy", "joules"}."""
+    bytes_written: float = 0.0
+    """Of all objects of the shards that are done."""
     eta_seconds: float = 0.0
     last: float = 0.0
     """Time of the last record."""
@@ -70,16 +74,24 @@ class Gathered(msgspec.Struct):
     scopes: dict[str, list[str]]
     tasks: list[slurm.Task]
     jobs: list[Job]
+    accounted: list[slurm.Task] = []
+    """What the accounting says of the jobs of all attempts, a Task for each start; only with `history`."""
 
 
-def gather(run: Run, ask_slurm: bool = True) -> Gathered:
+def gather(run: Run, ask_slurm: bool = True, *, history: bool = False, told: Told | None = None) -> Gathered:
+    """history: ask also for jobs of earlier attempts, and all their starts. told: what Slurm has said already, of more
+    runs than this one; nothing is asked then."""
     attempt = run.latest()
     plan = attempt.plan()
     os.environ.update(plan.env)
     jobs = attempt.jobs()
     folds, stages, scopes, rows = {}, {}, {}, []
+    asking, since = jobs, plan.created
+    if history:
+        asking = [j for n in run.attempts() for j in run.attempt(n).jobs()]
+        since = run.attempt(run.attempts()[0]).plan().created
     with ThreadPoolExecutor(1) as pool:  # Slurm answers while the records are read
-        asked = pool.submit(slurm_tasks, jobs, plan.created) if ask_slurm else None
+        asked = pool.submit(slurm_tasks, asking, since, history) if ask_slurm and told is None else None
         try:
             runs, _ = ledger.runs(plan.output)
         except (OSError, storage.StorageError):  # the store is out of reach: what this run knows is still worth showing
@@ -89,7 +101,9 @@ def gather(run: Run, ask_slurm: bool = True) -> Gathered:
             frozen = stage.domain == "inputs" or bool(stage.folder)
             folds[stage.name] = prepare.fold_stage(runs, stage.name, stage.fingerprint) if frozen else records.Fold()
             scopes[stage.name] = scope_of(attempt, plan, stages, stage)
-        tasks, calls = asked.result() if asked else ([], 0)
+        told = told or (asked.result() if asked else Told())
+    latest, every = {j.job for j in jobs}, {j.job for j in asking}
+    tasks = [t for t in told.tasks if t.job in latest]
     reports = {j.job for j in jobs if j.phase == "report"}  # the report of a run is no part of its work
     active = any(t.live for t in tasks if t.job not in reports)
     words = {f"{t.job}_{i}": t.state for t in tasks for i in t.indices}
@@ -98,28 +112,40 @@ def gather(run: Run, ask_slurm: bool = True) -> Gathered:
         rows[-1].planned = stage.domain == "inputs" or bool(stage.folder)
         count_tasks(rows[-1], [j for j in jobs if j.stage == name], tasks)
     state = overall(rows, active, any(f.running for f in folds.values()))
-    status = Status(run.id, str(run.folder), attempt.number, state, rows, [j.job for j in jobs], active, calls)
-    return Gathered(status, plan, attempt, folds, stages, scopes, tasks, jobs)
+    status = Status(run.id, str(run.folder), attempt.number, state, rows, [j.job for j in jobs], active, told.calls)
+    accounted = [t for t in told.accounted if t.job in every]
+    return Gathered(status, plan, attempt, folds, stages, scopes, tasks, jobs, accounted)
 
 
-def slurm_tasks(jobs: list[Job], since: float) -> tuple[list[slurm.Task], int]:
+class Told(msgspec.Struct):
+    """What Slurm said."""
+
+    tasks: list[slurm.Task] = []
+    """As it is now."""
+    accounted: list[slurm.Task] = []
+    """A Task for each start."""
+    calls: int = 0
+
+
+def slurm_tasks(jobs: list[Job], since: float, history: bool = False) -> Told:
     """Tasks as squeue and sacct tell; squeue's word counts where both know one."""
     ids = [j.job for j in jobs]
     if not ids or not slurm.available():
-        return [], 0
+        return Told()
     live = slurm.queue(ids)
     seen = {(t.job, i) for t in live for i in t.indices or (-1,)}
     try:
-        known = slurm.accounting(ids, since)
+        known = slurm.accounting(ids, since, history)
     except slurm.SlurmError as error:  # records and squeue tell most of it
         print(f"without accounting: {error}", file=sys.stderr)
         known = []
     ended = []
-    for task in known:  # what the accounting takes for alive and squeue doesn't know has ended a moment ago
+    # Its last start counts. What the accounting takes for alive and squeue doesn't know has ended a moment ago.
+    for task in {(t.job, t.indices): t for t in known}.values():
         left = [i for i in task.indices or (-1,) if (task.job, i) not in seen]
         if left and task.state.startswith(slurm.DONE):
             ended.append(msgspec.structs.replace(task, indices=tuple(left) if task.indices else ()))
-    return live + ended, 2
+    return Told(live + ended, known if history else [], 2)
 
 
 def scope_of(attempt: Attempt, plan: AttemptPlan, stages: dict[str, StagePlan], stage: StagePlan) -> list[str]:
@@ -163,6 +189,9 @@ def stage_status(
               if s in wanted and (w.job, w.restart) not in fold.ended and lives(w, r, words)}  # fmt: skip
     held = [(w, last - w.t) for w, last in fold.workers.values() if w.run == run.id]
     seconds = sum(r.seconds for r in done)
+    gpu: Counter[str] = Counter()
+    for record in [*(r for s, r in fold.done.items() if s in wanted and fold.where[s].run == run.id), *flying.values()]:
+        gpu.update({name: record.gpu[name] for name in ("seconds", "busy", "joules") if name in record.gpu})
     left = len(scope) - len(done)
     width = max(1, len({(w.job, w.restart) for s, (w, _) in fold.running.items() if s in flying}))
     return StageStatus(
@@ -172,7 +201,8 @@ def stage_status(
         failures=dict(Counter(r.failure for r in failed.values())),
         quarantined=sum(len(r.bad) for r in done), counts=dict(counts),
         worker_seconds=sum(s for _, s in held), cpu_seconds_held=sum(w.cpus * s for w, s in held),
-        gpu_seconds=sum(w.gpus * s for w, s in held),
+        gpu_seconds=sum(w.gpus * s for w, s in held), gpu=dict(gpu),
+        bytes_written=float(sum(o.bytes for r in done for o in r.objects)),
         eta_seconds=left * seconds / len(done) / width / stage.resources.workers if done and flying else 0.0,
         last=max((last for w, last in fold.workers.values() if w.run == run.id), default=0.0),
     )  # fmt: skip

@@ -1,0 +1,120 @@
+"""Where a training stands, from the end of its metrics.jsonl: a file that grows by a line a step."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hpc.batch.run import StagePlan
+
+TAIL = 1 << 16
+"""Bytes at the end of the file that are read, however long it is."""
+STEPS = 20
+"""Rates are means over so many steps."""
+
+
+class Training(msgspec.Struct, omit_defaults=True):
+    """What the last steps said. None: this trainer, or this machine, does not say."""
+
+    stage: str
+    step: int
+    time: float
+    """Of the last step."""
+    steps: int | None = None
+    """At which it ends."""
+    loss: float | None = None
+    validation_loss: float | None = None
+    grad_norm: float | None = None
+    learning_rate: float | None = None
+    tokens_per_second: float | None = None
+    samples_per_second: float | None = None
+    step_seconds: float | None = None
+    data_wait: float | None = None
+    """Share of the time in which ranks waited for data."""
+    mfu: float | None = None
+    skipped: float | None = None
+    memory: float | None = None
+    """Bytes on a GPU, at most."""
+
+    def words(self) -> str:
+        of = f" of {self.steps:,}" if self.steps else ""
+        said = [f"step {self.step:,}{of}"]
+        said += [f"loss {self.loss:.4g}"] if self.loss is not None else []
+        said += [f"validation {self.validation_loss:.4g}"] if self.validation_loss is not None else []
+        said += [f"{self.tokens_per_second:,.0f} tokens/s"] if self.tokens_per_second else []
+        said += [f"{self.samples_per_second:,.1f} samples/s"] if self.samples_per_second else []
+        said += [f"MFU {self.mfu:.1%}"] if self.mfu is not None else []
+        said += [f"waited for data {self.data_wait:.1%}"] if self.data_wait is not None else []
+        said += [f"{self.skipped:,.0f} steps skipped"] if self.skipped else []
+        return ", ".join(said)
+
+
+def metrics_file(stage: StagePlan) -> Path | None:
+    """Where the ranks of a stage write (hpc.train: `place`); None for stages that do not train, or are not begun."""
+    if "gang" not in stage.phases or not stage.folder:
+        return None
+    if folder := stage.settings.get("folder"):
+        return Path(folder).expanduser() / stage.fingerprint / "metrics.jsonl"
+    return None if "://" in stage.folder else Path(stage.folder, "training", "metrics.jsonl")
+
+
+def tail(path: Path) -> list[dict[str, Any]]:
+    """The last lines, complete ones only; [] where there is no file yet, or it is no one's to read."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - TAIL))
+            raw = file.read(TAIL).split(b"\n")
+    except OSError:
+        return []
+    found = []
+    for line in raw[1:] if size > TAIL else raw:
+        try:
+            said = json.loads(line)
+        except ValueError:  # cut off, or being written
+            continue
+        if isinstance(said, dict) and isinstance(said.get("step"), int):
+            found.append(said)
+    return found
+
+
+def look(stage: StagePlan) -> Training | None:
+    path = metrics_file(stage)
+    lines = tail(path) if path else []
+    if not lines:
+        return None
+    some, last = lines[-STEPS:], lines[-1]
+    took = [_sum(some, name) for name in ("seconds", "waited", "checkpoint_seconds")]
+    total = sum(filter(None, took))
+    rate = lambda name: done / total if total and (done := _sum(some, name)) else None
+    newest = lambda name: next((_number(line[name]) for line in reversed(lines) if name in line), None)
+    validation = None
+    for line in reversed(lines):
+        if name := next((name for name in line if name.startswith("validation")), None):
+            validation = _number(line[name])
+            break
+    mfu = [value for line in some if (value := _number(line.get("mfu"))) is not None]
+    return Training(
+        stage=stage.name, step=last["step"], time=_number(last.get("time")) or 0.0, steps=stage.settings.get("steps"),
+        loss=newest("loss"), validation_loss=validation, grad_norm=newest("grad_norm"), learning_rate=newest("rate"),
+        tokens_per_second=rate("tokens"), samples_per_second=rate("samples"),
+        step_seconds=total / len(some) if total else None, data_wait=took[1] / total if total and took[1] is not None
+        else None, mfu=sum(mfu) / len(mfu) if mfu else None, skipped=newest("skipped"), memory=newest("memory_bytes"),
+    )  # fmt: skip
+
+
+def _sum(lines: list[dict[str, Any]], name: str) -> float | None:
+    found = [value for line in lines if (value := _number(line.get(name))) is not None and math.isfinite(value)]
+    return sum(found) if found else None
+
+
+def _number(value: Any) -> float | None:
+    """NaN and infinities stand there as words."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None
