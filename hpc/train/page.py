@@ -44,14 +44,14 @@ def chart(names: Sequence[str], lines: Sequence[dict[str, Any]]) -> str:
     high = max(y for curve in curves.values() for _, y in curve)
     last = max(x for curve in curves.values() for x, _ in curve)
     span = high - low or 1.0
-    out = [f"<svg viewBox='0 0 {WIDTH + 60} {HEIGHT + 34}' role=img aria-label='{html.escape(', '.join(names))}'>",
-           f"<path class=axis fill=none d='M50 14V{HEIGHT + 14}H{WIDTH + 50}' />"]  # fmt: skip
+    out = [f"<svg viewBox='0 0 {WIDTH + 70} {HEIGHT + 34}' role=img aria-label='{html.escape(', '.join(names))}'>",
+           f"<path class=axis fill=none d='M60 14V{HEIGHT + 14}H{WIDTH + 60}' />"]  # fmt: skip
     for where, value in ((18, high), (HEIGHT + 14, low)):
-        out.append(f"<text x=46 y={where} text-anchor=end>{value:.4g}</text>")
-    out.append(f"<text x={WIDTH + 50} y={HEIGHT + 30} text-anchor=end>{last:,} steps</text>")
-    left = 54
+        out.append(f"<text x=56 y={where} text-anchor=end>{value:.3g}</text>")
+    out.append(f"<text x={WIDTH + 60} y={HEIGHT + 30} text-anchor=end>{last:,} steps</text>")
+    left = 64
     for colour, (name, curve) in zip(COLOURS * len(curves), curves.items(), strict=False):
-        path = " ".join(f"{50 + WIDTH * x / last:.1f},{14 + HEIGHT * (high - y) / span:.1f}" for x, y in curve)
+        path = " ".join(f"{60 + WIDTH * x / last:.1f},{14 + HEIGHT * (high - y) / span:.1f}" for x, y in curve)
         words = f"{name} {curve[-1][1]:.4g}"
         out.append(f"<polyline fill=none stroke='{colour}' stroke-width=1.5 points='{path}' />"
                    f"<text x={left} y=11 style='fill:{colour}'>{html.escape(words)}</text>")  # fmt: skip

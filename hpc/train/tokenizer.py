@@ -19,19 +19,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
 import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -45,6 +42,8 @@ from hpc.models.tokenizers.causal import CausalTokenizer, ResBlock
 from hpc.train import ema, fsdp, page, pictures, ranks, samples
 from hpc.train.agree import agreed
 from hpc.train.checkpoint import Keeper
+from hpc.train.clips import dataset, identity, place, plain
+from hpc.train.clips import freeze as freeze
 from hpc.train.loader import Batch, Batches, taken
 from hpc.train.metrics import Metrics, lines
 from hpc.train.randomness import generator, key, numbers
@@ -54,32 +53,12 @@ from hpc.train.schedule import rate, set_rate
 from hpc.train.settings import TrainTokenizer
 from hpc.train.settings.tokenizer import Sizes, unfit
 
-Upstream = Mapping[str, list[tuple[str, dict[str, str]]]]
 CHARTS = (("loss", "pixels"), ("psnr", "ema_psnr"), ("ssim", "ema_ssim"), ("usage", "ema_usage"), ("kl", "perceptual"),
           ("grad_norm",), ("samples_per_second",), ("rate",))  # fmt: skip
 PICTURED = 4
 """Clips of which there are pictures."""
 MEASURED = 16
 """Batches of which the means and deviations of latents are taken in the end."""
-
-
-def freeze(settings: TrainTokenizer, upstream: Upstream, superseded: set[tuple[str, str]]) -> Iterator[list[Any]]:
-    """One shard: the tars of the needed data sets, or of a data set in another layout its folder; the inputs, where no
-    stage is needed. Raises ValueError where a needed stage made no data set."""
-    rows = []
-    for name, shards in upstream.items():
-        made = shards[0][1]
-        if name == "inputs":  # no stage is called so
-            rows += sorted({uri for _, uris in shards for uri in uris})
-            continue
-        if {".tar", ".parquet"} <= made.keys():
-            raise ValueError(f"{name} makes clips; training takes a data set of them: put a stage of kind curate.shard "
-                             f"with `needs: {name}` before this one, and need that")  # fmt: skip
-        if ".tar" in made:
-            rows += [files[".tar"] for _, files in shards]
-        else:
-            rows.append(next(iter(made.values())).rpartition("/")[0])
-    yield rows
 
 
 def start(settings: TrainTokenizer) -> Callable[[Work], Made]:
@@ -210,45 +189,6 @@ def train(
 
 
 # What it is made of
-
-
-def place(settings: TrainTokenizer, work: Work) -> Path:
-    """Where checkpoints and metrics are while it trains. Raises ValueError for an output on S3 without `folder`."""
-    if settings.folder:
-        return Path(settings.folder).expanduser() / work.fingerprint
-    if "://" in work.folder:
-        raise ValueError(f"folder: the output, {work.folder}, is no file system, where checkpoints could be: give a "
-                         "folder that all nodes see")  # fmt: skip
-    return Path(work.folder, "training")
-
-
-def dataset(rows: list[str], folder: Path, here: Here) -> pa.Table:
-    """The samples, listed once by one rank: those that go on later see the very same."""
-    kept = folder / "samples.parquet"
-    if here.rank == 0 and not kept.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        named = [uri for uri in rows if uri.lower().endswith((".tar", *samples.MOVING))]
-        tables = [samples.listed(named)] if named else []
-        tables += [samples.listed(uri) for uri in rows if uri not in named]
-        beside = kept.with_suffix(".part")
-        pq.write_table(pa.concat_tables(tables), beside)
-        beside.replace(kept)
-    dist.barrier(group=here.words)
-    return pq.read_table(kept)
-
-
-def plain(settings: TrainTokenizer) -> dict[str, Any]:
-    """As JSON has it."""
-    return msgspec.json.decode(msgspec.json.encode(settings, enc_hook=float))  # durations
-
-
-def identity(settings: TrainTokenizer, table: pa.Table) -> dict[str, Any]:
-    """What must be equal for a checkpoint to be continued."""
-    digest = hashlib.sha256()
-    for batch in table.select(["key", "frames", "fps", "height", "width"]).combine_chunks().to_batches():
-        digest.update(batch.serialize())
-    given = {name: value for name, value in plain(settings).items() if name not in settings.NEUTRAL}
-    return given | {"data": digest.hexdigest()[:16]}
 
 
 def first(settings: TrainTokenizer) -> CausalTokenizer:
@@ -524,7 +464,8 @@ def statistics(settings: TrainTokenizer, tokenizer: CausalTokenizer, batches: Ba
 def as_page(told: dict[str, Any], said: list[dict[str, Any]], folder: Path) -> str:
     last = told["last"]
     facts = {
-        "steps": f"{told['steps']:,}", "clips taken": f"{told['samples']:,}", "data set": told["clips"],
+        "steps": f"{told['steps']:,}", "clips taken": f"{told['samples']:,}",
+        "data set": ", ".join(f"{number} clips {name.replace('_', ' ')}" for name, number in told["clips"].items()),
         "parameters": f"{told['parameters']:,}", "ranks": told["ranks"], "steps left out (not finite)": told["skipped"],
         **{name: f"{last[name]:.4g}" for name in ("ema_psnr", "ema_ssim", "ema_perplexity") if name in last},
         "tokenizer": told["tokenizer"],
