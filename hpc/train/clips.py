@@ -1,0 +1,77 @@
+"""What trainers that learn from clips do alike around the loop: which data set it is, and which training goes on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch.distributed as dist
+
+from hpc.data.work import Work
+from hpc.train import samples
+from hpc.train.ranks import Here
+
+Upstream = Mapping[str, list[tuple[str, dict[str, str]]]]
+
+
+def freeze(settings: Any, upstream: Upstream, superseded: set[tuple[str, str]]) -> Iterator[list[Any]]:
+    """One shard: the tars of the needed data sets, or of a data set in another layout its folder; the inputs, where no
+    stage is needed. Raises ValueError where a needed stage made no data set."""
+    rows = []
+    for name, shards in upstream.items():
+        made = shards[0][1]
+        if name == "inputs":  # no stage is called so
+            rows += sorted({uri for _, uris in shards for uri in uris})
+            continue
+        if {".tar", ".parquet"} <= made.keys():
+            raise ValueError(f"{name} makes clips; training takes a data set of them: put a stage of kind curate.shard "
+                             f"with `needs: {name}` before this one, and need that")  # fmt: skip
+        if ".tar" in made:
+            rows += [files[".tar"] for _, files in shards]
+        else:
+            rows.append(next(iter(made.values())).rpartition("/")[0])
+    yield rows
+
+
+def place(settings: Any, work: Work) -> Path:
+    """Where checkpoints and metrics are while it trains. Raises ValueError for an output on S3 without `folder`."""
+    if settings.folder:
+        return Path(settings.folder).expanduser() / work.fingerprint
+    if "://" in work.folder:
+        raise ValueError(f"folder: the output, {work.folder}, is no file system, where checkpoints could be: give a "
+                         "folder that all nodes see")  # fmt: skip
+    return Path(work.folder, "training")
+
+
+def dataset(rows: list[str], folder: Path, here: Here) -> pa.Table:
+    """The samples, listed once by one rank: those that go on later see the very same."""
+    kept = folder / "samples.parquet"
+    if here.rank == 0 and not kept.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        named = [uri for uri in rows if uri.lower().endswith((".tar", *samples.MOVING))]
+        tables = [samples.listed(named)] if named else []
+        tables += [samples.listed(uri) for uri in rows if uri not in named]
+        beside = kept.with_suffix(".part")
+        pq.write_table(pa.concat_tables(tables), beside)
+        beside.replace(kept)
+    dist.barrier(group=here.words)
+    return pq.read_table(kept)
+
+
+def plain(settings: Any) -> dict[str, Any]:
+    """As JSON has it."""
+    return msgspec.json.decode(msgspec.json.encode(settings, enc_hook=float))  # durations
+
+
+def identity(settings: Any, table: pa.Table) -> dict[str, Any]:
+    """What must be equal for a checkpoint to be continued."""
+    digest = hashlib.sha256()
+    for batch in table.select(["key", "frames", "fps", "height", "width"]).combine_chunks().to_batches():
+        digest.update(batch.serialize())
+    given = {name: value for name, value in plain(settings).items() if name not in settings.NEUTRAL}
+    return given | {"data": digest.hexdigest()[:16]}
