@@ -14,13 +14,14 @@ import msgspec
 
 from hpc.batch import check
 from hpc.curate import settings as curate
+from hpc.evaluate import settings as evaluate
 from hpc.generate import settings as generate
 from hpc.prepare import settings as prepare
 from hpc.train import settings as train
 
 KINDS: dict[str, type] = {
     kind.KIND: kind
-    for module in (curate, prepare, train, generate)
+    for module in (curate, prepare, train, generate, evaluate)
     for kind in vars(module).values()
     if hasattr(kind, "KIND")
 }

@@ -225,8 +225,10 @@ def prepare(spec: Spec, cluster: Cluster, base: Path, *, on_slurm: bool, command
     total_bytes = sum(weights[s.id] for s in scope)
     for stage in stages.values():
         if stage.name in behind:
-            seconds = total_bytes / 2**30 * spec.stages[stage.domain].settings.SECONDS_PER_GIB
-            stage.width = 1 if is_gang(stage) else max(1, min(BARRIER_WIDTH, round(seconds / 60), len(scope)))
+            of = spec.stages[stage.domain].settings
+            seconds = total_bytes / 2**30 * of.SECONDS_PER_GIB
+            likely = getattr(of, "tasks", None) or max(1, min(BARRIER_WIDTH, round(seconds / 60), len(scope)))
+            stage.width = 1 if is_gang(stage) else min(likely, max_array)
     attempt_plan = AttemptPlan(
         run=run_.id, attempt=attempt.number, spec_hash=spec.hash, output=spec.output, created=time.time(),
         stages=list(stages.values()), groups=groups, domain_size=len(scope), scope="scope.txt", superseded=replaced,
