@@ -10,15 +10,24 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import runs
+import s3
+import told as told_server
+import torch
+import transformers
 import yaml
 
 from hpc.batch.kinds import settings_of
 from hpc.data import layers, storage, video
-from hpc.data.work import Work
-from hpc.evaluate import measure, merge
+from hpc.data.work import BadInput, Work
+from hpc.evaluate import frechet, measure, merge, pairs
+from hpc.evaluate.films import Film
+from hpc.evaluate.pairs import Place
+from hpc.evaluate.settings.videos import Question
+from hpc.models import backbones, vlm
 
 HEIGHT, WIDTH, FRAMES, FILMS = 96, 128, 9, 5
 pytest.importorskip("cv2")
@@ -187,6 +196,240 @@ def test_a_tar_of_generated_videos_and_views_of_a_scene(tmp_path: Path) -> None:
     assert found["good.left"]["cse"] < 1 and found["good.left"]["cse_pairs"] == 1
     assert not found["bad.left"]["cse_pairs"] or found["bad.left"]["cse_mean"] > 5
     assert len(list((tmp_path / "out").glob("scores-measure@v1/*.npz"))) == 2, "scenes stay whole"
+
+
+def test_what_a_stage_made_and_did_not_make(tmp_path: Path) -> None:
+    """Tars and tables as generate.diffusion and curate.clips write them; pairs by name."""
+    from hpc.generate.diffusion import SCHEMA
+
+    whole = film(tmp_path / "one.mp4", pictures(1)).read_bytes()
+    with layers.TarWriter(tmp_path / "g.tar") as tar:
+        offset, size = tar.add("u1", {".mp4": whole}).members[".mp4"]
+    layers.write_table(tmp_path / "g.parquet", [
+        {"name": "u1", "mp4_offset": offset, "mp4_size": size}, {"name": "u2", "why": "bad-size"},
+    ], {}, SCHEMA)  # fmt: skip
+    told = (("u1", "keep", "new"), ("u2", "keep", "new"), ("u3", "static", "new"), ("u4", "keep", "old"))
+    clips = [{"uuid": uuid, "verdict": verdict, "source": "s", "etag": etag, "cameras": None, "mp4_offset": offset,
+              "mp4_size": size} for uuid, verdict, etag in told]  # fmt: skip
+    layers.write_table(tmp_path / "c.parquet", clips, {})
+    shutil.copy(tmp_path / "g.tar", tmp_path / "c.tar")
+    needed = {name: [("000000", {end: str(tmp_path / f"{name}{end}") for end in (".tar", ".parquet")})]
+              for name in ("g", "c")}  # fmt: skip
+    settings = settings_of("evaluate.videos-measure", {"real": "c"})
+    [some] = pairs.freeze(settings, needed, {("s", "old")})
+    found = {one.name: one for one in msgspec.convert(some, list[pairs.Pair])}
+    assert set(found) == {"u1", "u2"}, "what was dropped, and clips of inputs that were replaced, are none"
+    assert found["u1"].generated == Place(str(tmp_path / "g.tar"), offset, size)
+    assert found["u1"].real == Place(str(tmp_path / "c.tar"), offset, size)
+    assert found["u2"].generated == Place(str(tmp_path / "g.tar"), why="not-made: bad-size")
+    with pytest.raises(ValueError, match="no stage in `needs` beside that of the generated videos is called so"):
+        next(pairs.freeze(msgspec.structs.replace(settings, real="x"), needed, set()))
+    with pytest.raises(ValueError, match="of generated videos there is one stage"):
+        next(pairs.freeze(msgspec.structs.replace(settings, real=None), needed, set()))
+
+
+def test_a_video_that_was_cut_short_is_broken(tmp_path: Path) -> None:
+    """Its head says how many frames there are."""
+    path = film(tmp_path / "a.mp4", pictures(1, frames=40))
+    data = bytearray(path.read_bytes())
+    at = data.index(b"mdat") + 4
+    data[at + (len(data) - at) // 2 :] = bytes(len(data) - at - (len(data) - at) // 2)
+    path.write_bytes(data)
+    with pytest.raises(BadInput, match=r"a: \d+ of 40 frames can be decoded") as error:
+        Film(Place(str(path)), "a")
+    assert error.value.bad.reason == "damaged"
+    with pytest.raises(BadInput, match="was there when the run was planned"):
+        Film(Place(str(tmp_path / "b.mp4")), "b")
+    whole = film(tmp_path / "c.mp4", pictures(1))
+    with pytest.raises(BadInput) as error:
+        Film(Place(str(whole), etag="another"), "c")
+    assert error.value.bad.reason == "changed-since-planned"
+
+
+def test_frames_of_the_same_times_are_compared(tmp_path: Path) -> None:
+    """The real film has twice as many frames a second, and is larger; skipping leaves out what was given."""
+    slow = film(tmp_path / "slow.mp4", pictures(1, frames=8)[::2], fps=8)
+    fast = film(tmp_path / "fast.mp4", np.kron(pictures(1, frames=8), np.ones((1, 2, 2, 1), np.uint8)), fps=16)
+    one, other = (Film(Place(str(path)), path.stem) for path in (slow, fast))
+    found = measure.compared(one, other, 1, "cpu", lambda: None)
+    assert found["compared"] == 3 and found["psnr"] > 28
+    assert measure.compared(one, other, 4, "cpu", lambda: None) == {"compared": 0}
+    still = film(tmp_path / "still.mp4", np.repeat(pictures(1)[:1], 8, 0), fps=16)
+    assert measure.compared(one, Film(Place(str(still)), "s"), 1, "cpu", lambda: None)["psnr"] < found["psnr"] - 5
+
+
+def test_a_model_is_asked(films: Path, tmp_path: Path) -> None:
+    with told_server.server({0: "Yes, it looks real.", 255: "no"}) as there:
+        direct(tmp_path, films / "generated", sampson=None, frechet={}, vlm={
+            "model": "m", "endpoint": {"url": there.url},
+            "questions": {"real": {"ask": "Does it look real?"}, "score": {"ask": "How real?", "answer": "score"}},
+        })  # fmt: skip
+        assert there.prompts == {"Does it look real? Answer with yes or no.",
+                                 "How real? Answer with one number from 1 to 5, and nothing else."}  # fmt: skip
+    found = figures(tmp_path)
+    grey = {name: row["answers"][0]["value"] for name, row in rows(tmp_path).items() if row["answers"]}
+    assert len(grey) == 6 and found["model: real"]["value"] == pytest.approx(np.mean(list(grey.values())))
+    assert found["model: score"]["value"] is None and "6 of 6 answers were not" in found["model: score"]["note"]
+    assert found["model: real"]["n"] == 6
+    [page] = (tmp_path / "out").glob("scores@v*/page.html")
+    assert "real: <b>1</b>" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "value"),
+    [
+        ("Yes.", "yes-no", 1), ("no, the hand has six fingers", "yes-no", 0), ("maybe", "yes-no", None),
+        ("<think>no</think><answer>yes</answer>", "yes-no", 1), ("4", "score", 4), ("Score: 3.5.", "score", 3.5),
+        ("4/5", "score", 4), ("2 out of 5", "score", 2), ("7", "score", None), ("between 2 and 3", "score", None),
+        ("none", "score", None),
+    ],
+)  # fmt: skip
+def test_answers_are_understood_or_not(answer: str, kind: Any, value: float | None) -> None:
+    question = Question(ask="?", answer=kind)
+    assert measure.understood(vlm.Answer(answer, "success"), "q", question) == value
+    assert measure.understood(vlm.Answer(answer, "refused"), "q", question) is None
+
+
+def test_on_s3(films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with s3.moto() as server:
+        for name, value in server.env.items():
+            monkeypatch.setenv(name, value)
+        for side in ("generated", "real"):
+            for i in (0, 1):
+                storage.put(f"s3://bucket/{side}/clip-{i}.mp4", films / side / f"clip-{i}.mp4")
+        storage.put("s3://bucket/pairs.jsonl", b'{"generated": "clip-0", "real": "real/clip-1.mp4"}\n')
+        uris = {entry.uri: entry.etag for entry in storage.listing("s3://bucket/generated")}
+        settings = settings_of("evaluate.videos-measure", {"real": "s3://bucket/real"})
+        [some] = pairs.freeze(settings, {"inputs": [("000000", uris)]}, set())
+        assert [one[0] for one in some] == ["clip-0", "clip-1"]
+        film = Film(msgspec.convert(some[0][2], Place), "clip-0")
+        assert film.frames == FRAMES and film.sample([0, 3], 48, 64).shape == (2, 48, 64, 3)
+        named = msgspec.structs.replace(settings, real=None, pairs="s3://bucket/pairs.jsonl")
+        [some] = pairs.freeze(named, {"inputs": [("000000", uris)]}, set())
+        assert some[0][2][0] == "s3://bucket/real/clip-1.mp4"
+
+
+# Networks
+
+
+class I3D(torch.nn.Module):
+    """Takes what the published archive takes."""
+
+    def forward(self, x: torch.Tensor, rescale: bool = True, resize: bool = True, return_features: bool = False) -> Any:
+        assert not rescale and not resize and return_features and x.shape[1:] == (3, 16, 224, 224)
+        return torch.nn.functional.pad(x.mean((2, 3, 4)), (0, 397))
+
+
+class Inception(torch.nn.Module):
+    def forward(self, x: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+        assert return_features and x.dtype == torch.uint8 and x.shape[1] == 3
+        return torch.nn.functional.pad(x.float().mean((2, 3)), (0, 2045))
+
+
+class Colours:
+    dim, clip, whole, size = 3, 2, False, (8, 8)
+
+    def __call__(self, pictures_NTHWC: torch.Tensor) -> torch.Tensor:
+        return pictures_NTHWC.float().mean((1, 2, 3))
+
+
+def colours(device: str) -> Colours:
+    return Colours()
+
+
+def test_archives_and_functions_are_networks(films: Path, tmp_path: Path) -> None:
+    archives = {}
+    for made in (I3D(), Inception()):
+        archives[type(made).__name__.lower()] = tmp_path / f"{type(made).__name__}.pt"
+        torch.jit.script(made).save(tmp_path / f"{type(made).__name__}.pt")
+    direct(tmp_path, films / "generated", real=str(films / "real"), sampson=None, quality=False, shown=0, frechet={
+        **{name: {"network": name, "weights": str(path)} for name, path in archives.items()},
+        "mine": {"network": "test_evaluate:colours", "per_video": 4},
+    })  # fmt: skip
+    found = figures(tmp_path)
+    assert set(found) == {"Fréchet: i3d", "Fréchet: inception", "Fréchet: mine"}
+    counts = {name: re.findall(r"(\d+) generated and (\d+) real", one["note"])[0] for name, one in found.items()}
+    assert counts == {"Fréchet: i3d": ("6", "7"), "Fréchet: inception": (str(6 * FRAMES), str(7 * FRAMES)),
+                      "Fréchet: mine": ("24", "28")}  # fmt: skip
+    assert found["Fréchet: inception"]["band"] and not found["Fréchet: mine"]["band"]
+    grey = [np.stack([Film(Place(str(path)), "f").sample(list(range(FRAMES)), HEIGHT, WIDTH) for path in
+                      sorted((films / side).glob("*.mp4")) if (side, path.stem) != ("generated", "torn")])
+            for side in ("generated", "real")]  # fmt: skip
+    means = [np.float32(side.astype(np.float32).mean((2, 3))).reshape(-1, 3) for side in grey]
+    known = frechet.of_moments(*(x for m in means for x in (m.mean(0, dtype=float), np.cov(m.T.astype(float)))))
+    assert found["Fréchet: inception"]["value"] == pytest.approx(known, rel=1e-3)
+    (tmp_path / "no.pt").write_bytes(b"no")
+    with pytest.raises(RuntimeError, match=r"no.pt is no TorchScript archive"):
+        backbones.load("i3d", (str(tmp_path / "no.pt"), "x"))
+    with pytest.raises(TypeError, match="lacks dim, clip, whole, size"):
+        backbones.load("collections:Counter", None)
+    with pytest.raises(ValueError, match="importable here"):
+        backbones.load("test_evaluate:missing", None)
+
+
+def test_models_of_transformers_are_networks(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    mae = transformers.VideoMAEConfig(image_size=32, patch_size=16, num_frames=4, tubelet_size=2, decoder_hidden_size=8,
+                                      decoder_num_attention_heads=2, decoder_num_hidden_layers=1,
+                                      decoder_intermediate_size=8, **sizes)  # fmt: skip
+    transformers.VideoMAEForPreTraining(mae).save_pretrained(tmp_path / "mae")
+    vit = transformers.Dinov2Config(image_size=28, patch_size=14, mlp_ratio=1, **sizes)
+    transformers.Dinov2Model(vit).save_pretrained(tmp_path / "dino")
+    rng = np.random.default_rng(0)
+    for name, clip, side in (("mae", 4, 32), ("dino", 1, 28)):
+        network = backbones.load(str(tmp_path / name), None)
+        assert (network.dim, network.clip, network.size) == (16, clip, (side, side))
+        pictures_NTHWC = torch.from_numpy(rng.integers(0, 256, (3, clip, side, side, 3), np.uint8))
+        features = network(pictures_NTHWC)
+        assert features.shape == (3, 16) and torch.allclose(features[1:2], network(pictures_NTHWC[1:2]), atol=1e-5)
+        assert (features[0] - features[1]).abs().max() > 1e-3
+    scaled = (pictures_NTHWC[:, 0].permute(0, 3, 1, 2) / 255 - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / (
+        torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    )
+    with torch.inference_mode():
+        known = transformers.Dinov2Model.from_pretrained(tmp_path / "dino")(scaled).pooler_output
+    assert torch.allclose(known, features, atol=1e-6)
+
+
+def test_which_frames_a_network_sees() -> None:
+    seen = backbones.observed
+    colours = Colours()
+    assert seen(colours, 9, None) == [[0, 1]] and seen(colours, 9, 3) == [[0, 1], [4, 5], [7, 8]]
+    assert seen(colours, 1, 3) == [[0, 0]] and seen(colours, 3, 50) == [[0, 1], [1, 2]]
+    [spread] = seen(backbones.Perceptual(), 320, 5)
+    assert len(spread) == 32 and spread[0] == 5 and spread[-1] == 315
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"real": "../x/y"}, "a place begins with /"),
+        ({"pairs": "/x.csv"}, "is no .jsonl"),
+        ({"frechet": {"a": {"network": "i4d"}}}, "none of perceptual, i3d, inception"),
+        ({"frechet": {"a": {"network": "inception"}}}, "inception has none of its own"),
+        ({"frechet": {"a": {"network": "perceptual", "weights": "/x"}}}, "perceptual takes none"),
+        ({"sampson": {"views": "{scene}"}}, "each once"),
+        ({"sampson": {"overlap": [["a", "b"]]}}, "without `views`"),
+        ({"vlm": {"questions": {"q": {"ask": "?", "low": 5}}}}, "is not above low"),
+    ],
+)
+def test_settings_that_do_not_go_together_say_so(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(words)):
+        settings_of("evaluate.videos", values)
+
+
+def test_models_are_named() -> None:
+    networks = {"fvd": "i3d", "mae": "MCG-NJU/videomae-base", "p": "perceptual"}
+    settings = settings_of("evaluate.videos", {
+        "frechet": {name: {"network": network} for name, network in networks.items()},
+        "vlm": {"questions": {"q": {"ask": "?"}}, "model": "a/b"},
+    })  # fmt: skip
+    assert settings.models() == {"flateon/FVD-I3D-torchscript": ("i3d_torchscript.pt",), "MCG-NJU/videomae-base": (),
+                                 "a/b": ()}  # fmt: skip
 
 
 def test_a_page_in_a_browser(done: Path, tmp_path: Path) -> None:
