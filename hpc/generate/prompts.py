@@ -4,7 +4,8 @@
                    "seed"?, "guidance"?, "negative_prompt"?, "num_output_frames"?, "resolution"?: "704,1280"}
                   or, as later versions have it, such an object for each sample, with "name"; or a list of them
     Predict2      [{"input_video": path, "prompt": text, "output_video": name}, ...]
-    Predict1      a .jsonl with a line {"prompt": text, "visual_input"?: path} for each
+    Predict1      a .jsonl with a line {"prompt": text, "visual_input"?: path} for each; of autoregressive models
+                  without prompts {"visual_input": path}
 
 Paths count from the file's folder. A .jsonl with `visual_input` that is the spec's `inputs` itself is a list of those
 pictures and videos, each with its prompt. cosmos_predict2.5 50369b8: config.py; cosmos_predict2 661da47:
@@ -13,6 +14,7 @@ examples/video2world.py; cosmos_predict1 4ed35fa: diffusion/inference/
 
 from __future__ import annotations
 
+import functools
 import json
 import posixpath
 import re
@@ -25,7 +27,8 @@ import msgspec
 
 from hpc.data import storage
 from hpc.data.work import Bad, BadInput, Made, Work
-from hpc.generate.settings.diffusion import PICTURES, Prompts
+from hpc.generate.settings.ar import ArPrompts
+from hpc.generate.settings.diffusion import PICTURES, VIDEOS, Prompts
 
 GIVEN = {"text2world": 0, "image2world": 1, "video2world": 2}
 """Latent frames that a video goes on from."""
@@ -55,12 +58,13 @@ class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
     size: tuple[int, int] | None = None
 
 
-def start(settings: Prompts) -> Callable[[Work], Made]:
-    return process
+def start(settings: Prompts | ArPrompts) -> Callable[[Work], Made]:
+    return functools.partial(process, wordless=isinstance(settings, ArPrompts))
 
 
-def process(work: Work) -> Made:
-    """Make one shard. What is no file of prompts is refused, with every prompt in it."""
+def process(work: Work, wordless: bool = False) -> Made:
+    """Make one shard. What is no file of prompts is refused, with every prompt in it. wordless: pictures and videos are
+    prompts without words, too."""
     bad: list[Bad] = []
     found: list[Request] = []
     counts = {"files": 0, "prompts": 0, "media_without_prompt": 0}
@@ -70,9 +74,10 @@ def process(work: Work) -> Made:
         try:
             with work.on(item):
                 if item.uri.lower().endswith((".json", ".jsonl")):
-                    found += requests(storage.read(item.uri, etag=item.version), item.uri, item.etag)
-                elif item.caption:
-                    found.append(request({"prompt": item.caption, "visual_input": item.uri}, item.uri, item.etag, ""))
+                    found += requests(storage.read(item.uri, etag=item.version), item.uri, item.etag, wordless)
+                elif item.caption or (wordless and item.uri.lower().endswith((*PICTURES, *VIDEOS))):
+                    values = {"prompt": item.caption or None, "visual_input": item.uri}
+                    found.append(request(values, item.uri, item.etag, "", wordless=wordless))
                 else:  # of a folder: a file of prompts may name it
                     counts["media_without_prompt"] += 1
         except BadInput as error:
@@ -115,8 +120,9 @@ def planned(found: Iterable[Request], per_shard: int) -> Iterator[list[Any]]:
         yield rows
 
 
-def requests(data: bytes, uri: str, etag: str) -> list[Request]:
-    """Of a file of prompts. Raises BadInput."""
+def requests(data: bytes, uri: str, etag: str, wordless: bool = False) -> list[Request]:
+    """Of a file of prompts. wordless: a picture or a video to go on from is enough. Raises BadInput."""
+    one_of = functools.partial(request, wordless=wordless)
     stem = PurePosixPath(uri).stem
     try:
         if uri.lower().endswith(".jsonl"):
@@ -129,17 +135,17 @@ def requests(data: bytes, uri: str, etag: str) -> list[Request]:
         raise BadInput(uri, "no-json", str(error)) from error
     if isinstance(parsed, list):
         names = [f"{stem}_{i:06}" if len(parsed) > 1 else stem for i in range(1, len(parsed) + 1)]
-        return [request(one, uri, etag, name, where) for name, (where, one) in zip(names, parsed, strict=True)]
+        return [one_of(one, uri, etag, name, where) for name, (where, one) in zip(names, parsed, strict=True)]
     if isinstance(parsed, dict) and isinstance(parsed.get("samples"), dict):
         common = {key: value for key, value in parsed.items() if key != "samples"}
         _known(common, COMMON, uri, "")
-        return [request(common | {"name": name} | one, uri, etag, stem, f"sample {name}")
+        return [one_of(common | {"name": name} | one, uri, etag, stem, f"sample {name}")
                 if isinstance(one, dict) else _refuse(uri, f"sample {name}", one)
                 for name, one in parsed["samples"].items()]  # fmt: skip
-    return [request(parsed, uri, etag, stem)]
+    return [one_of(parsed, uri, etag, stem)]
 
 
-def request(values: Any, uri: str, etag: str, name: str, where: str = "") -> Request:
+def request(values: Any, uri: str, etag: str, name: str, where: str = "", wordless: bool = False) -> Request:
     """Of one object. Raises BadInput."""
     if not isinstance(values, dict):
         _refuse(uri, where, values)
@@ -156,7 +162,9 @@ def request(values: Any, uri: str, etag: str, name: str, where: str = "") -> Req
         raise BadInput(uri, "no-prompt", _at(where, str(error))) from error
     if media and there is None:
         raise BadInput(uri, "missing-media", _at(where, f"there is no {media}"))
-    if not isinstance(prompt, str) or not prompt.strip():
+    if wordless and media and not prompt:
+        prompt = ""
+    elif not isinstance(prompt, str) or not prompt.strip():
         raise BadInput(uri, "no-prompt", _at(where, "it has neither a prompt nor a prompt_path with words"))
     kind = values.get("inference_type")
     if kind is not None and kind not in GIVEN:
