@@ -152,7 +152,7 @@ def find(args: argparse.Namespace) -> Run:
 
 
 def check(args: argparse.Namespace) -> int:
-    from hpc.batch import inputs, prepare, slurm
+    from hpc.batch import container, inputs, prepare, slurm
 
     facts, lines, status = [], [], 0
     for spec in load(args):
@@ -160,6 +160,8 @@ def check(args: argparse.Namespace) -> int:
         where = prepare.domains(spec)
         for stage in spec.stages.values():
             cluster.resources(stage)
+        if spec.cluster != "local":
+            container.check(spec, cluster, args.runs)
         os.environ.update(cluster.env | spec.env)
         suffixes = tuple(x for s in spec.stages.values() if not s.needs for x in s.settings.INPUT_SUFFIXES)
         listing = inputs.resolve(spec.inputs, suffixes)

@@ -108,7 +108,7 @@ override 2: 'nonsense' is not KEY=VALUE, such as stages.clips.split.min_clip=3s"
 
 def test_classic_mistakes_are_all_reported_at_once(tmp_path: Path) -> None:
     found = errors(tmp_path, CLASSIC, "stages.cut.split.crp=1s", "nonsense")
-    keys = ("kind", "needs", "resources", "required", "throttle", "starts", *Clips.__struct_fields__)
+    keys = ("kind", "needs", "resources", "required", "throttle", "starts", "image", *Clips.__struct_fields__)
     expected = ALL_AT_ONCE.replace("KINDS", ", ".join(KINDS)).replace("CLIPS", ", ".join(keys))
     assert found == expected.replace("SPLIT", ", ".join(type(Clips().split).__struct_fields__))
 

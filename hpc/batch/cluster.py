@@ -19,7 +19,7 @@ from msgspec import Meta, Struct
 
 from hpc.batch import check, yaml_lines
 from hpc.batch.kinds import KINDS
-from hpc.batch.spec import Count, Mail, Resources, Stage, Variable
+from hpc.batch.spec import Count, Image, Mail, Resources, Stage, Variable
 from hpc.batch.yaml_lines import Node, Problem, SpecErrors
 from hpc.data.units import Bytes, Seconds
 
@@ -34,6 +34,8 @@ OWN: dict[str, str] = {
         "mail-user mail-type": "give `mail`: one mail per run, never one per task",
         "cpus-per-task mem mem-per-cpu mem-per-gpu gpus gpus-per-node gpus-per-task gres nodes time":
             "give it in the stage's `resources`, or under `stages` in the preset",
+        "container-image container-mounts container-workdir container-env container-mount-home no-container-mount-home":
+            "give `image` and `mounts`",
         "exclude nodelist": "hpc excludes nodes that failed; give `constraint` or `reservation` to choose nodes",
     }.items()
     for name in names.split()
@@ -44,6 +46,8 @@ Option = Annotated[
     str, Meta(pattern=r"^[a-z]+(-[a-z]+)*$", description="a long option of sbatch without the dashes, e.g. `licenses`")
 ]
 Name = Annotated[str, Meta(min_length=1, pattern=r"^[^\s]+$", description="a name without spaces")]
+Mount = Annotated[str, Meta(pattern=r"^/[^\s:,]*(:/[^\s:,]*(:[a-z+-]+)?)?$",
+                            description='SRC, SRC:DST or SRC:DST:ro, absolute paths without spaces, e.g. "/lustre"')]
 
 
 class Placement(Struct, frozen=True, kw_only=True):
@@ -63,6 +67,10 @@ class Placement(Struct, frozen=True, kw_only=True):
     """Workload key, at sites that account by it."""
     gpu_type: Name | None = None
     """Type of GPU as the site calls it: --gres=gpu:h100:8. null: any."""
+    image: Image | None = None
+    """Container image that stages start from (pyxis/enroot): a .sqsh file that all nodes see, made by
+    sbatch/image.sbatch. A stage's own `image` in the spec wins. "none": outside of containers, as where nothing is
+    given. hpc's own small jobs are always outside."""
 
 
 class Override(Placement, frozen=True, kw_only=True):
@@ -78,6 +86,8 @@ class Override(Placement, frozen=True, kw_only=True):
     """See the preset's `memory_per_node`."""
     sbatch: dict[Option, str | bool] = {}
     """More options of sbatch, on top of the preset's."""
+    mounts: list[Mount] = []
+    """More mounts, on top of the preset's."""
     cpus: Count | None = None
     """Per worker, instead of the spec's, as are the following."""
     memory: Bytes | None = None
@@ -129,6 +139,9 @@ class ClusterFile(Placement, frozen=True, kw_only=True):
     """Path of the Python interpreter on the compute nodes. null: the one that submits."""
     scratch: Annotated[str, Meta(pattern=r"^/", description="an absolute path")] | None = None
     """Node-local folder for files in the making. null: the node's TMPDIR, else /tmp."""
+    mounts: list[Mount] = []
+    """What containers see beside the run folder and `scratch`: inputs, outputs, caches, credentials. SRC, SRC:DST or
+    SRC:DST:ro, e.g. ["/lustre/data", "/lustre/hf:/lustre/hf:ro", "/home/me/.aws:/root/.aws:ro"]."""
     mail: Mail | None = None
     """Who gets the mail of a run whose spec names nobody."""
     rates: Rates | None = None
@@ -155,7 +168,8 @@ class Cluster(ClusterFile, frozen=True, kw_only=True):
         for key in _called(kind, name):
             if override := self.stages.get(key):
                 sbatch = changes.get("sbatch", self.sbatch) | override.sbatch
-                changes |= _given(override, Cluster) | {"sbatch": sbatch}
+                mounts = [*changes.get("mounts", self.mounts), *override.mounts]
+                changes |= _given(override, Cluster) | {"sbatch": sbatch, "mounts": mounts}
         return msgspec.structs.replace(self, **changes)
 
     def resources(self, stage: Stage) -> Resources:

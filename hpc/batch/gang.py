@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -30,6 +31,8 @@ ECHOES = ("closed by peer", "reset by peer", "remote process", "remoteerror", "b
 """Words of errors that ranks meet because another one is gone: gloo's, NCCL's, the store's."""
 LEAVE_SECONDS = 5
 """After one rank failed the others get so long before they are killed."""
+IMAGE_PYTHON = "python3"
+"""In every image."""
 NONE = "none"
 """Instead of the name of a checkpoint."""
 TAKEN_AWAY = ("PREEMPTED", "REQUEUED")
@@ -40,14 +43,15 @@ def is_gang(stage: StagePlan) -> bool:
     return "gang" in stage.phases
 
 
-def command(stage: StagePlan, on_slurm: bool) -> list[str]:
-    """What starts the process, or the ranks, of a stage."""
+def command(stage: StagePlan, on_slurm: bool, container: Sequence[str] = ()) -> list[str]:
+    """What starts the process, or the ranks, of a stage. container: pyxis's options for ranks in containers."""
     if not is_gang(stage):
         return [sys.executable, *RUNNER]
     r = stage.resources
     if on_slurm:
-        ranks = [sys.executable, "-m", "hpc.batch.rank", "--", *RUNNER]
-        return slurm.step(ranks, nodes=r.nodes, tasks_per_node=r.workers, cpus_per_task=r.cpus)
+        python = IMAGE_PYTHON if container else sys.executable
+        ranks = [python, "-m", "hpc.batch.rank", "--", *RUNNER]
+        return slurm.step(ranks, nodes=r.nodes, tasks_per_node=r.workers, cpus_per_task=r.cpus, container=container)
     return [sys.executable, "-m", "hpc.batch.gang", str(r.nodes * r.workers)]
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from hpc.batch import check, failure, inputs, jsons, ledger, plan, records, run, script, slurm
+from hpc.batch import check, container, failure, inputs, jsons, ledger, plan, records, run, script, slurm
 from hpc.batch.cluster import Cluster
 from hpc.batch.gang import is_gang
 from hpc.batch.run import Attempt, AttemptPlan, Run, StagePlan
@@ -157,6 +157,13 @@ def prepare(spec: Spec, cluster: Cluster, base: Path, *, on_slurm: bool, command
     Raises inputs.InputError, ledger.Grown, slurm.SlurmError, ValueError; nothing is written then but the run folder.
     """
     where = domains(spec)
+    if on_slurm:
+        try:
+            container.check(spec, cluster, base)
+        except ValueError as error:  # a dry run may be read where images and mounts are not
+            if not dry:
+                raise
+            print(error, file=sys.stderr)
     firsts = [s for s in spec.stages.values() if not s.needs]
     suffixes = tuple(dict.fromkeys(x for s in firsts for x in s.settings.INPUT_SUFFIXES))
     listing = inputs.resolve(spec.inputs, suffixes)
@@ -243,7 +250,7 @@ def prepare(spec: Spec, cluster: Cluster, base: Path, *, on_slurm: bool, command
     attempt.write_rows("inputs", rows)
     run_.spec.write_text(text(spec))
     run.snapshot(attempt, _foreign_code(spec))
-    run.provenance(attempt, spec.hash, command)
+    run.provenance(attempt, spec.hash, command, container.facts(spec, cluster) if on_slurm else {})
     jsons.write(attempt.folder / "cluster.json", cluster)
     script.write(run_, attempt, attempt_plan, spec, cluster, max_array, exclude)
     run.finish(attempt, attempt_plan)

@@ -27,6 +27,7 @@ from array import array
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -258,7 +259,7 @@ def snapshot(attempt: Attempt, extra: Iterable[Path] = ()) -> None:
             shutil.copy2(path, attempt.code / path.name)
 
 
-def provenance(attempt: Attempt, spec_hash: str, command: list[str]) -> None:
+def provenance(attempt: Attempt, spec_hash: str, command: list[str], images: dict[str, Any]) -> None:
     """Who made this, with what: provenance.json, and code.diff when the checkout had changes."""
     packages = {}
     for name in ("hpc", "torch", "numpy", "av", "pyarrow", "webdataset", "submitit", "boto3", "msgspec"):
@@ -281,7 +282,7 @@ def provenance(attempt: Attempt, spec_hash: str, command: list[str]) -> None:
         "python": {"version": platform.python_version(), "path": sys.executable},
         "platform": platform.platform(),
         "packages": packages,
-        "image": os.environ.get("HPC_IMAGE", ""),
+        "images": images,
     }
     jsons.write(attempt.folder / "provenance.json", facts)
 

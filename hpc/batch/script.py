@@ -15,6 +15,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from hpc.batch import container
 from hpc.batch.cluster import Cluster
 from hpc.batch.gang import is_gang
 from hpc.batch.plan import Chunk, chunks
@@ -152,11 +153,11 @@ def resource_flags(stage: StagePlan, cluster: Cluster, memory: float = 1.0, time
     return flags
 
 
-def job_flags(run: Run, plan: AttemptPlan, stage: str, job: str) -> list[str]:
-    """What every job of a run has in common."""
+def job_flags(run: Run, plan: AttemptPlan, stage: str, job: str, export: str = "") -> list[str]:
+    """What every job of a run has in common. export: more of the environment, NAME=VALUE."""
     return [
         f"--job-name={run.id}/{job}", f"--comment={comment(run, plan, stage)}", "--requeue", "--open-mode=append",
-        "--export=ALL", f"--chdir={run.folder}",
+        f"--export=ALL{',' * bool(export)}{export}", f"--chdir={run.folder}",
     ]  # fmt: skip
 
 
@@ -174,6 +175,9 @@ def write(run: Run, attempt: Attempt, plan: AttemptPlan, spec: Spec, cluster: Cl
           exclude: dict[str, list[str]]) -> None:  # fmt: skip
     """Write submit.sh."""
     env = environment(spec, cluster, attempt)
+    images = {name: container.image_of(stage, cluster) for name, stage in spec.stages.items()}
+    if any(images.values()):
+        env = container.DRIVER | env
     names = list(spec.secrets)
     secrets = ["secrets() {"]
     secrets += [f"    printf '%s\\0' {name}=\"${{{name}:?set this secret before you submit}}\"" for name in names]
@@ -203,7 +207,7 @@ def write(run: Run, attempt: Attempt, plan: AttemptPlan, spec: Spec, cluster: Cl
             f"{variable}=$(job {quote(stage)} {phase} {chunk.first_row} {chunk.tasks} \\\n    "
             + " \\\n    ".join(words)
             + f' \\\n    "$scripts"/{script} "$run" '
-            + " ".join(quote(a) for a in args)
+            + " ".join(f"\\\n    {quote(a)}" if str(a).startswith("--") else quote(a) for a in args)
             + ")"
         )
         variables.append(variable)
@@ -219,17 +223,23 @@ def write(run: Run, attempt: Attempt, plan: AttemptPlan, spec: Spec, cluster: Cl
     def array(stage: StagePlan, chunk: Chunk, dependency: list[str], memory: float = 1.0,
               time: float = 1.0) -> str:  # fmt: skip
         throttle = f"%{max(1, stage.throttle // arrays[stage.name])}" if stage.throttle else ""
+        image, by, inside, signalled, export = images[stage.name], "array.sbatch", [], "B:", ""
+        if image:
+            inside = container.options(run, attempt, image, cluster.for_stage(stage.name, stage.kind), [*env, *names])
+            export = container.visible_gpus(stage.resources.gpus)
+            if not is_gang(stage):  # the launcher of ranks is outside; other workers are in a step, which is signalled
+                by, signalled = "container.sbatch", ""
         flags = [
             *resource_flags(stage, cluster, memory, time),
-            *job_flags(run, plan, stage.name, stage.name),
-            f"--signal=B:USR2@{warning(stage.resources.time)}",
+            *job_flags(run, plan, stage.name, stage.name, export),
+            f"--signal={signalled}USR2@{warning(stage.resources.time)}",
             f"--array=0-{chunk.tasks - 1}{throttle}",
             f"--output={output(run, stage.name, '%A_%a.out')}",
             *([f"--exclude={','.join(exclude[stage.name])}"] if exclude.get(stage.name) else []),
             *dependency,
         ]
-        args = [stage.name, attempt.number, chunk.first_row]
-        return submit(stage.name, "map", chunk, flags, "array.sbatch", args)
+        args = [stage.name, attempt.number, chunk.first_row, *inside]
+        return submit(stage.name, "map", chunk, flags, by, args)
 
     for group in plan.groups:
         words = f"{group.shards} shards, about {seconds(group.task_seconds)} a task"

@@ -36,6 +36,11 @@ StageName = Annotated[
 Variable = Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="the name of an environment variable")]
 Uri = Annotated[str, Meta(min_length=1, description="a path or an s3:// URI")]
 Mail = Annotated[str, Meta(pattern=r"^[^\s,@-][^\s,@]*(@[^\s,@]+)?$", description="a mail address")]
+NO_IMAGE = "none"
+Image = Annotated[
+    str,
+    Meta(pattern=r"^(none|/[^\s:,]+)$", description='the absolute path of an image (.sqsh), without spaces, or "none"'),
+]
 RESERVED = ("inputs", "report", "barrier")
 """Not names of stages: the shards of the inputs, the report job's logs, the presets' word for barrier jobs."""
 Kind = Annotated[str, Meta(description=f"the kind of the stage: {', '.join(KINDS)}, or package.module:Class")]
@@ -94,6 +99,9 @@ class StageBlock(Struct, frozen=True, kw_only=True):
     starts: Count = STARTS
     """Stages that train only: starts in a row without a new checkpoint, after which it fails. Those that Slurm ended by
     preemption are not counted."""
+    image: Image | None = None
+    """Container image that the stage starts from (pyxis/enroot), instead of the cluster preset's; "none": it runs
+    outside of containers. Has no effect on this machine (`hpc run`)."""
 
 
 class Stage(Struct, frozen=True, kw_only=True):
@@ -106,6 +114,7 @@ class Stage(Struct, frozen=True, kw_only=True):
     required: float = 0.95
     throttle: int | None = None
     starts: int = STARTS
+    image: str | None = None
     settings: Any
     """Of the stage's kind, e.g. hpc.curate.settings.Clips."""
 
@@ -272,7 +281,8 @@ def _file(spec: Spec) -> dict[str, Any]:
     stages = {}
     for name, stage in plain["stages"].items():
         settings = stage.pop("settings")
-        stages[name] = {key: value for key, value in stage.items() if key != "name"} | settings
+        common = {key: value for key, value in stage.items() if key != "name" and (key, value) != ("image", None)}
+        stages[name] = common | settings
     first = {"name": plain["name"], "inputs": plain["inputs"], "output": plain["output"], "stages": stages}
     return first | {key: plain[key] for key in ("cluster", "shards", "env", "secrets", "retries", "notify")}
 
@@ -352,7 +362,7 @@ def _stages(node: Node, problems: list[Problem]) -> dict[str, Stage]:
             continue
         own = {f.name: values[f.name] for f in msgspec.structs.fields(struct)}
         settings = check.build(struct, own, block, where, problems)
-        common = {key: values[key] for key in ("kind", "resources", "required", "throttle", "starts")}
+        common = {key: values[key] for key in ("kind", "resources", "required", "throttle", "starts", "image")}
         stages[name] = Stage(name=name, needs=needs, settings=settings, **common)
     for name, stage in stages.items():
         kinds = [stages[need].kind for need in stage.needs if need in stages]
@@ -376,6 +386,7 @@ def _in_parts(stages: dict[str, Stage], node: Node, problems: list[Problem]) -> 
             named = [name if need == "." else f"{name}-{need}" if need else "" for need in needs]
             out[full] = Stage(
                 name=full, kind=settings.KIND, settings=settings, throttle=stage.throttle, starts=stage.starts,
+                image=stage.image,
                 needs=tuple(dict.fromkeys(n for one in named for n in ([one] if one else stage.needs))),
                 # a share of good shards is for what comes from outside: of its own parts a stage needs all
                 required=stage.required if "" in needs else 1.0,

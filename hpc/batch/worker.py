@@ -1,6 +1,6 @@
 """One array task: take its row of the plan, have its shards made one after the other, record each, obey signals.
 
-    python -m hpc.batch.worker RUN STAGE [ATTEMPT [FIRST_ROW | barrier]]
+    python -m hpc.batch.worker RUN STAGE [ATTEMPT [FIRST_ROW | barrier] [pyxis's options for ranks in containers]]
 
 Light: the stage itself runs in child processes (hpc.batch.runner), `workers` of them, which get their shards from here
 one at a time, so a fast one does more. Exit status 0 means that the bookkeeping is complete, whatever became of single
@@ -35,6 +35,8 @@ from hpc.batch.run import Attempt, AttemptPlan, Run, StagePlan
 from hpc.batch.runner import Order, Reply, Setup, saved
 from hpc.batch.script import warning
 
+CONTAINED = "HPC_CONTAINED"
+"""Set by sbatch/container.sbatch, which requeues the task when this process asks for it by its exit status."""
 FINISH_SHARE = 0.5
 """After the warning, shards in flight may go on for this share of the time that is left."""
 SAVE_SHARE = 0.8
@@ -61,6 +63,8 @@ class Place(msgspec.Struct):
     restart: int
     node: str
     on_slurm: bool
+    container: tuple[str, ...] = ()
+    """pyxis's options for ranks, whose launcher is outside of their containers."""
 
 
 class Child(msgspec.Struct):
@@ -132,7 +136,7 @@ def place() -> Place:
     )
 
 
-def main(run_folder: str, stage_name: str, attempt_number: str = "", first: str = "0") -> int:
+def main(run_folder: str, stage_name: str, attempt_number: str = "", first: str = "0", *container: str) -> int:
     run = Run(Path(run_folder))
     attempt = run.attempt(int(attempt_number)) if attempt_number else run.latest()
     if not (attempt.folder / "committed").exists():  # started by hand, and submit.sh was not
@@ -148,6 +152,7 @@ def main(run_folder: str, stage_name: str, attempt_number: str = "", first: str 
             return 1
         stage = jsons.decode(frozen.read_bytes(), StagePlan)
     here = place()
+    here.container = container
     row = attempt.read_row(stage.domain, int(first) + here.index)
     if row is None:
         return 0  # this array is wider than what its barrier found to do
@@ -223,7 +228,7 @@ def work(run: Run, attempt: Attempt, plan: AttemptPlan, stage: StagePlan, row: i
     why = state.closing or "finished"
     print(f"row {row} of {stage.name}: {state.done} shards done, {unfinished} left ({why})", flush=True)
     if state.closing == "time limit" and unfinished:
-        if here.on_slurm:
+        if here.on_slurm and not os.environ.get(CONTAINED):
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             slurm.requeue(here.job)
             time.sleep(60)  # Slurm ends us, and the node is free at once
@@ -331,7 +336,7 @@ def start_child(run: Run, attempt: Attempt, plan: AttemptPlan, stage: StagePlan,
         first = k // r.sharing * r.gpus_of(1)
         env["CUDA_VISIBLE_DEVICES"] = ",".join(visible[first : first + r.gpus_of(1)])
     process = subprocess.Popen(
-        gang.command(stage, here.on_slurm), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env
+        gang.command(stage, here.on_slurm, here.container), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env
     )
     upstream = {}
     for need in stage.needs:

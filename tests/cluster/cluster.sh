@@ -12,6 +12,8 @@
 # CLUSTER_STATE      the folder that everything lives in; two clusters with two folders don't disturb each other
 # CLUSTER_PORT       the first of ten ports (at first start; found by itself when unset)
 # CLUSTER_MAX_ARRAY  Slurm's MaxArraySize (at first start; default 1001, as Slurm's own)
+# CLUSTER_SPANK      a line of plugstack.conf (at first start), e.g. "required /opt/pyxis/spank_pyxis.so"; what the plugin
+#                    runs (enroot) must be in PATH
 #
 # Nothing outside the folder is changed: the nodes' names stand in a hosts file that only the nodes see. Every process
 # has HPC_TEST_CLUSTER=<folder> in its environment, and is ended only by its recorded pid and if it has that mark.
@@ -102,6 +104,8 @@ configure() {
   # no plugin below uses cgroups, but slurmd loads this one all the same; v2 would ask for systemd, autodetect for /sys
   echo CgroupPlugin=cgroup/v1 >"$S/etc/cgroup.conf"
 
+  printf '%s\n' "${CLUSTER_SPANK:-}" >"$S/etc/plugstack.conf"
+
   (umask 177 && cat >"$S/etc/slurmdbd.conf") <<END
 AuthType=auth/munge
 AuthInfo=socket=$S/run/munge
@@ -127,6 +131,7 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 AuthInfo=socket=$S/run/munge
+PlugStackConfig=$S/etc/plugstack.conf
 StateSaveLocation=$S/spool/ctld
 SlurmdSpoolDir=$S/spool/%n
 SlurmctldPidFile=$S/run/slurmctld.pid
