@@ -57,6 +57,13 @@ class Config:
         return self.text_projection or self.text_channels
 
 
+ENCODERS = {
+    "t5": "google-t5/t5-11b@90f37703b3334dfe9d2b009bfcbfbf1ac9d28ea3",
+    "qwen2.5-vl": "nvidia/Cosmos-Reason1-7B",
+}
+"""Of the texts that published models read."""
+
+
 def parameters(c: Config) -> int:
     """How many weights a DiT of these sizes has."""
     d, rank = c.channels, c.adaln_rank

@@ -21,12 +21,13 @@ Upstream = Mapping[str, list[tuple[str, dict[str, str]]]]
 
 def freeze(settings: Any, upstream: Upstream, superseded: set[tuple[str, str]]) -> Iterator[list[Any]]:
     """One shard: the tars of the needed data sets, or of a data set in another layout its folder; the inputs, where no
-    stage is needed. Raises ValueError where a needed stage made no data set."""
+    stage is needed. Of videos in a folder `videos`, the folder around it, with metas/ and t5_xxl/. Raises ValueError
+    where a needed stage made no data set."""
     rows = []
     for name, shards in upstream.items():
         made = shards[0][1]
         if name == "inputs":  # no stage is called so
-            rows += sorted({uri for _, uris in shards for uri in uris})
+            rows += sorted({around(uri) for _, uris in shards for uri in uris})
             continue
         if {".tar", ".parquet"} <= made.keys():
             raise ValueError(f"{name} makes clips; training takes a data set of them: put a stage of kind curate.shard "
@@ -36,6 +37,12 @@ def freeze(settings: Any, upstream: Upstream, superseded: set[tuple[str, str]]) 
         else:
             rows.append(next(iter(made.values())).rpartition("/")[0])
     yield rows
+
+
+def around(uri: str) -> str:
+    folder = uri.rpartition("/")[0]
+    apart = uri.lower().endswith(samples.MOVING) and folder.endswith("/videos")
+    return folder.removesuffix("/videos") if apart else uri
 
 
 def place(settings: Any, work: Work) -> Path:

@@ -38,21 +38,21 @@ def share_kept(settings: Mean, step: int) -> float:
 
 
 def begin(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of the weights in float32, by name, sharded as they are."""
-    return {name: weight.detach().clone().float() for name, weight in model.named_parameters()}
+    """A copy of the weights that are trained in float32, by name, sharded as they are."""
+    return {name: weight.detach().clone().float() for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 @torch.no_grad()
 def update(mean: dict[str, Tensor], model: nn.Module, kept: float) -> None:
     """mean = kept x mean + (1 - kept) x weights."""
-    weights = [_local(weight).float() for weight in model.parameters()]
+    weights = [_local(weight).float() for weight in trained(model)]
     torch._foreach_lerp_([_local(one) for one in mean.values()], weights, 1 - kept)
 
 
 @contextlib.contextmanager
 def swapped(mean: dict[str, Tensor], model: nn.Module) -> Iterator[None]:
     """The model computes with the averaged weights inside, and has its own ones back, bit for bit, after."""
-    own = [_local(weight).detach().clone() for weight in model.parameters()]
+    own = [_local(weight).detach().clone() for weight in trained(model)]
     try:
         put(model, [_local(one) for one in mean.values()])
         yield
@@ -62,12 +62,16 @@ def swapped(mean: dict[str, Tensor], model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def put(model: nn.Module, values: list[Tensor]) -> None:
-    """Values for this rank's part of each weight, in order. What FSDP has gathered of the old ones is dropped."""
+    """Values for this rank's part of each trained weight, in order. What FSDP has gathered of old ones is dropped."""
     for module in model.modules():
         if hasattr(module, "reshard"):
             module.reshard()
-    for weight, value in zip(model.parameters(), values, strict=True):
+    for weight, value in zip(trained(model), values, strict=True):
         _local(weight).copy_(value)
+
+
+def trained(model: nn.Module) -> list[nn.Parameter]:
+    return [weight for weight in model.parameters() if weight.requires_grad]
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from hpc.train.settings.optimizer import Optimizer
+from hpc.train.settings.optimizer import Cycle, Optimizer
 
 
 def rate(o: Optimizer, step: int, steps: int) -> float:
@@ -18,6 +18,14 @@ def rate(o: Optimizer, step: int, steps: int) -> float:
     done = (step - o.warmup) / max(1, steps - o.warmup)
     left = (1 + math.cos(math.pi * done)) / 2 if o.decay == "cosine" else 1 - done
     return o.rate * (o.final + (1 - o.final) * left)
+
+
+def cycled(c: Cycle, highest: float, step: int) -> float:
+    """Of the step number `step`, counted from 1; highest: what f is a share of."""
+    n = step - 1
+    if n < c.warmup:
+        return highest * (c.f_start + (c.f_max - c.f_start) * n / c.warmup)
+    return highest * (c.f_min + (c.f_max - c.f_min) * max(0.0, 1 - n / c.length))
 
 
 def set_rate(optimizer: torch.optim.Optimizer, value: float) -> None:

@@ -8,16 +8,11 @@ import msgspec
 from msgspec import Meta
 
 from hpc.data.work import Part
-from hpc.models.dit_presets import Preset, preset, unfit
+from hpc.models.dit_presets import ENCODERS, Preset, preset, unfit
 from hpc.models.tokenizer_files import files_of
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
-ENCODERS = {
-    "t5": "google-t5/t5-11b@90f37703b3334dfe9d2b009bfcbfbf1ac9d28ea3",
-    "qwen2.5-vl": "nvidia/Cosmos-Reason1-7B",
-}
-"""Of the texts that published models read."""
 Side = Annotated[int, Meta(ge=16, le=8192)]
 Model = Annotated[str, Meta(pattern=r"^([/~].*|[\w.-]+/[\w.-]+(@[\w./-]+)?)$")]
 """A path, or owner/name@revision on the Hugging Face hub."""

@@ -32,6 +32,22 @@ class Optimizer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise ValueError(f"betas: {list(self.betas)} must both be at least 0 and less than 1")
 
 
+class Cycle(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A rate that rises in a line and falls in a line, as Predict2 and 2.5 have it ("lambdalinear": cosmos_predict2.5
+    50369b8, functional/lr_scheduler.py). Of the step number n, from 0, the share of `rate` is
+
+        f_start + (f_max - f_start) n / warmup       before `warmup`
+        f_min + (f_max - f_min) (1 - n / length)     from there, f_min after `length`
+    """
+
+    f_start: Annotated[float, Meta(ge=0)] = 1e-6
+    f_max: Annotated[float, Meta(gt=0)] = 0.99
+    """0.5 in the published post-training, from 2,000 steps of warmup, to 0.2 after 100,000."""
+    f_min: Annotated[float, Meta(ge=0)] = 0.4
+    warmup: Annotated[int, Meta(ge=0)] = 100
+    length: Annotated[int, Meta(ge=1)] = 400_000
+
+
 class Mean(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Exponential moving average of the weights, in float32. One of two ways."""
 

@@ -1,0 +1,266 @@
+"""train.diffusion: videos or their latents, and texts -> a diffusion model, by all ranks of a gang together. Read from
+top to bottom.
+
+    freeze      which data set it is (on the login side of the barrier): hpc.train.clips
+    process     the whole stage: train, then publish
+    train       the loop: a batch, gradients, a step, the means of weights, validation, a checkpoint
+    ...         then what these call
+
+The model is hpc.train.diffusion_model's, what it learns from hpc.train.diffusion_input's, what is measured
+hpc.train.diffusion_measure's; objectives and their formulas are hpc.models.diffusion's.
+
+    <output>/<stage>@v1/training/      while it trains: checkpoints/, metrics.jsonl, samples.parquet, pictures/
+    <output>/<stage>@v1/model/         in the end: model.pt, model_ema_fp32.pt, model_ema_bf16.pt (of Predict1
+                                       iter_..._{reg,ema}_model.pt), and ours/ with config.json, for `weights` of
+                                       generate.diffusion
+    <output>/<stage>@v1/000000.json    what came of it; .html the same as a page, .jsonl its metrics
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+
+from hpc.data import storage
+from hpc.data.work import Made, Stopped, Work
+from hpc.models import context_parallel
+from hpc.models.diffusion import EDM, Condition, Objective
+from hpc.models.dit import DiT
+from hpc.models.dit_presets import flops, parameters
+from hpc.train import diffusion_measure as measure
+from hpc.train import ema, fsdp, page, ranks, samples
+from hpc.train.agree import agreed
+from hpc.train.checkpoint import Keeper
+from hpc.train.clips import dataset, identity, place, plain
+from hpc.train.clips import freeze as freeze
+from hpc.train.diffusion_input import Inputs, draws, dropped, shared
+from hpc.train.diffusion_model import begin, build, computing, objective, publish
+from hpc.train.loader import Batch, Batches
+from hpc.train.metrics import Metrics, lines
+from hpc.train.ranks import Here
+from hpc.train.saver import Saver, load, put_back, state_of
+from hpc.train.schedule import cycled, rate, set_rate
+from hpc.train.settings import TrainDiffusion
+from hpc.train.settings.diffusion import Latent, fits
+
+BINS = 5
+"""Of noise levels t from 0 to 1, in which the error of training is told."""
+PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
+"""Dense bfloat16, FLOP/s, by a word in the GPU's name: what MFU is a share of, whatever the precision."""
+CHARTS = (("loss",), ("held_out", "ema_held_out"), *((f"held_out_{level:g}", f"ema_held_out_{level:g}")
+          for level in measure.LEVELS), ("grad_norm",), ("samples_per_second",), ("rate",))  # fmt: skip
+
+
+def start(settings: TrainDiffusion) -> Callable[[Work], Made]:
+    return functools.partial(process, settings, ranks.start(settings.deterministic))
+
+
+def process(settings: TrainDiffusion, here: Here, work: Work) -> Made:
+    folder = place(settings, work)
+    table = dataset(work.rows, folder, here)
+    out = [work.scratch / f"{work.shard}{suffix}" for suffix in settings.OBJECTS]
+    weights = work.scratch / "model"
+    told = train(settings, table, folder, here, work.check, work.progress, weights)
+    tree = {}
+    if here.rank == 0:
+        for path in sorted(weights.rglob("*")):
+            if path.is_file():
+                tree[storage.join(work.folder, f"model/{path.relative_to(weights)}")] = path
+        said = list(lines(folder / "metrics.jsonl"))
+        told |= {"stage": settings.KIND, "fingerprint": work.fingerprint, "model": storage.join(work.folder, "model")}
+        out[0].write_text("".join(json.dumps(line) + "\n" for line in said))
+        out[1].write_text(as_page(told, said, folder))
+        out[2].write_text(json.dumps(told, indent=1) + "\n")
+    return Made(out, {name: float(told.get(name, 0)) for name in ("steps", "samples", "skipped", "replaced")},
+                tree=tree)  # fmt: skip
+
+
+def train(
+    settings: TrainDiffusion,
+    table: pa.Table,
+    folder: Path,
+    here: Here,
+    check: Callable[[], None],
+    progress: Callable[[float, str], None] = lambda share, words: None,
+    weights: Path | None = None,
+) -> dict[str, Any]:
+    """Every rank calls it. Returns, on rank 0, what came of it; weights: a folder where rank 0 puts the model in the
+    end. Goes on from the newest checkpoint in the folder. Raises Stopped, with one written, when `check` does;
+    RuntimeError where nothing is learned any more."""
+    begun = time.time()
+    settings.shared_by(here.count)
+    of, o, cp = objective(settings), settings.optimizer, settings.mesh.cp
+    data_rank, data_ranks = here.rank // cp, here.count // cp
+    inputs = Inputs(settings, of, table, here.device)
+    known, held = samples.held_out(table, v.share, v.by) if (v := settings.validation).share else (table, table[:0])
+    batches = Batches(known, settings.shapes, settings.seed, settings.fit, inputs.read)
+    clips = measure.clips(settings, held, inputs, data_rank, data_ranks)
+    keeper = Keeper(folder / "checkpoints", settings.checkpoints, identity(settings, table), here.writers())
+    newest = keeper.newest()
+
+    model = build(settings, here)
+    group = None
+    if cp > 1:
+        over = init_device_mesh(here.device.type, (data_ranks, cp), mesh_dim_names=("dp", "cp"))
+        context_parallel.share_frames(model, group := over["cp"].get_group())
+    if newest is None:
+        begin(model, settings, here)
+    optimizer = torch.optim.AdamW(ema.trained(model), o.rate, o.betas, o.eps, o.weight_decay,
+                                  fused=here.device.type == "cuda")  # fmt: skip
+    means = [ema.begin(model) for _ in settings.ema]
+    saver = Saver(keeper, here.files)
+    step = skipped = bad = 0
+    state = functools.partial(state_of, model, optimizer, by_number(means))
+    if newest:
+        step, where = newest
+        load(found := state(skipped), where, here.files)
+        skipped = put_back(found, model, optimizer)
+    look = functools.partial(measure.look, settings, model, of, inputs, clips, group, here)
+
+    told = Metrics(folder / "metrics.jsonl", step) if here.rank == 0 else None
+    with told or contextlib.nullcontext():
+        arriving = batches.of_rank(data_rank, data_ranks, step, settings.readers) if step < settings.steps else iter(())
+        for batch in arriving:
+            since = time.monotonic()
+            step += 1
+            speed = cycled(o.cycle, o.rate, step) if o.cycle else rate(o, step, settings.steps)
+            set_rate(optimizer, speed)
+            parts, sums_2N, latent = gradients(settings, model, of, inputs, batch, group)
+            norm = fsdp.clip(ema.trained(model), o.clip)
+            if math.isfinite(norm):  # the same on every rank
+                optimizer.step()
+                for mean, one in zip(means, settings.ema, strict=True):
+                    ema.update(mean, model, ema.share_kept(one, step))
+                bad = 0
+            else:
+                skipped, bad = skipped + 1, bad + 1
+            optimizer.zero_grad()
+            parts |= {"waited": torch.tensor(batch.waited, device=here.device),
+                      "replaced": torch.tensor(data_ranks * len(batch.replaced), device=here.device)}  # fmt: skip
+            line = ranks.mean_of_all(parts) | levels(sums_2N)
+            seconds = time.monotonic() - since
+            count = batch.shape.batch
+            fast = count / (seconds + batch.waited)
+            line |= {"grad_norm": norm, "rate": speed, "samples": count, "seconds": seconds, "skipped": skipped,
+                     "samples_per_second": fast, "memory_bytes": ranks.memory(here.device),
+                     **speeds(settings, latent, fast / here.count, here.device)}  # fmt: skip
+            leave, due = agreed(check, keeper.due(step, settings.steps), here.words)
+            if clips and (step % settings.validation.every == 0 or step == settings.steps):
+                line |= look()
+                with ema.swapped(means[0], model):
+                    line |= {f"ema_{name}": value for name, value in look().items()}
+            if clips and settings.pictures.clips and inputs.tokenizer and (
+                step % settings.pictures.every == 0 or step == settings.steps
+            ):  # fmt: skip
+                measure.pictures_of(settings, model, means[0], of, inputs, clips, group, here, folder, step)
+            if told:
+                told.step(step, **line)
+            if leave or due:
+                saver.save(step, state(skipped), {"loss": line["loss"]})
+            progress(step / settings.steps,
+                     f"step {step} of {settings.steps}, loss {line['loss']:.4f}, {count / seconds:.1f} videos a second")
+            if bad == o.bad_steps or leave:
+                saver.wait()
+            if bad == o.bad_steps:
+                raise RuntimeError(f"the gradients of {bad} steps in a row, up to step {step}, are not finite: lower "
+                                   "`optimizer.rate`, or look at the data; checkpoints of earlier steps are in "
+                                   f"{keeper.folder}")  # fmt: skip
+            if step == settings.steps:
+                break
+            if leave:
+                raise Stopped
+    saver.wait()
+    if weights is not None:
+        publish(model, means, settings, step, weights, here)
+    if here.rank:
+        return {}
+    said = list(lines(folder / "metrics.jsonl"))
+    return {
+        "steps": step, "samples": int(sum(line["samples"] for line in said)), "skipped": skipped,
+        "replaced": int(sum(line["replaced"] for line in said)), "ranks": here.count, "device": str(here.device),
+        "seconds": round(time.time() - begun, 1), "parameters": parameters(settings.config),
+        "clips": {"trained_on": sum(map(len, batches.rows)), "held_out": len(held),
+                  **{why: len(keys) for why, keys in batches.left_out.items()}},
+        "last": said[-1], "settings": plain(settings),
+    }  # fmt: skip
+
+
+def by_number(means: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """As a checkpoint names them."""
+    return {f"{number}.{name}": value for number, mean in enumerate(means) for name, value in mean.items()}
+
+
+def gradients(settings: TrainDiffusion, model: DiT, of: Objective, inputs: Inputs, batch: Batch,
+              group: dist.ProcessGroup | None) -> tuple[dict[str, Tensor], Tensor, Latent]:  # fmt: skip
+    """Adds up the gradients of a rank's share of a batch. Returns its losses, means over the share; (sums of errors,
+    samples) in each bin of noise levels; and the sizes of whole latents."""
+    share = len(batch.samples)
+    each = settings.micro_batch or share
+    sums: dict[str, Tensor] = {}
+    bins_2N = torch.zeros(2, BINS, device=inputs.device)
+    for first in range(0, share, each):
+        part = slice(first, first + each)
+        video = inputs.of(batch.frames[part], batch.inside[part], batch.fps[part], batch.more[part])
+        latent = Latent(*video.x0_BCTHW.shape[2:])
+        fits(settings.config, latent, 0)
+        settings.divided(0, latent, share)
+        drawn = batch.samples[part]
+        noises, given_BT = draws(settings.seed, drawn, video.x0_BCTHW.shape, of, settings.config.condition_mask,
+                                 inputs.device)  # fmt: skip
+        text = dropped(video.text_BLE, settings.seed, drawn, settings.text.dropout)
+        condition = Condition(text, given_BT, None, video.fps_B, video.padding_BHW)
+        x0, condition, (noise, own) = shared(video.x0_BCTHW, condition, [noises.noise_BCTHW, noises.given_noise_BCTHW],
+                                             group)  # fmt: skip
+        with computing(settings, inputs.device):
+            loss = of.loss(model, x0, condition, noises._replace(noise_BCTHW=noise, given_noise_BCTHW=own))
+        weight = len(drawn) / share
+        (loss.loss * weight).backward()
+        for name, value in {"loss": loss.loss, "error": loss.per_sample_B.mean()}.items():
+            sums[name] = sums.get(name, 0) + value.detach() * weight
+        t_B = loss.level_B / (1 + loss.level_B) if isinstance(of, EDM) else loss.level_B
+        which_B = (t_B * BINS).long().clamp(0, BINS - 1)
+        bins_2N[0].scatter_add_(0, which_B, loss.per_sample_B)
+        bins_2N[1].scatter_add_(0, which_B, torch.ones_like(loss.per_sample_B))
+    return sums, bins_2N, latent
+
+
+def levels(sums_2N: Tensor) -> dict[str, float]:
+    """Errors in the bins of noise levels that some rank's samples were in; every rank calls it."""
+    dist.all_reduce(sums_2N)
+    errors, counts = sums_2N.tolist()
+    return {f"error_{(i + 0.5) / BINS:g}": error / count
+            for i, (error, count) in enumerate(zip(errors, counts, strict=True)) if count}  # fmt: skip
+
+
+def speeds(settings: TrainDiffusion, latent: Latent, rate: float, device: torch.device) -> dict[str, float]:
+    """TFLOP/s of a GPU that trains on `rate` videos a second, without recompute, and MFU where its peak is known."""
+    done = 3 * flops(settings.config, *latent) * rate
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    peak = next((peak for word, peak in PEAK.items() if word in name), None)
+    return {"tflops_per_gpu": done / 1e12} | ({"mfu": done / peak} if peak else {})
+
+
+def as_page(told: dict[str, Any], said: list[dict[str, Any]], folder: Path) -> str:
+    last = told["last"]
+    facts = {
+        "steps": f"{told['steps']:,}", "videos taken": f"{told['samples']:,}", "data set": told["clips"],
+        "parameters": f"{told['parameters']:,}", "ranks": told["ranks"], "steps left out (not finite)": told["skipped"],
+        **{name: f"{last[name]:.4g}" for name in ("held_out", "ema_held_out", "mfu") if name in last},
+        "model": told["model"],
+    }  # fmt: skip
+    found = sorted((folder / "pictures").glob("*.webp"))
+    about = ("Held-out clips: first, middle and last frame; the clip, a video made by the weights, and by their mean, "
+             "with the same text and the same frames given.")  # fmt: skip
+    return page.page("A diffusion model", facts, CHARTS, said, found[-1].read_bytes() if found else None, about)

@@ -1,0 +1,369 @@
+"""A diffusion model is trained: the same however ranks share it, after any interruption; what comes out can be used."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import runs
+import torch
+import torch.distributed as dist
+import yaml
+from safetensors.torch import load_file
+
+from hpc.data import layers, pickles
+from hpc.data.latents import SUFFIX, dumps
+from hpc.data.work import Stopped, Work
+from hpc.models import dit_files
+from hpc.models.dit import Block, DiT, linear
+from hpc.models.dit_presets import PRESETS, Config
+from hpc.train import clips, diffusion, diffusion_model, ema, ranks, saver
+from hpc.train.checkpoint import Checkpoints, complete
+from hpc.train.metrics import lines
+from hpc.train.samples import listed
+from hpc.train.schedule import cycled
+from hpc.train.settings import TrainDiffusion
+from hpc.train.settings.data import Shape, Validation
+from hpc.train.settings.diffusion import KEPT, AdamW, Lora, Mesh, Objective, Text, memory
+from hpc.train.settings.optimizer import Cycle, Mean
+
+pytestmark = pytest.mark.filterwarnings("ignore:FSDP2-wrapped module")
+SHAPE = {"frames": 13, "height": 64, "width": 48}
+LATENT = (16, 4, 8, 6)
+CLOCKS = ("time", "waited", "seconds", "samples_per_second", "memory_bytes", "tflops_per_gpu")
+
+
+def settings(**more: Any) -> TrainDiffusion:
+    return TrainDiffusion(**{
+        "model": "tiny-predict2", "shapes": (Shape(**SHAPE, batch=4),), "steps": 8, "readers": 0,
+        "validation": Validation(share=0.25, by="clip", every=4, clips=3), "checkpoints": Checkpoints(every=3),
+        "optimizer": AdamW(rate=3e-3, warmup=2, weight_decay=0.01), "ema": (Mean(width=0.1), Mean(rate=0.5)), **more,
+    })  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tar(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve clips' latents with embeddings of their captions, as prepare.latents has them."""
+    path = tmp_path_factory.mktemp("latents") / "000000.tar"
+    random = np.random.default_rng(0)
+    rows, columns = np.mgrid[: LATENT[2], : LATENT[3]]
+    with layers.TarWriter(path) as out:
+        for number in range(12):
+            waves = [[np.sin(rows + channel + number + frame) + np.cos(columns * (number % 3 + 1) - frame)
+                      for frame in range(LATENT[1])] for channel in range(LATENT[0])]  # fmt: skip
+            said = {"num_frames": 13, "fps": 24.0, "height": 64, "width": 48, "inside": [0, 0, 48, 64],
+                    "caption": f"wave {number}", "source": "film.mp4"}  # fmt: skip
+            text = random.standard_normal((5, 32)).astype(np.float16)
+            out.add(f"c{number:02}", {SUFFIX: dumps(np.array(waves, np.float32)), ".json": json.dumps(said).encode(),
+                                      ".pickle": pickles.dumps([text])})  # fmt: skip
+    return path
+
+
+@pytest.fixture(scope="module")
+def here() -> Iterator[ranks.Here]:
+    torch.set_num_threads(1)
+    yield ranks.start()
+    dist.destroy_process_group()
+
+
+def curve(folder: Path) -> list[dict[str, Any]]:
+    return [{name: value for name, value in line.items() if name not in CLOCKS}
+            for line in lines(folder / "metrics.jsonl")]  # fmt: skip
+
+
+def near(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
+    assert [line["step"] for line in one] == [line["step"] for line in other]
+    for a, b in zip(one, other, strict=True):
+        assert a.keys() == b.keys()
+        for name, value in a.items():
+            assert value == pytest.approx(b[name], rel=2e-4, abs=1e-5), (a["step"], name)
+
+
+# In ranks of their own
+
+
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "fsdp": {}, "hsdp": {"mesh": Mesh(dp_replicate=2)}, "cp": {"mesh": Mesh(cp=2)},
+}  # fmt: skip
+
+
+def _rank(rank: int, count: int, port: int, tar: Path, folder: Path) -> None:
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in names.items()}
+    torch.set_num_threads(1)
+    here = ranks.start()
+    for name, more in LAYOUTS.items():
+        diffusion.train(settings(**more), listed([str(tar)]), folder / name, here, lambda: None)
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two(tar: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two ranks in processes of their own, never stopped; a folder for each layout."""
+    folder = tmp_path_factory.mktemp("two")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    spawn = multiprocessing.get_context("spawn")
+    group = [spawn.Process(target=_rank, args=(n, 2, port, tar, folder)) for n in range(2)]
+    for one in group:
+        one.start()
+    for one in group:
+        one.join(180)
+        assert one.exitcode == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(tar: Path, here: ranks.Here, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One rank, never stopped."""
+    folder = tmp_path_factory.mktemp("alone")
+    diffusion.train(settings(), listed([str(tar)]), folder, here, lambda: None, weights=folder / "model")
+    return folder
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_ranks_learn_what_one_does(two: Path, alone: Path, layout: str) -> None:
+    near(curve(two / layout), curve(alone))
+
+
+@pytest.mark.parametrize("layout", ["fsdp", "cp"])
+def test_one_rank_goes_on_from_a_checkpoint_of_two(
+    tar: Path, two: Path, alone: Path, here: ranks.Here, tmp_path: Path, layout: str
+) -> None:
+    """...and one that is torn is not picked."""
+    kept, there = tmp_path / "checkpoints", two / layout
+    shutil.copytree(there / "checkpoints/step_000000003", kept / "step_000000003")
+    shutil.copytree(there / "checkpoints/step_000000006", kept / "step_000000006.part")
+    shutil.copytree(there / "checkpoints/step_000000006", kept / "step_000000006")
+    (kept / "step_000000006/complete").unlink()
+    shutil.copy(there / "metrics.jsonl", tmp_path)
+    diffusion.train(settings(), listed([str(tar)]), tmp_path, here, lambda: None)
+    said = curve(tmp_path)
+    assert said[:3] == curve(there)[:3] and said[3:] != curve(there)[3:]
+    near(said, curve(alone))
+
+
+def test_a_run_whose_rank_is_killed_is_equal_to_the_last_bit(tar: Path, two: Path, tmp_path: Path) -> None:
+    """`hpc run` on two ranks, one of them killed: tried again at once, from the newest checkpoint."""
+    said = clips.plain(settings()) | {"checkpoints": {"every": 3}}
+    stage = said | {"kind": "train.diffusion", "needs": "data", "resources": {"workers": 2, "cpus": 1}}
+    spec = tmp_path / "t.yaml"
+    spec.write_text(yaml.safe_dump({"name": "t", "inputs": str(tar), "output": "out",
+                                    "stages": {"data": {"kind": "stages:Tar"}, "world": stage}}))  # fmt: skip
+    prepared = runs.planned(spec)
+    runs.finish(runs.worker(prepared, "data"))
+    runs.finish(runs.worker(prepared, "world", "barrier"))
+    file = tmp_path / "out/world@v1/training/metrics.jsonl"
+    worker = runs.worker(prepared, "world")
+    runs.until(lambda: file.exists() and len(list(lines(file))) >= 4, timeout=90)
+    [gang] = runs.children(worker.pid)
+    os.kill(runs.children(gang)[-1], signal.SIGKILL)
+    runs.finish(worker, timeout=120)
+    assert curve(file.parent) == curve(two / "fsdp")
+    output = tmp_path / "out/world@v1"
+    assert complete(file.parent / "checkpoints") == complete(two / "fsdp/checkpoints")
+    told = json.loads((output / "000000.json").read_text())
+    assert told["ranks"] == 2 and told["clips"] == {"trained_on": 9, "held_out": 3}
+    assert {path.name for path in (output / "model").iterdir()} == {
+        "model.pt", "model_ema_fp32.pt", "model_ema_bf16.pt", "ours", "ema_2"}  # fmt: skip
+    assert dit_files.load(output / "model/ours").config == PRESETS["tiny-predict2"].config
+    stopped = [r for r in runs.lines(prepared.run, "world") if getattr(r, "failure", "") == "lost"]
+    assert len(stopped) == 1, "it was killed while it trained"
+
+
+# In this process
+
+
+def test_it_learns_and_measures(alone: Path) -> None:
+    said = curve(alone)
+    assert [line["step"] for line in said] == list(range(1, 9))
+    assert [line["step"] for line in said if "held_out" in line] == [4, 8]
+    assert said[-1]["held_out"] < said[3]["held_out"]
+    names = {f"{mean}held_out_{level}" for mean in ("", "ema_") for level in (0.1, 0.3, 0.5, 0.7, 0.9)}
+    assert names <= said[-1].keys() and said[-1]["ema_held_out"] != said[-1]["held_out"]
+    errors = [line for line in said if any(name.startswith("error_") for name in line)]
+    assert len(errors) == 8
+    assert all(line["loss"] == pytest.approx(10 * line["error"], rel=1e-5) for line in said), "Predict2 has it tenfold"
+
+
+def test_parts_of_a_share_and_recompute_change_nothing(
+    tar: Path, here: ranks.Here, alone: Path, tmp_path: Path
+) -> None:
+    for recompute in ("blocks", "attention", "matmuls"):
+        folder = tmp_path / recompute
+        diffusion.train(settings(micro_batch=2, recompute=recompute), listed([str(tar)]), folder, here, lambda: None)
+        near(curve(folder), curve(alone))
+
+
+def test_a_warning_saves_and_leaves(tar: Path, here: ranks.Here, alone: Path, tmp_path: Path) -> None:
+    table, told = listed([str(tar)]), [1, 1, 1, 1, 0]
+
+    def check() -> None:
+        if not told.pop(0):
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        diffusion.train(settings(), table, tmp_path, here, check)
+    assert complete(tmp_path / "checkpoints") == [3, 5]
+    diffusion.train(settings(), table, tmp_path, here, lambda: None)
+    assert curve(tmp_path) == curve(alone)
+    with pytest.raises(ValueError, match="is of another training: seed: 1 there, 2 now"):
+        diffusion.train(settings(seed=2), table, tmp_path, here, lambda: None)
+
+
+def test_means_are_their_formula(tar: Path, here: ranks.Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the weights after each step, and as they are published."""
+    seen: list[dict[str, torch.Tensor]] = []
+    update = ema.update
+
+    def noted(mean: Any, model: Any, kept: float) -> None:
+        update(mean, model, kept)
+        seen.append({name: one.full_tensor().clone() for name, one in model.named_parameters()})
+
+    monkeypatch.setattr(ema, "update", noted)
+    diffusion.train(settings(steps=5), listed([str(tar)]), tmp_path, here, lambda: None, weights=tmp_path / "model")
+    steps = seen[::2]  # there are two means
+    wide = dict(steps[0])
+    for t, weights in enumerate(steps, 1):
+        kept = (1 - 1 / t) ** (6.9358 + 1)
+        for name, value in weights.items():
+            wide[name] = kept * wide[name] + (1 - kept) * value
+    found = load_file(tmp_path / "model/ours/model.safetensors")
+    for name, value in wide.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+    other = load_file(tmp_path / "model/ema_2/model.safetensors")
+    name = "blocks.0.mlp.layer1.weight"
+    assert not torch.equal(other[name], found[name])
+
+
+def test_a_checkpoint_to_files_and_back(tar: Path, here: ranks.Here, alone: Path, tmp_path: Path) -> None:
+    """DCP -> model.pt -> training that begins with it -> DCP: the same weights, bit for bit; by either average."""
+    published = torch.load(alone / "model/model.pt")
+    for average in (False, True):
+        given = settings(weights=str(alone / "model/model.pt"), average=average)
+        model = diffusion_model.build(given, here)
+        diffusion_model.begin(model, given, here)
+        saver.save({"model": model.state_dict()}, tmp_path / str(average))
+        other = diffusion_model.build(settings(), here)
+        saver.load({"model": other.state_dict()}, tmp_path / str(average))
+        prefix = "net_ema." if average else "net."
+        for name, value in other.state_dict().items():
+            theirs = published[prefix + dit_files.published(name, "predict2")]
+            assert torch.equal(value.full_tensor(), theirs), name
+    model = diffusion_model.build(settings(), here)
+    optimizer = torch.optim.AdamW(model.parameters())
+    mean = [ema.begin(model) for _ in range(2)]
+    state = saver.state_of(model, optimizer, diffusion.by_number(mean), 0)
+    saver.load(state, alone / "checkpoints/step_000000008")
+    last = state["model"]["blocks.0.mlp.layer1.weight"].full_tensor()
+    assert torch.equal(last, published["net.blocks.0.mlp.layer1.weight"])
+    both = torch.load(alone / "model/model_ema_fp32.pt")
+    assert torch.equal(mean[0]["blocks.0.mlp.layer1.weight"].full_tensor(), both["net.blocks.0.mlp.layer1.weight"])
+
+
+def test_adapters_alone_are_trained_and_added(tar: Path, here: ranks.Here, alone: Path, tmp_path: Path) -> None:
+    given = settings(weights=str(alone / "model/model.pt"), lora=Lora(rank=2, alpha=6.0), steps=3,
+                     optimizer=AdamW(rate=1e-2, warmup=0), ema=(Mean(rate=0.0),))  # fmt: skip
+    diffusion.train(given, listed([str(tar)]), tmp_path, here, lambda: None, weights=tmp_path / "model")
+    before = torch.load(alone / "model/model.pt")
+    after = torch.load(tmp_path / "model/model.pt")
+    small = load_file(tmp_path / "model/adapters.safetensors")
+    assert len(small) == 2 * 2 * (4 + 4 + 2)
+    a, b = (small[f"blocks.1.mlp.layer2.lora_{x}.default.weight"] for x in "AB")
+    name = "net.blocks.1.mlp.layer2.weight"
+    assert b.abs().max() > 0
+    torch.testing.assert_close(after[name], before[name] + 6.0 / 2 * b @ a)
+    assert torch.equal(after["net.x_embedder.proj.1.weight"], before["net.x_embedder.proj.1.weight"])
+    dit_files.load(tmp_path / "model/model.pt", PRESETS["tiny-predict2"].config)
+
+
+@pytest.mark.parametrize("model", ["tiny-predict1", "tiny-predict2.5"])
+def test_other_models_are_trained_and_published(tar: Path, here: ranks.Here, tmp_path: Path, model: str) -> None:
+    """...through the whole stage."""
+    shape = (Shape(**SHAPE, batch=4),)
+    given = settings(model=model, shapes=shape, text=Text(source="none"), steps=3, ema=(Mean(rate=0.5),))
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    (rows,) = diffusion.freeze(given, {"data": [("000000", {".tar": str(tar)})]}, set())
+    work = Work("000000", [], rows, {}, scratch, "f" * 12, lambda: None, lambda share, words: None,
+                folder=str(tmp_path / "out" / "t@v1"))  # fmt: skip
+    made = diffusion.process(given, here, work)
+    assert [path.name for path in made.objects] == [f"000000{suffix}" for suffix in given.OBJECTS]
+    told = json.loads(made.objects[-1].read_text())
+    assert told["last"]["step"] == 3 and math.isfinite(told["last"]["held_out"])
+    assert "<svg" in made.objects[1].read_text()
+    names = {str(path.relative_to(scratch / "model")) for path in made.tree.values()}
+    if model == "tiny-predict1":
+        assert names == {"iter_000000003_reg_model.pt", "iter_000000003_ema_model.pt", "ours/config.json",
+                         "ours/model.safetensors"}  # fmt: skip
+    else:
+        assert "model_ema_bf16.pt" in names
+    again = dit_files.load(scratch / "model/ours")
+    assert isinstance(again, DiT)
+
+
+def test_what_cannot_be_is_said_with_the_arithmetic() -> None:
+    """...before anything is started."""
+    shape = Shape(frames=93, height=704, width=1280, batch=8)
+
+    def wrong(words: str, ranks: int = 8, **more: Any) -> None:
+        with pytest.raises(ValueError, match=words):
+            settings(model="predict2.5-2b", shapes=(shape,), **more).shared_by(ranks)
+
+    wrong(r"shapes: 0.batch: 8 samples / \(6 ranks / cp 1 = 6\) = 1.333: make it 6 or 12", 6)
+    wrong(r"mesh: dp_replicate 3 x dp_shard any x cp 1 are not 8 ranks", mesh=Mesh(dp_replicate=3))
+    wrong(r"mesh: cp: 16 heads / 3 = 5.333", 6, mesh=Mesh(cp=3))
+    wrong(r"mesh: cp: 24 latent frames of shapes.0 / 16 = 1.5", 16, mesh=Mesh(cp=16))
+    wrong(r"objective: multiplier: predict2.5-2b is trained as flow, which has given_frames, shift",
+          objective=Objective(multiplier=2.0))  # fmt: skip
+    wrong(r"lora: adapters to random weights teach nothing", lora=Lora())
+    wrong(r"gpu_memory: about \d+ GiB a GPU are needed, of 20: weights 1.\d.*`recompute: blocks` needs \d+ GiB",
+          gpu_memory=20 * 2**30)  # fmt: skip
+    with pytest.raises(ValueError, match=r"shapes: 0.frames: 90 is not 1 \+ k x 4: make it 89 or 93"):
+        settings(model="predict2.5-2b", shapes=(Shape(frames=90, height=704, width=1280, batch=8),))
+    fits = settings(model="predict2.5-2b", shapes=(shape,), mesh=Mesh(cp=2), precision="fp8-current")
+    fits.shared_by(8)
+    assert memory(fits, 16)["weights"] == pytest.approx(memory(fits, 8)["weights"] / 2)
+
+
+@pytest.mark.parametrize("recompute", ["none", "blocks"])
+def test_a_block_keeps_what_is_estimated(recompute: str) -> None:
+    config = Config(channels=256, blocks=1, heads=2, condition_mask=True, text_channels=32)
+    block, tokens = Block(config, linear).bfloat16(), 2048
+    x = torch.randn(1, 1, tokens, 256, dtype=torch.bfloat16, requires_grad=True)
+    given = (torch.randn(1, 1, 256), torch.randn(1, 1, 768), torch.randn(1, 16, 32, dtype=torch.bfloat16),
+             (torch.randn(1, tokens, 1, 128), torch.randn(1, tokens, 1, 128)))  # fmt: skip
+    shared = {one.untyped_storage().data_ptr() for one in (*block.parameters(), *given[:3], *given[3])}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(one: torch.Tensor) -> torch.Tensor:
+        if one.untyped_storage().data_ptr() not in shared:
+            kept[one.untyped_storage().data_ptr()] = one
+        return one
+
+    forward = block.forward
+    if recompute != "none":
+        forward = diffusion_model.recomputed(forward, settings(recompute=recompute), torch.device("cpu"))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda one: one):
+        forward(x, *given, None)
+    found = sum(one.untyped_storage().nbytes() for one in kept.values()) / tokens / 256
+    assert found == pytest.approx(KEPT[recompute], rel=0.05)
+
+
+def test_the_published_schedule() -> None:
+    """lambdalinear: up from f_start, down in a line towards f_min, where it stays."""
+    one = Cycle(f_start=0.1, f_max=0.5, f_min=0.2, warmup=4, length=10)
+    assert [cycled(one, 2.0, step) for step in (1, 3, 5, 6, 11, 12)] == pytest.approx(
+        [0.2, 2 * (0.1 + 0.4 * 2 / 4), 2 * (0.2 + 0.3 * 0.6), 2 * (0.2 + 0.3 * 0.5), 0.4, 0.4])  # fmt: skip
