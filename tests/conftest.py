@@ -7,6 +7,7 @@ HPC_TEST_REQUIRE_SLURM=1, since a skip there would hide that nothing was tested.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +28,8 @@ ENDED = frozenset(
 CALLERS = ("HPC_", "SLURM", "SBATCH_", "SALLOC_", "SRUN_", "SQUEUE_", "SACCT_", "SCANCEL_", "SINFO_", "SUBMITIT_")
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"  # counts when Triton is imported, which any test may cause
+# kernels are tested by Triton's interpreter; without Triton (pip install triton) there is nothing to run them
+collect_ignore = [] if importlib.util.find_spec("triton") else ["kernels"]
 RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 
@@ -232,6 +236,15 @@ def code_of_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
         yield
+
+
+@pytest.fixture
+def device() -> Any:
+    """Where kernels run: a GPU, or the CPU under Triton's interpreter."""
+    import torch
+
+    torch.manual_seed(0)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import interpreted  # noqa: F401
 import pytest
 import torch
 

@@ -198,7 +198,8 @@ def assign(
         guest = (cosine >= top[row] - sine * apart[home[row], cluster] - SLACK) & (cluster != home[row])
         guest &= sends(home[row], cluster)
         cosines = torch.bmm(x.double()[:, None], doubles[home][:, :, None]).flatten()
-        return home.cpu().numpy(), 1 - cosines.cpu().numpy(), row[guest].cpu().numpy() + part.start, cluster[guest].cpu().numpy()
+        distances = 1 - cosines.cpu().numpy()
+        return home.cpu().numpy(), distances, row[guest].cpu().numpy() + part.start, cluster[guest].cpu().numpy()
 
     found = list(tiles.each(one, blocks(len(rows), tiles.beside(len(centroids)))))
     homes, distances, guests, hosts = zip(*found, strict=True) if found else ((), (), (), ())
