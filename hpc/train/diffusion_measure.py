@@ -86,12 +86,14 @@ def noise(what: str, name: str, shape: torch.Size, device: torch.device) -> Tens
 
 
 def errors(of: Objective, model: DiT, x0: Tensor, c: Condition, drawn: Tensor, own: Tensor, t: float) -> Tensor:
-    """[B, T]: of each latent frame, means over the rest; 0 of given ones. x0: as scaled for training."""
-    c = c._replace(latents_BCTHW=x0)
+    """[B, T]: of each latent frame, means over the rest; 0 of given ones. x0: as scaled for training; given frames are
+    its own, unless the condition has others."""
+    c = c._replace(latents_BCTHW=x0 if c.latents_BCTHW is None else c.latents_BCTHW)
     if isinstance(of, EDM):
         sigma_B = torch.full((len(x0),), t / (1 - t), device=x0.device)
         found = of.denoised(model, of.noised(x0, drawn, sigma_B), sigma_B, c, own)
-        off = (found - x0) * wide(of.weight(sigma_B)).sqrt()
+        off = mixed(c.mask_B1T11, x0, found) - x0
+        off = off * wide(of.weight(sigma_B)).sqrt()
     else:
         t_B = torch.full((len(x0),), t, device=x0.device)
         target = drawn - x0
