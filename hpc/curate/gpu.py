@@ -8,7 +8,7 @@ from collections import deque
 from hpc.curate.look import Look, Sizes
 from hpc.data import video
 from hpc.data.video import nvdec
-from hpc.models.shots_gpu import Planes
+from hpc.kernels.yuv import Planes
 
 BATCH = 8  # frames that are downloaded at once
 FULL_RANGE = 2  # color_range

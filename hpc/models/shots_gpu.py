@@ -16,7 +16,6 @@ probabilities differ by up to 0.019 in place of 0.0003. Activations stay below 2
 from __future__ import annotations
 
 import contextlib
-import math
 import queue
 import threading
 import time
@@ -30,45 +29,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from hpc.kernels.yuv import BT601, MATRICES, SWSCALE_LOSS, Planes, bicubic, key
 from hpc.models.shots import CONTEXT, HEIGHT, STEP, WIDTH, WINDOW, TransNetV2
 
 BATCH = 8  # windows
 FILL = 0.05  # seconds that a window waits for others: the network takes as long for one as for BATCH
 LATE = 4  # windows of a video that may be under way; then it waits for the oldest
 CHUNK, CHUNK_BYTES = 25, 64 * 2**20  # frames that are made small at once: at most so many, of at most so many bytes
-
-# Luminance weights of red and blue by the frame's `colorspace`, ITU-T H.273; BT.601 for all others, as swscale does.
-MATRICES = {1: (0.2126, 0.0722), 7: (0.212, 0.087), 9: (0.2627, 0.0593)}
-BT601 = (0.299, 0.114)
-# What libav's x86 code loses by cutting off fractions on the way from limited-range YUV to RGB: measured over film.
-SWSCALE_LOSS = (-1.8, -1.2, -1.5)
-
-
-class Planes(NamedTuple):
-    """A 4:2:0 frame: 8 bits in uint8, or more in the upper bits of uint16."""
-
-    y: Tensor
-    """[height, width]"""
-    uv: Tensor
-    """[height / 2, width / 2, 2]"""
-    colorspace: int
-    full_range: bool
-
-
-def bicubic(source: int, target: int) -> Tensor:
-    """Weights [target, source] of a resize that averages over the area of each new pixel: the kernel of Keys with
-    a = -0.6, as wide as the new pixels, edges repeated. swscale's `bicubic`, without its rounding."""
-    scale = max(source / target, 1.0)
-    middles = (torch.arange(target, dtype=torch.float64) + 0.5) * source / target - 0.5
-    reach = math.ceil(2 * scale)
-    taps = middles.floor()[:, None] + torch.arange(-reach, reach + 2)
-    d = (taps - middles[:, None]).abs() / scale
-    near = 1.4 * d**3 - 2.4 * d**2 + 1
-    far = -0.6 * d**3 + 3 * d**2 - 4.8 * d + 2.4
-    values = torch.where(d < 1, near, torch.where(d < 2, far, 0))
-    values /= values.sum(1, keepdim=True)
-    weights = torch.zeros(target, source, dtype=torch.float64)
-    return weights.scatter_add_(1, taps.clamp(0, source - 1).long(), values)
 
 
 class Small:
@@ -107,11 +74,6 @@ class Small:
             return torch.stack(planes).to(dtype)
         deep = torch.stack([p.view(torch.int16) for p in planes])  # few operators know uint16
         return ((deep.to(torch.int32) & 0xFFFF) / 256).to(dtype)
-
-
-def key(planes: Planes) -> tuple[object, ...]:
-    """What frames must share to be made small together."""
-    return (planes.y.shape, planes.y.dtype, planes.colorspace, planes.full_range)
 
 
 class Window(NamedTuple):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 Fit = Literal["crop", "pad", "stretch"]
 """Cut at its edges about the middle, with black beside it, or stretched."""
@@ -27,15 +26,14 @@ def inside(width: int, height: int, to_width: int, to_height: int, fit: Fit) -> 
     return max(left, 0), max(top, 0), max(left, 0) + min(wide, to_width), max(top, 0) + min(high, to_height)
 
 
-def laid(
-    pictures: npt.NDArray[np.uint8], to_width: int, to_height: int, left: int, top: int
-) -> npt.NDArray[np.uint8]:
-    """uint8 [frames, to_height, to_width, 3]: pictures [frames, height, width, 3] that were resized as `placed` says,
-    with their corner at (left, top), cut where they stick out, and black around them."""
+def laid(pictures: Any, to_width: int, to_height: int, left: int, top: int) -> Any:
+    """uint8 [frames, to_height, to_width, 3]: pictures [frames, height, width, 3], an array or a tensor, that were
+    resized as `placed` says, with their corner at (left, top), cut where they stick out, and black around them."""
     height, width = pictures.shape[1:3]
     if (height, width, left, top) == (to_height, to_width, 0, 0):
         return pictures
-    out = np.zeros((len(pictures), to_height, to_width, 3), np.uint8)
+    shape = (len(pictures), to_height, to_width, 3)
+    out = np.zeros(shape, np.uint8) if isinstance(pictures, np.ndarray) else pictures.new_zeros(shape)
     to = (slice(max(top, 0), max(top, 0) + min(height, to_height)),
           slice(max(left, 0), max(left, 0) + min(width, to_width)))  # fmt: skip
     of = (slice(max(-top, 0), max(-top, 0) + min(height, to_height)),

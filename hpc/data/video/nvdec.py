@@ -10,6 +10,7 @@ Not all videos fit: `fits` says what is known beforehand, `Unfit` is raised for 
 
 from __future__ import annotations
 
+import ctypes
 import functools
 from collections.abc import Callable
 
@@ -36,6 +37,31 @@ def fits(info: Video) -> bool:
     return plain and info.pix_fmt in CODECS.get(info.codec, ()) and not (info.width % 2 or info.height % 2)
 
 
+def device_for(decode: str, consumer: torch.device) -> torch.device | None:
+    """The GPU that decodes for a consumer of frames, as `decode` of the settings says, auto, cpu or gpu; None: CPUs do.
+    Raises ValueError where a GPU should, and none can."""
+    if decode == "cpu" or (decode == "auto" and consumer.type != "cuda"):
+        return None
+    if consumer.type != "cuda":
+        raise ValueError("decode: gpu: there is no GPU here: take one (resources: {gpus: 1}), or `decode: cpu`")
+    if why := _missing():
+        if decode == "gpu":
+            raise ValueError(f"decode: gpu: {why}: in a container NVIDIA_DRIVER_CAPABILITIES must have `video` beside "
+                             "compute and utility; or take `decode: cpu`")  # fmt: skip
+        return None
+    return consumer
+
+
+@functools.cache
+def _missing() -> str:
+    """Why the driver cannot decode; "" where it can. It is the library that libav looks for, too."""
+    try:
+        ctypes.CDLL("libnvcuvid.so.1")
+    except OSError as error:
+        return str(error)
+    return ""
+
+
 @functools.cache
 def prepare() -> None:
     """Once a process, before torch first touches the GPU: lets waits for the GPU sleep instead of spin, which the CPUs
@@ -48,7 +74,8 @@ def accelerator() -> HWAccel:
     """For av.open, in the thread that will decode."""
     prepare()
     torch.cuda.set_device(torch.cuda.current_device())  # makes torch's context this thread's, and libav takes that
-    return HWAccel("cuda", is_hw_owned=True, options={"primary_ctx": "0", "current_ctx": "1"})
+    options = {"primary_ctx": "0", "current_ctx": "1"}
+    return HWAccel("cuda", str(torch.cuda.current_device()), is_hw_owned=True, options=options)
 
 
 def check(frame: Frame) -> None:
