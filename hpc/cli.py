@@ -91,6 +91,16 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("tasks", type=int, help="0 takes the limit away")
     p.add_argument("--stage", help="of this stage only")
     p = verb("report", report, "write the report (text, JSON, HTML, Prometheus) and print it", run=True)
+    p = verb("exporter", exporter, "all runs under a folder as Prometheus metrics: served until stopped, or in a file")
+    p.add_argument("folder", type=Path, nargs="?", help="the folder of the run folders (default: that of --runs)")
+    p.add_argument("--port", type=int, default=9342, help="where it answers /metrics (default 9342; 0: any free one)")
+    p.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine's loopback alone)")
+    p.add_argument("--days", type=float, default=30.0, help="leave out runs that did not change for so long (default "
+                   "30)")  # fmt: skip
+    p.add_argument("--textfile", type=Path, metavar="FILE.prom",
+                   help="write once, for node_exporter's textfile collector, and exit")  # fmt: skip
+    p.add_argument("--dashboards", type=Path, metavar="DIR",
+                   help="copy the Grafana dashboards and alert rules there, and exit")  # fmt: skip
     p = verb("calibrate", calibrate, "propose thresholds for a run's filters from the scores of its clips", run=True)
     p.add_argument("--stage", help="whose filters (default: the first stage that has any)")
     p.add_argument("--keep", type=float, default=0.9, metavar="SHARE",
@@ -357,6 +367,29 @@ def report(args: argparse.Namespace) -> int:
     made = rp.write(found, st.gather(found))
     emit(args, made, [rp.text(made), f"\nreport: {found.report('html')}"])
     return 0 if made.status.state in ("done", "running", "waiting") else 1
+
+
+def exporter(args: argparse.Namespace) -> int:
+    from hpc.batch import exporter as ex
+
+    if args.dashboards:
+        files = ex.copy_dashboards(args.dashboards)
+        emit(args, {"files": files}, [str(file) for file in files])
+        return 0
+    folder = args.folder or args.runs
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder; give the one that the run folders are in")
+    here = ex.Exporter(folder, args.days)
+    if args.textfile:
+        ex.write(here, args.textfile)
+        emit(args, {"file": str(args.textfile), "runs": len(here.seen)}, [f"{args.textfile}: {len(here.seen)} runs"])
+        return 0
+    with ex.serve(here, args.host, args.port) as server:
+        address = f"http://{args.host}:{server.server_port}/metrics"
+        emit(args, {"address": address, "runs": len(here.seen)}, [f"{len(here.seen)} runs at {address}"])
+        sys.stdout.flush()
+        server.serve_forever()
+    return 0
 
 
 def calibrate(args: argparse.Namespace) -> int:

@@ -57,6 +57,12 @@ ABOUT = {
     "train_mfu_ratio": "Share of the GPUs' dense bfloat16 peak that the model's own arithmetic takes.",
     "train_skipped_steps_total": "Steps whose gradients were not finite.",
     "train_memory_peak_bytes": "The most that a rank held on its GPU.",
+    "exporter_runs": "Runs whose figures are here.",
+    "exporter_unreadable_runs": "Run folders that could not be read.",
+    "exporter_read_runs": "Runs read anew for these figures.",
+    "exporter_read_seconds": "Seconds that reading took.",
+    "exporter_last_read_timestamp_seconds": "Time of these figures.",
+    "exporter_slurm_up": "1 if Slurm answered last, 0 if it did not or was not asked.",
 }
 
 
@@ -88,13 +94,13 @@ class Families:
         self.labels = labels
 
     def add(self, name: str, value: float | None, **labels: object) -> None:
-        """None is left out."""
+        """None is left out. name: of ABOUT."""
         if value is None:
             return
         kind = "counter" if name.endswith("_total") else "gauge"
         family = self.found.setdefault(name, Family(f"hpc_{name}", kind, ABOUT[name], []))
         inside = ",".join(f'{k}="{escape(v)}"' for k, v in (self.labels | labels).items())
-        family.samples.append(f"hpc_{name}{{{inside}}} {number(value)}")
+        family.samples.append(f"hpc_{name}{{{inside}}} {number(value)}" if inside else f"hpc_{name} {number(value)}")
 
 
 def of(report: Report) -> dict[str, Family]:
