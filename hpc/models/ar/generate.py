@@ -37,8 +37,8 @@ class Layer(NamedTuple):
 
     norm: Tensor
     qkv: Tensor
-    q_norm: Tensor
-    k_norm: Tensor
+    qk_norm: Tensor
+    """float32 [heads of q and k, head_dim]"""
     out: Tensor
     ffn_norm: Tensor
     gate_up: Tensor
@@ -93,7 +93,8 @@ class Decoder:
             at, cross = f"layers.{i}.attention.", f"layers.{i}.cross_attention"
             layer = Layer(
                 taken(f"layers.{i}.attention_norm", split=None), taken(f"{at}wq", f"{at}wk", f"{at}wv"),
-                taken(f"{at}q_norm", split=None), taken(f"{at}k_norm", split=None), taken(f"{at}wo", split=1),
+                torch.cat([source[f"model.{at}{one}_norm.weight"].to(self.device).float().expand(count, -1)
+                           for one, count in (("q", self.heads), ("k", self.groups))]), taken(f"{at}wo", split=1),
                 taken(f"layers.{i}.ffn_norm", split=None),
                 taken(f"layers.{i}.feed_forward.w1", f"layers.{i}.feed_forward.w3"),
                 taken(f"layers.{i}.feed_forward.w2", split=1),
@@ -105,8 +106,10 @@ class Decoder:
                     cross_k_norm=taken(f"{cross}.k_norm", split=None), cross_out=taken(f"{cross}.wo", split=1),
                 )  # fmt: skip
             self.layers.append(layer)
-        half = rope_angles(preset)[:, : preset.head_dim // 2].to(self.device)
-        self.cos, self.sin = half.cos(), half.sin()
+        angles = rope_angles(preset).to(self.device)
+        signs = torch.ones(preset.head_dim, device=self.device)
+        signs[: preset.head_dim // 2] = -1
+        self.cos, self.sin = angles.cos(), angles.sin() * signs
         self.absolute = absolute(preset).to(self.device, dtype) if preset.context_dim is not None else None
 
     @property
@@ -127,14 +130,13 @@ class Decoder:
         return x
 
     def qkv(self, layer: Layer, x_BSD: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q_BSHd, k_BSGd, v_BSGd; q and k normed and turned. cos, sin: [S, 1, d / 2]."""
-        all_BSHd = F.linear(self.normed(x_BSD, layer.norm), layer.qkv).unflatten(-1, (-1, self.preset.head_dim))
-        q, k, v = all_BSHd.split([self.heads, self.groups, self.groups], -2)
-        return self.turned(q, layer.q_norm, cos, sin), self.turned(k, layer.k_norm, cos, sin), v
-
-    def turned(self, x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        a, b = self.normed(x, weight).float().chunk(2, -1)
-        return torch.cat([a * cos - b * sin, b * cos + a * sin], -1).to(self.dtype)
+        """q_BSHd, k_BSGd, v_BSGd; q and k normed and turned, both at once. cos, sin: [S, 1, d]."""
+        dim = self.preset.head_dim
+        all_BSHd = F.linear(self.normed(x_BSD, layer.norm), layer.qkv).unflatten(-1, (-1, dim))
+        qk, v = all_BSHd.split([self.heads + self.groups, self.groups], -2)
+        qk = F.rms_norm(qk.float(), (dim,), None, self.preset.norm_eps) * layer.qk_norm
+        qk = torch.addcmul(qk * cos, qk.roll(dim // 2, -1), sin).to(self.dtype)  # halves change places
+        return *qk.split([self.heads, self.groups], -2), v
 
     def ffn(self, layer: Layer, x: Tensor) -> Tensor:
         gate, up = F.linear(self.normed(x, layer.ffn_norm), layer.gate_up).chunk(2, -1)
