@@ -134,7 +134,7 @@ def test_known_noise_is_known_in_the_figures(done: Path) -> None:
     assert overall["PSNR"]["low"] < overall["PSNR"]["value"] < overall["PSNR"]["high"]
     assert overall["Fréchet: perceptual"]["value"] > 0 and "perceptual" in overall["Fréchet: perceptual"]["note"]
     assert "6 generated and 7 real features" in overall["Fréchet: perceptual"]["note"]
-    assert "fewer than their 312 dimensions" in overall["Fréchet: perceptual"]["note"]
+    assert "no more than their 312 dimensions" in overall["Fréchet: perceptual"]["note"]
     assert overall["TSE of the real ones"]["band"] == "" and overall["TSE"]["band"].startswith("below")
 
 
@@ -351,6 +351,7 @@ def test_archives_and_functions_are_networks(films: Path, tmp_path: Path) -> Non
     counts = {name: re.findall(r"(\d+) generated and (\d+) real", one["note"])[0] for name, one in found.items()}
     assert counts == {"Fréchet: i3d": ("6", "7"), "Fréchet: inception": (str(6 * FRAMES), str(7 * FRAMES)),
                       "Fréchet: mine": ("24", "28")}  # fmt: skip
+    assert found["Fréchet: i3d"]["low"] is None, "6 features of 400 dimensions"
     assert found["Fréchet: inception"]["band"] and not found["Fréchet: mine"]["band"]
     grey = [np.stack([Film(Place(str(path)), "f").sample(list(range(FRAMES)), HEIGHT, WIDTH) for path in
                       sorted((films / side).glob("*.mp4")) if (side, path.stem) != ("generated", "torn")])

@@ -196,11 +196,12 @@ def geometry(
     for entry in there:
         film, found = entry.films[side], []
         looks: dict[int, sampson.Described] = {}
-        width = max(1, round(film.info.width * sampson.HEIGHT / film.info.height))
+        height = min(film.info.height, sampson.HEIGHT)
+        width = max(1, round(film.info.width * height / film.info.height))
         for begin in starts:
             check()
             new = [number for number in (begin, begin + 1) if number not in looks]
-            for number, picture in zip(new, film.sample(new, sampson.HEIGHT, width) if new else (), strict=True):
+            for number, picture in zip(new, film.sample(new, height, width) if new else (), strict=True):
                 looks[number] = sampson.described((picture @ GREY).round().astype(np.uint8))
             found.append(sampson.measured([sampson.matched(looks[begin], looks[begin + 1])], seed))
         entry.row |= summed(found, f"{prefix}tse")

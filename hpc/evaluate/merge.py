@@ -163,14 +163,15 @@ def of_features(uris: Sequence[str], settings: Merge, work: Work) -> Iterator[Fi
         dim = groups["real"][0].dim
         all_of = [frechet.combined(groups[side]) for side in ("generated", "real")]
         rng = intervals.generator(settings.seed, f"frechet {name}")
-        found_interval = intervals.of_distance(groups["generated"], groups["real"], settings.resamples, settings.level,
-                                               rng, work.check)  # fmt: skip
         value = frechet.distance(*all_of)
-        low, high = found_interval or (None, None)
+        low = high = None
         note = f"of {n} generated and {m} real features by {network}"
-        if min(n, m) <= dim:
-            note += (f"; fewer than their {dim} dimensions: such distances are too large, and to be compared only "
+        if min(n, m) <= dim:  # nor would groups that are drawn again tell anything: they have fewer different ones yet
+            note += (f"; no more than their {dim} dimensions: such distances are too large, and to be compared only "
                      "between sets of the same sizes")  # fmt: skip
+        elif span := intervals.of_distance(groups["generated"], groups["real"], settings.resamples, settings.level,
+                                           rng, work.check):  # fmt: skip
+            low, high = span
         yield Figure(f"Fréchet: {name}", value, low, high, n, "", "lower", band(value, BANDS.get(network, ())), note)
 
 

@@ -7,9 +7,9 @@ to first order how far a match x, y is from fulfilling y' F x = 0 (Hartley and Z
 
 TSE: of each two frames that follow one another in a video, with an F of their own. CSE: of each two views at the same
 times, with one F for all times, since cameras of a rig do not move against each other. The figures are medians and
-means over all matches, outliers too, of pictures that are 540 pixels high: as in mvbench of NVIDIA's Cosmos cookbook
-(metrics/sampson.py), which finds matches by SuperPoint and LightGlue where these are SIFT's (Lowe, 2004), so that its
-bands (1, 3, 5 pixels) hold for the medians at most.
+means over all matches, outliers too, in pixels of pictures that are 540 pixels high: as in mvbench of NVIDIA's Cosmos
+cookbook (metrics/sampson.py), which finds matches by SuperPoint and LightGlue where these are SIFT's (Lowe, 2004), so
+that its bands (1, 3, 5 pixels) hold for the medians at most.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 Points = npt.NDArray[np.float64]
-HEIGHT = 540  # pixels of the pictures
+HEIGHT = 540  # pixels: of this height are those that errors are told in
 FEATURES = 2000  # of a picture
 RATIO = 0.75  # of the distances to the nearest and the next descriptor (Lowe has 0.8)
 FEWEST = 16  # matches: 8 fit exactly
@@ -106,12 +106,12 @@ def fundamental(x_N2: Points, y_N2: Points, seed: int) -> Points:
 
 
 def described(grey_HW: npt.NDArray[np.uint8]) -> Described:
-    """SIFT's points of a picture. Raises ModuleNotFoundError without OpenCV."""
+    """SIFT's points of a picture, in pixels of one that is HEIGHT high. Raises ModuleNotFoundError without OpenCV."""
     cv2 = opencv()
     found, vectors = cv2.SIFT_create(FEATURES).detectAndCompute(grey_HW, None)
     if not found:
         return Described(np.empty((0, 2)), np.empty((0, 128), np.float32))
-    return Described(np.array([one.pt for one in found], np.float64), vectors)
+    return Described(np.array([one.pt for one in found], np.float64) * (HEIGHT / len(grey_HW)), vectors)
 
 
 def opencv() -> Any:

@@ -118,7 +118,8 @@ class Measure(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     real: str | None = None
     """Real videos: a folder or prefix of videos and tars, one such file, or the name of a stage in `needs` that makes
-    clips or a data set. null: none; then there are neither PSNR, SSIM nor Fréchet distances."""
+    clips or a data set. null: none; then there are neither PSNR, SSIM nor Fréchet distances. What is in a folder is
+    looked up once: give another name to what has changed."""
     pairs: str | None = None
     """A .jsonl with a line {"generated": name, "real": name or path} for each pair; paths count from its folder. null:
     a generated video and a real one with the same name (uuid; of files the path without its suffix) are a pair. Where
@@ -188,7 +189,8 @@ class Videos(Measure, frozen=True, forbid_unknown_fields=True, kw_only=True):
     KIND: ClassVar[str] = "evaluate.videos"
 
     resamples: Annotated[int, Meta(ge=10, le=100_000)] = 1000
-    """Draws with replacement for each interval; of Fréchet distances 100 at most, of groups of shards."""
+    """Draws with replacement for each interval; of Fréchet distances 100 at most, of groups of shards: these have an
+    interval where there are more features than dimensions."""
     level: Annotated[float, Meta(gt=0, lt=1)] = 0.95
     """How often an interval shall hold the figure."""
     shown: Annotated[int, Meta(ge=0, le=500)] = 24
