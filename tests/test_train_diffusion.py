@@ -20,22 +20,27 @@ import torch
 import torch.distributed as dist
 import yaml
 from safetensors.torch import load_file
+from test_text_embed import save as save_t5
 
-from hpc.data import layers, pickles
+from hpc.data import layers, pickles, video
 from hpc.data.latents import SUFFIX, dumps
-from hpc.data.work import Stopped, Work
-from hpc.models import dit_files
+from hpc.data.work import BadInput, Stopped, Work
+from hpc.models import dit_files, text_input
 from hpc.models.dit import Block, DiT, linear
 from hpc.models.dit_presets import PRESETS, Config
+from hpc.models.tokenizers import files
 from hpc.train import clips, diffusion, diffusion_model, ema, ranks, saver
 from hpc.train.checkpoint import Checkpoints, complete
+from hpc.train.diffusion_input import embedding
 from hpc.train.metrics import lines
 from hpc.train.samples import listed
 from hpc.train.schedule import cycled
 from hpc.train.settings import TrainDiffusion
 from hpc.train.settings.data import Shape, Validation
-from hpc.train.settings.diffusion import KEPT, AdamW, Lora, Mesh, Objective, Text, memory
+from hpc.train.settings.diffusion import KEPT, AdamW, Lora, Mesh, Objective, Pictures, Text, memory
 from hpc.train.settings.optimizer import Cycle, Mean
+from hpc.train.settings.tokenizer import Sizes as Wan
+from hpc.train.tokenizer import made as made_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:FSDP2-wrapped module")
 SHAPE = {"frames": 13, "height": 64, "width": 48}
@@ -312,6 +317,69 @@ def test_other_models_are_trained_and_published(tar: Path, here: ranks.Here, tmp
         assert "model_ema_bf16.pt" in names
     again = dit_files.load(scratch / "model/ours")
     assert isinstance(again, DiT)
+
+
+def test_steps_that_are_not_finite_change_nothing_and_are_counted(
+    tar: Path, here: ranks.Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, given, step = listed([str(tar)]), diffusion.dropped, 0
+
+    def poisoned(*what: Any) -> torch.Tensor:
+        nonlocal step
+        step += 1
+        return given(*what) * (math.nan if step in (3, 5, 6) else 1)
+
+    monkeypatch.setattr(diffusion, "dropped", poisoned)
+    diffusion.train(settings(), table, tmp_path / "a", here, lambda: None)
+    said = curve(tmp_path / "a")
+    assert [line["skipped"] for line in said] == [0, 0, 1, 1, 2, 3, 3, 3]
+    assert said[2]["loss"] == "nan" and said[2]["grad_norm"] == "nan" and said[3]["loss"] != "nan"
+    step = 0
+    few = settings(optimizer=AdamW(warmup=2, bad_steps=2))
+    with pytest.raises(RuntimeError, match="the gradients of 2 steps in a row, up to step 6, are not finite"):
+        diffusion.train(few, table, tmp_path / "b", here, lambda: None)
+
+
+def test_videos_and_texts_as_predict2_has_them(here: ranks.Here, tmp_path: Path) -> None:
+    """videos/, metas/ and t5_xxl/, encoded while it trains: texts from disk teach what the encoder teaches, and videos
+    are made to look at."""
+    words = save_t5(tmp_path / "t5", d_model=32)
+    encode = text_input.load_text_input("t5", str(words), "cpu")
+    small = Wan(family="wan", channels=8, latent_channels=16, multipliers=(1, 1, 1, 2), blocks=1)
+    torch.manual_seed(0)
+    files.save(made_of(small), tmp_path / "vae")
+    data = tmp_path / "data"
+    for folder in ("videos", "metas", "t5_xxl"):
+        (data / folder).mkdir(parents=True)
+    rows, columns = np.mgrid[:64, :48]
+    for number in range(6):
+        frames = np.stack([np.stack([rows * 3, columns * 4, rows * 0 + 9 * t + 20 * number], -1) for t in range(13)])
+        video.write(data / f"videos/v{number}.mp4", frames.astype(np.uint8), 24.0, video.Coding(crf=10))
+        prompt = f"a rabbit and {number} butterflies"
+        (data / f"metas/v{number}.txt").write_text(prompt)
+        found = encode([prompt])[0]
+        tokens = int((found.abs().sum(-1) > 0).sum())
+        (data / f"t5_xxl/v{number}.pickle").write_bytes(pickles.dumps([found[:tokens].float().numpy().astype("f2")]))
+    found_there: Any = sorted(map(str, (data / "videos").iterdir()))  # as the inputs of a stage without needs
+    (place,) = clips.freeze(settings(), {"inputs": [("0", found_there)]}, set())
+    assert place == [str(data)]
+    said = {}
+    for source in ("pickles", "encoder"):
+        given = settings(
+            shapes=(Shape(**SHAPE, batch=2),), steps=2, tokenizer=str(tmp_path / "vae"), ema=(Mean(rate=0.5),),
+            text=Text(source=source, encoder=str(words)), pictures=Pictures(every=2, steps=2, guidance=1.0),
+            validation=Validation(share=0.3, by="clip", every=2, clips=2), optimizer=AdamW(rate=1e-2, warmup=0),
+        )  # fmt: skip
+        diffusion.train(given, listed(place[0]), tmp_path / source, here, lambda: None)
+        said[source] = curve(tmp_path / source)
+    for one, other in zip(said["pickles"], said["encoder"], strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-2)
+    shown = sorted(path.name for path in (tmp_path / "encoder/pictures").iterdir())
+    assert shown == ["000000002.webp", "000000002_0_ema.mp4", "000000002_0_regular.mp4"]
+    assert video.measured((tmp_path / "encoder/pictures" / shown[1]).read_bytes())[1] == 13
+    (data / "t5_xxl/v0.pickle").unlink()
+    with pytest.raises(BadInput, match="v0 has no embedding"):
+        embedding(listed(place[0]).to_pylist()[0])
 
 
 def test_what_cannot_be_is_said_with_the_arithmetic() -> None:

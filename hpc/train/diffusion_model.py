@@ -6,6 +6,7 @@
 
 FP8 is transformer-engine's: float32 weights spread over the ranks, gathered in bf16, and cast by te.Linear in each
 forward pass. What is computed again on the way back enters FP8 anew, since the way back is outside of it.
+(TransformerEngine 2.11, fd91bae^: pytorch/module/linear.py, distributed.py, quantization.py)
 """
 
 from __future__ import annotations
@@ -145,7 +146,7 @@ def computing(settings: TrainDiffusion, device: torch.device) -> contextlib.Abst
         return contextlib.nullcontext()
     import transformer_engine.pytorch as te
 
-    return te.fp8_autocast(enabled=True, fp8_recipe=recipe(settings.precision))
+    return te.autocast(enabled=True, recipe=recipe(settings.precision))
 
 
 @functools.cache

@@ -366,6 +366,8 @@ def memory(s: TrainDiffusion, ranks: int) -> dict[str, float]:
         "moments": trained * 8 / spread,
         "means": trained * 4 * len(s.ema) / spread,
         "gathered": weights / c.blocks * (2 * wide + 4),  # a block and the next, and one's gradients
+        # transformer-engine keeps a block's weights in FP8, as they are and transposed, until the way back
+        **({"fp8 weights": weights * 2} if s.precision.startswith("fp8") and s.recompute == "none" else {}),
         "activations": largest * c.channels * each * scale,
     }
 
