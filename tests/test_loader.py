@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 from pathlib import Path
 
 import av
@@ -169,6 +170,30 @@ def test_ranks_resumes_and_workers_change_nothing(shards: Path) -> None:
             assert batch.waited > 0
     with pytest.raises(ValueError, match="cannot be shared by 3 ranks"):
         next(batches.of_rank(0, 3))
+
+
+def test_a_gpus_path_draws_the_same(shards: Path, tmp_path: Path) -> None:
+    """Here its engines are the CPU: samples, frames and replacements are those of workers, and pictures nearly."""
+    rows = listed(str(shards)).to_pylist()
+    (tmp_path / "torn.mp4").write_bytes(b"torn")
+    rows[2]["media"] = {"uri": str(tmp_path / "torn.mp4"), "offset": 0, "size": 4}
+    table = pa.Table.from_pylist(rows, schema=listed(str(shards)).schema)
+    shapes = [Shape(frames=5, height=24, width=32, batch=4, fps=5), Shape(frames=9, height=64, width=48, batch=2)]
+    plain, other = Batches(table, shapes, 7), Batches(table, shapes, 7, gpu=torch.device("cpu"))
+    stream = other.of_rank(1, 2, first_step=2, workers=3)
+    replaced = 0
+    for step, batch in zip(range(2, 12), stream, strict=False):
+        expected = plain.at(step, 1, 2)
+        assert (batch.step, batch.samples, batch.rows, batch.starts) == (
+            expected.step, expected.samples, expected.rows, expected.starts)  # fmt: skip
+        assert batch.keys == expected.keys and batch.replaced == expected.replaced and batch.waited > 0
+        assert numbers(batch.frames) == numbers(expected.frames) and torch.equal(batch.fps, expected.fps)
+        assert (batch.frames.int() - expected.frames.int()).abs().max() <= 4
+        assert torch.equal(batch.inside, expected.inside) and torch.equal(other.at(step, 1, 2).frames, batch.frames)
+        assert batch.decoded_by_cpu == len(batch.keys) and expected.decoded_by_cpu == 0
+        replaced += len(batch.replaced)
+    stream.close()
+    assert replaced and not [one for one in threading.enumerate() if one.name.startswith("decoder")]
 
 
 def test_what_cannot_be_decoded_is_replaced_and_told(

@@ -7,6 +7,7 @@ import itertools
 import json
 import tempfile
 import uuid
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -278,6 +279,29 @@ def test_a_spec_is_refused_before_anything_runs(tmp_path: Path, stage: dict[str,
         load(tmp_path / "t.yaml")
 
 
+def test_a_gpu_decodes(tmp_path: Path, tokenizers: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here its engines are the CPU: the same windows, of nearly the same pictures, and what the CPU had to do is told."""
+    made = datasets.publish(tmp_path, [[datasets.Clip(frames=30), datasets.Clip(frames=8)]], texts=False)
+    needs = {name: dict(shards)["000000"] for name, shards in made.items()}
+    settings = LatentsEncode(tokenizer=tokenizers["wan"], windows="all", fit="stretch", batch=2, decode="gpu", **SMALL)
+    with pytest.raises(ValueError, match="decode: gpu: there is no GPU here"):
+        latents.start(settings)
+    plain = latents.start(msgspec.structs.replace(settings, decode="cpu"))(work(tmp_path, upstream=needs))
+    expected = [layers.read_table(plain.objects[1]).to_pylist(), plain.objects[0].read_bytes()]
+    monkeypatch.setattr(encode.nvdec, "device_for", lambda decode, device: device if decode == "gpu" else None)
+    done = latents.start(settings)(work(tmp_path, upstream=needs))
+    assert layers.read_table(done.objects[1]).to_pylist() == expected[0]
+    assert done.counts["decoded_by_cpu"] == 1 and "decoded_by_cpu" not in plain.counts
+    monkeypatch.setattr(encode, "_run", lambda encoder, frames: frames)
+    shown = []
+    for gpu in (None, torch.device("cpu")):
+        encoder = encode.Encoder(encode.load(tokenizers["wan"]), torch.device("cpu"), (1, 1, 1), gpu)
+        found = encode.encoded(settings, encoder, work(tmp_path, upstream=needs), [], Counter())
+        shown.append(torch.stack([one.made for one in found if one.made is not None]).int())
+    assert shown[0].shape == shown[1].shape == (3, 9, 32, 64, 3)
+    assert shown[1].float().std() > 5 and (shown[0] - shown[1]).abs().max() <= 4
+
+
 # Latents
 
 
@@ -287,10 +311,10 @@ def test_large_windows_of_latents_are_streamed(
 ) -> None:
     """The same but for rounding; ids never."""
     tokenizer = encode.load(tokenizers[kind])
-    frames = np.random.default_rng(0).integers(0, 256, (2, 41, 32, 32, 3), dtype=np.uint8)
+    frames = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (2, 41, 32, 32, 3), dtype=np.uint8))
     encoder = encode.Encoder(tokenizer, torch.device("cpu"), (1, 1, 1))
     whole, streams = encode._run(encoder, frames), []
-    monkeypatch.setattr(encode, "LARGE", frames[..., 0].size - 1)
+    monkeypatch.setattr(encode, "LARGE", frames[..., 0].numel() - 1)
     plain = type(tokenizer).encode_stream
     monkeypatch.setattr(type(tokenizer), "encode_stream", lambda *a: streams.append(1) or plain(*a))
     torch.testing.assert_close(encode._run(encoder, frames), whole, rtol=1e-4, atol=1e-4)

@@ -1,6 +1,7 @@
 """Windows of clips through a video tokenizer, in batches: what tokens and latents have in common.
 
-Clips are read and decoded by threads, a few windows ahead of the tokenizer. Windows are encoded whole, but for large
+Clips are read and decoded by threads, a few windows ahead of the tokenizer, on CPUs or by the GPU's video engines, as
+`decode` says: hpc.data.video.sample_gpu tells how their frames differ. Windows are encoded whole, but for large
 ones of continuous tokenizers: as a stream they are the same but for rounding, where ids near the border of two may
 differ.
 """
@@ -15,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import msgspec
 import numpy as np
@@ -25,6 +26,8 @@ from torch import Tensor
 
 from hpc.data import layers, video
 from hpc.data.video import fit as fitting
+from hpc.data.video import nvdec
+from hpc.data.video.sample_gpu import LANES, Sampler, together
 from hpc.data.work import Bad, BadInput, Work
 from hpc.models.tokenizers import Tokenizer, load
 from hpc.prepare import inputs
@@ -47,13 +50,19 @@ class Encoder(msgspec.Struct):
     device: torch.device
     shape: tuple[int, int, int]
     """[t, h, w] of what a window becomes."""
+    gpu: torch.device | None = None
+    """What decodes; None: CPUs."""
 
 
 def opened(settings: Frames, discrete: bool) -> Encoder:
-    """Raises ValueError where the tokenizer is of the other kind, or has no such windows; and as `load` does."""
+    """Raises ValueError where the tokenizer is of the other kind, or has no such windows, or a GPU is to decode and
+    cannot; and as `load` does."""
+    if settings.decode == "gpu" and torch.cuda.is_available():
+        nvdec.prepare()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         logging.getLogger(__name__).warning("there is no GPU here: %s runs on the CPU", settings.tokenizer)
+    gpu = nvdec.device_for(settings.decode, device)
     tokenizer = load(settings.tokenizer, device, getattr(torch, settings.precision))
     if discrete != (tokenizer.vocabulary is not None):
         words = ("makes latents, not ids: prepare.latents takes it" if discrete else
@@ -67,16 +76,18 @@ def opened(settings: Frames, discrete: bool) -> Encoder:
         frames = tokenizer.latent_frames(settings.frames)
     except ValueError as error:
         raise ValueError(f"frames: {settings.frames}: {error}") from error
-    return Encoder(tokenizer, device, (frames, height // tokenizer.spatial, width // tokenizer.spatial))
+    return Encoder(tokenizer, device, (frames, height // tokenizer.spatial, width // tokenizer.spatial), gpu)
 
 
 class Window(NamedTuple):
     row: dict[str, Any]
     """What is known of it: columns of hpc.prepare.documents.SCHEMA, with `why` where it is left out."""
-    frames: npt.NDArray[np.uint8] | None
-    """[frames, height, width, 3], RGB; None of what is left out."""
+    frames: Tensor | None
+    """uint8 [frames, height, width, 3], RGB, on the GPU where that decodes; None of what is left out."""
     vector: npt.NDArray[np.float16] | None = None
     """[tokens, width], of its caption, for latents."""
+    by_cpu: bool = False
+    """A GPU was to decode it, and cannot take its file."""
 
 
 class Encoded(NamedTuple):
@@ -94,12 +105,15 @@ class Some(NamedTuple):
     end: int = 0
 
 
-def windows(settings: Frames, work: Work, clips: list[Clip], bad: list[Bad]) -> Iterator[Window]:
-    """All windows of a shard, in order, and the clips that are left out. bad: takes what cannot be read."""
-    threads = min(MOST_THREADS, len(os.sched_getaffinity(0)))  # decoding is what they do
+def windows(
+    settings: Frames, work: Work, clips: list[Clip], bad: list[Bad], gpu: torch.device | None
+) -> Iterator[Window]:
+    """All windows of a shard, in order, and the clips that are left out. bad: takes what cannot be read. gpu: decodes;
+    None: CPUs do."""
+    threads = LANES if gpu else min(MOST_THREADS, len(os.sched_getaffinity(0)))  # decoding is what they do
     found = layers.map_ahead(functools.partial(_measured, work), clips, threads)
     parts = itertools.chain.from_iterable(map(functools.partial(cut, settings), found))
-    for some in layers.map_ahead(functools.partial(_decoded, settings, work), parts, threads):
+    for some in layers.map_ahead(functools.partial(_decoded, settings, work, gpu), parts, threads):
         work.check()
         if some.clip.refused:
             bad.append(some.clip.refused)
@@ -140,29 +154,39 @@ class Decoded(NamedTuple):
     windows: list[Window]
 
 
-def _decoded(settings: Frames, work: Work, some: Some) -> Decoded:
+def _decoded(settings: Frames, work: Work, gpu: torch.device | None, some: Some) -> Decoded:
     clip, first, end = some
     if clip.refused is None and first == end:
         return Decoded(clip, [Window(row(settings, clip) | {"why": "too-short"}, None)])
-    height, width = settings.size
     if clip.refused is None:
-        wide, high, left, top = fitting.placed(clip.width, clip.height, width, height, settings.fit)
         numbers = inputs.numbers(settings.frames, stride(settings, clip), first, end)
         try:
             with work.on(clip.item) if clip.item else nullcontext(), inputs.opened(clip) as file:
-                pictures = video.sample(file, numbers, wide, high)
+                pictures, by_cpu = _pictures(settings, gpu, clip, file, numbers)
             if len(pictures):
-                laid = fitting.laid(pictures, width, height, left, top)
-                each = np.split(laid, end - first)
+                each = pictures.chunk(end - first)
                 starts = numbers[:: settings.frames]
                 vectors = [None if settings.DISCRETE else clip.vector(at) for at in starts]
-                return Decoded(clip, [Window(row(settings, clip, at), frames, vector)
+                return Decoded(clip, [Window(row(settings, clip, at), frames, vector, by_cpu)
                                       for at, frames, vector in zip(starts, each, vectors, strict=True)])  # fmt: skip
             raise BadInput(clip.media, "no-frames", f"none can be decoded from frame {numbers[0]} on")
         except BadInput as error:
             clip = msgspec.structs.replace(clip, refused=error.bad)
     assert clip.refused
     return Decoded(clip, [Window(row(settings, clip) | {"why": clip.refused.reason}, None)])
+
+
+def _pictures(
+    settings: Frames, gpu: torch.device | None, clip: Clip, file: BinaryIO, numbers: list[int]
+) -> tuple[Tensor, bool]:
+    """(uint8 [frames, height, width, 3], was a GPU to decode, and cannot?)."""
+    height, width = settings.size
+    if gpu:
+        sampler = Sampler(gpu)
+        found = sampler.fitted(file, numbers, (clip.width, clip.height), (width, height), settings.fit)
+        return found, sampler.by_cpu > 0
+    wide, high, left, top = fitting.placed(clip.width, clip.height, width, height, settings.fit)
+    return torch.from_numpy(fitting.laid(video.sample(file, numbers, wide, high), width, height, left, top)), False
 
 
 def row(settings: Frames, clip: Clip, start: int | None = None) -> dict[str, Any]:
@@ -181,15 +205,17 @@ def row(settings: Frames, clip: Clip, start: int | None = None) -> dict[str, Any
 def encoded(
     settings: Frames, encoder: Encoder, work: Work, bad: list[Bad], counts: Counter[str]
 ) -> Iterator[Encoded]:
-    """All windows, and what is left out, in order. counts: takes clips, windows, frames, what was dropped, seconds."""
+    """All windows, and what is left out, in order. counts: takes clips, windows, frames, what was dropped, seconds, and
+    where a GPU decodes the clips that it cannot."""
     clips = list(inputs.clips(work))
-    found = windows(settings, work, clips, bad)
+    found = windows(settings, work, clips, bad, encoder.gpu)
     seen: set[str] = set()
     begun: set[str] = set()
+    by_cpu: set[str] = set()
     while True:
         began = time.monotonic()
         held: list[Window] = []
-        batch: list[npt.NDArray[np.uint8]] = []
+        batch: list[Tensor] = []
         for one in found:
             held.append(one)
             if one.frames is not None:
@@ -200,10 +226,11 @@ def encoded(
             break
         waited, began = time.monotonic() - began, time.monotonic()
         work.check()
-        made = iter(_run(encoder, np.stack(batch)) if batch else ())
+        made = iter(_run(encoder, together(batch)) if batch else ())
         spent = time.monotonic() - began
         seen.update(one.row["uuid"] for one in held if one.frames is not None)
         begun.update(one.row["media"] for one in held)
+        by_cpu.update(one.row["media"] for one in held if one.by_cpu)
         counts.update(clips=0, windows=len(batch), frames=len(batch) * settings.frames)
         counts.update(data_wait_seconds=waited, model_seconds=spent)  # type: ignore[arg-type]
         work.progress(len(begun) / len(clips), f"{len(begun)} of {len(clips)} clips, {counts['windows']} windows")
@@ -212,13 +239,15 @@ def encoded(
                 counts.update(["dropped", f"dropped_{one.row['why'].replace('-', '_')}"])
             yield Encoded(one.row, next(made) if one.frames is not None else None, one.vector)
     counts["clips"] = len(seen)
+    if encoder.gpu:
+        counts["decoded_by_cpu"] = len(by_cpu)
 
 
-def _run(encoder: Encoder, frames_BTHWC: npt.NDArray[np.uint8]) -> Tensor:
+def _run(encoder: Encoder, frames_BTHWC: Tensor) -> Tensor:
     """Ids, or latents, on the CPU."""
     with torch.inference_mode():
-        pictures = torch.from_numpy(frames_BTHWC).to(encoder.device).permute(0, 4, 1, 2, 3)
-        if encoder.tokenizer.vocabulary is None and frames_BTHWC[..., 0].size > LARGE:
+        pictures = frames_BTHWC.to(encoder.device).permute(0, 4, 1, 2, 3)
+        if encoder.tokenizer.vocabulary is None and frames_BTHWC[..., 0].numel() > LARGE:
             parts = (part.float() / 127.5 - 1 for part in pictures.split(STREAM, 2))
             return torch.cat([made.cpu() for made in encoder.tokenizer.encode_stream(parts)], -3)
         return encoder.tokenizer.encode(pictures.float() / 127.5 - 1).cpu()

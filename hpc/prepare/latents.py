@@ -75,6 +75,7 @@ def process(settings: LatentsEncode, encoder: Encoder, work: Work) -> Made:
         "stage": settings.KIND, "fingerprint": work.fingerprint, "tokenizer": settings.tokenizer, "shape": shape,
         "frames": settings.frames, "size": settings.size, "fps": settings.fps, "fit": settings.fit,
         "windows": settings.windows, "precision": settings.precision,
+        "decode": settings.decode,
     }  # fmt: skip
     layers.write_table(table_path, rows, meta, SCHEMA)
     return Made([tar_path, table_path], {**counts, "bytes_out": tar_path.stat().st_size}, bad)

@@ -49,6 +49,7 @@ def process(settings: TokensIds, encoder: Encoder, work: Work) -> Made:
         "stage": settings.KIND, "fingerprint": work.fingerprint, "tokenizer": settings.tokenizer,
         "vocabulary": vocabulary, "shape": encoder.shape, "frames": settings.frames, "size": settings.size,
         "fps": settings.fps, "fit": settings.fit, "windows": settings.windows, "precision": settings.precision,
+        "decode": settings.decode,
     }  # fmt: skip
     layers.write_table(table_path, rows, meta, SCHEMA)
     return Made([bin_path, table_path], {**counts, "tokens": offset // 4, "bytes_out": offset}, bad)

@@ -1,8 +1,11 @@
-"""Batches for training, decoded in worker processes; each is a function of its step, so that any step can be the first.
+"""Batches for training, decoded in worker processes, or by a GPU's video engines for which threads of the trainer care;
+each is a function of its step, so that any step can be the first.
 
     batches = Batches(table, shapes, seed=1)
     for batch in batches.of_rank(rank, ranks, first_step=step, workers=8):
         batch.frames, batch.fps, batch.samples          # and batch.waited, seconds
+
+    Batches(table, shapes, seed=1, gpu=device_for("gpu", device))    # hpc.data.video.nvdec: frames are on that device
 
 A sample that cannot be decoded is replaced by the one beside it, the same one whoever draws it, and told.
 """
@@ -11,10 +14,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import json
 import logging
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -27,9 +33,10 @@ from torch import Tensor
 
 from hpc.data import latents, video
 from hpc.data.video import fit as fitting
+from hpc.data.video.sample_gpu import LANES, Sampler, together
 from hpc.data.work import BadInput
+from hpc.train import randomness
 from hpc.train.order import Bucket, Order
-from hpc.train.randomness import numbers
 from hpc.train.samples import Shape, assigned, fetched
 from hpc.train.settings.data import Fit
 from hpc.train.stream import by_thread, stream
@@ -43,7 +50,8 @@ class Batch(msgspec.Struct):
     step: int
     shape: Shape
     frames: Tensor
-    """uint8 [batch, frames, height, width, 3], RGB; of latents float32 [batch, channels, t, h, w]."""
+    """uint8 [batch, frames, height, width, 3], RGB; of latents float32 [batch, channels, t, h, w]. Videos that a GPU
+    decodes are on it, all else is on the CPU."""
     fps: Tensor
     """float32 [batch]; 0 for pictures."""
     inside: Tensor
@@ -59,8 +67,25 @@ class Batch(msgspec.Struct):
     """What `read` made of each row, e.g. its caption's embedding."""
     replaced: list[str]
     """What could not be decoded, and why."""
+    decoded_by_cpu: int = 0
+    """Videos that were to be decoded by a GPU, and that it cannot take."""
     waited: float = 0.0
     """Seconds that training waited for this batch."""
+
+
+class One(msgspec.Struct):
+    """A sample of a batch."""
+
+    frames: Any
+    """An array, or a tensor on a GPU."""
+    inside: npt.NDArray[np.bool_]
+    fps: float
+    row: int
+    start: int
+    key: str
+    more: Any
+    replaced: list[str]
+    by_cpu: int
 
 
 class Batches:
@@ -73,13 +98,15 @@ class Batches:
         seed: int,
         fit: Fit = "crop",
         read: Callable[[dict[str, Any]], Any] | None = None,
+        gpu: torch.device | None = None,
     ) -> None:
         """read(row of the table) -> what else of a sample training needs; a function of a module, since the worker
-        processes call it."""
+        processes call it. gpu: decodes videos, and has their frames; without one CPUs do. What is drawn is the same
+        with it, and pictures are as hpc.data.video.sample_gpu says."""
         chosen = assigned(table, shapes)
         self.left_out = chosen.left_out
         used = [number for number, rows in enumerate(chosen.rows) if len(rows)]
-        self.table, self.seed, self.fit, self.read = table, seed, fit, read
+        self.table, self.seed, self.fit, self.read, self.gpu = table, seed, fit, read, gpu
         self.shapes = [shapes[number] for number in used]
         self.rows = [chosen.rows[number] for number in used]
         buckets = [Bucket(len(r), s.batch, s.weight) for r, s in zip(self.rows, self.shapes, strict=True)]
@@ -88,8 +115,8 @@ class Batches:
         """(shape, row) -> all frames of a clip, where `keep` was called."""
 
     def keep(self, threads: int) -> int:
-        """Decodes every clip once and keeps all of its frames: for data sets of minutes. Returns how many bytes these
-        are. Clips that cannot be decoded are told of when they are drawn."""
+        """Decodes every clip once, on CPUs, and keeps all of its frames: for data sets of minutes. Returns how many
+        bytes these are. Clips that cannot be decoded are told of when they are drawn."""
 
         def whole(number: int, row: int) -> None:
             one, shape = self.table.slice(row, 1).to_pylist()[0], self.shapes[number]
@@ -106,76 +133,111 @@ class Batches:
     def at(self, step: int, rank: int = 0, ranks: int = 1) -> Batch:
         """A rank's batch of a step, decoded here and now."""
         batch = self.order.batch(step).of_rank(rank, ranks)
-        shape, rows = self.shapes[batch.bucket], self.rows[batch.bucket]
-        out = Batch(step, shape, *(torch.empty(0),) * 3, [], [], [], [], [], [])
-        pictures, insides, speeds = [], [], []
-        for offset, place in enumerate(batch.places):
-            sample = batch.first + offset
-            for beside in range(NEIGHBOURS):
-                row = int(rows[(place + beside) % len(rows)])
-                one = self.table.slice(row, 1).to_pylist()[0]
-                try:
-                    start = self._start(one, shape, sample)
-                    if held := self.kept.get((batch.bucket, row)):
-                        frames, inside = held[0][shape.numbers(one["fps"], start)], held[1]
-                        fps = float(shape.fps or one["fps"])
-                    else:
-                        frames, inside, fps = taken(one, shape, start, self.fit)
-                    more = self.read(one) if self.read else None
-                    break
-                except (BadInput, OSError, ValueError) as error:
-                    out.replaced.append(f"{one['key']} ({one['media']['uri']}): {error}")
-            else:
-                raise ValueError(f"{NEIGHBOURS} samples side by side cannot be read, the first being {out.replaced[0]}")
-            pictures.append(frames)
-            insides.append(inside)
-            speeds.append(fps)
-            out.samples.append(sample)
-            out.rows.append(row)
-            out.starts.append(start)
-            out.keys.append(one["key"])
-            out.more.append(more)
-        out.frames, out.inside = torch.from_numpy(np.stack(pictures)), torch.from_numpy(np.stack(insides))
-        out.fps = torch.tensor(speeds)
-        return out
+        ones = [self._one(batch.bucket, place, batch.first + i) for i, place in enumerate(batch.places)]
+        return self._batch(step, batch.bucket, batch.first, ones)
+
+    def _one(self, bucket: int, place: int, sample: int) -> One:
+        """A sample of a shape, or where it cannot be decoded the one beside it."""
+        shape, rows = self.shapes[bucket], self.rows[bucket]
+        replaced: list[str] = []
+        sampler = Sampler(self.gpu) if self.gpu else None
+        for beside in range(NEIGHBOURS):
+            row = int(rows[(place + beside) % len(rows)])
+            one = self.table.slice(row, 1).to_pylist()[0]
+            try:
+                start = self._start(one, shape, sample)
+                if held := self.kept.get((bucket, row)):
+                    frames, inside = held[0][shape.numbers(one["fps"], start)], held[1]
+                    fps = float(shape.fps or one["fps"])
+                else:
+                    frames, inside, fps = taken(one, shape, start, self.fit, sampler)
+                more = self.read(one) if self.read else None
+            except (BadInput, OSError, ValueError) as error:
+                replaced.append(f"{one['key']} ({one['media']['uri']}): {error}")
+                continue
+            by_cpu = sampler.by_cpu if sampler else 0
+            return One(frames, inside, fps, row, start, one["key"], more, replaced, by_cpu)
+        raise ValueError(f"{NEIGHBOURS} samples side by side cannot be read, the first being {replaced[0]}")
+
+    def _batch(self, step: int, bucket: int, first: int, ones: list[One]) -> Batch:
+        frames, insides = [one.frames for one in ones], torch.from_numpy(np.stack([one.inside for one in ones]))
+        on_gpu = isinstance(frames[0], Tensor)
+        return Batch(
+            step, self.shapes[bucket], together(frames) if on_gpu else torch.from_numpy(np.stack(frames)),
+            torch.tensor([one.fps for one in ones]), insides,
+            list(range(first, first + len(ones))), [one.row for one in ones], [one.start for one in ones],
+            [one.key for one in ones], [one.more for one in ones],
+            [words for one in ones for words in one.replaced], sum(one.by_cpu for one in ones),
+        )  # fmt: skip
 
     def _start(self, row: dict[str, Any], shape: Shape, sample: int) -> int:
         """A clip of exactly as many frames as are taken has one place to start: its first."""
         last = row["frames"] - shape.span(row["fps"])
-        return int(numbers(self.seed, "start", sample).integers(0, last, endpoint=True))
+        return int(randomness.numbers(self.seed, "start", sample).integers(0, last, endpoint=True))
 
     def of_rank(self, rank: int, ranks: int, first_step: int = 0, workers: int = 0, ahead: int = 2) -> Iterator[Batch]:
         """A rank's batches from a step on, without end. workers: processes that decode (where all frames are kept, a
-        thread is ahead instead); ahead: batches of each that wait. What is yielded does not depend on either."""
+        thread is ahead instead, and where a GPU decodes, LANES threads); ahead: batches of each that wait. What is
+        yielded does not depend on either."""
         self.order.batch(first_step).of_rank(rank, ranks)  # a share that is none shows here, not in a worker
         at = functools.partial(self.at, rank=rank, ranks=ranks)
-        arriving = by_thread(at, first_step, ahead) if self.kept else stream(at, first_step, workers, ahead)
+        if self.kept:
+            arriving = by_thread(at, first_step, ahead)
+        elif self.gpu:
+            arriving = self._by_lanes(rank, ranks, first_step, ahead)
+        else:
+            arriving = stream(at, first_step, workers, ahead)
         for batch, waited in arriving:
             batch.waited = waited
             for words in batch.replaced:
                 logging.getLogger(__name__).warning("step %d: the sample beside it is taken for %s", batch.step, words)
             yield batch
 
+    def _by_lanes(self, rank: int, ranks: int, first_step: int, ahead: int) -> Iterator[tuple[Batch, float]]:
+        """Batches and the seconds that were waited for each: threads take samples, so many that all video engines
+        work also where a rank has few in a batch, but no more than `ahead` batches else."""
+        waiting: deque[tuple[int, int, int, list[Future[One]]]] = deque()
+        steps = itertools.count(first_step)
+        with ThreadPoolExecutor(LANES, "decoder") as pool:
+            try:
+                while True:
+                    while len(waiting) <= ahead or sum(len(parts) for *_, parts in waiting) < LANES:
+                        b = self.order.batch(step := next(steps)).of_rank(rank, ranks)
+                        parts = [pool.submit(self._one, b.bucket, p, b.first + i) for i, p in enumerate(b.places)]
+                        waiting.append((step, b.bucket, b.first, parts))
+                    *which, parts = waiting.popleft()
+                    begun = time.monotonic()
+                    ones = [part.result() for part in parts]
+                    waited = time.monotonic() - begun
+                    yield self._batch(*which, ones), waited
+            finally:
+                pool.shutdown(cancel_futures=True)
+
 
 def taken(
-    row: dict[str, Any], shape: Shape, start: int, fit: Fit
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], float]:
+    row: dict[str, Any], shape: Shape, start: int, fit: Fit, sampler: Sampler | None = None
+) -> tuple[Any, npt.NDArray[np.bool_], float]:
     """A sample's frames from `start` on, brought to a shape: uint8 [frames, height, width, 3], bool [height, width] of
-    where the picture is, and its frames a second. Raises BadInput or OSError where it cannot be decoded."""
+    where the picture is, and its frames a second. sampler: takes those of videos, as a tensor of its device; else all
+    are arrays. Raises BadInput or OSError where it cannot be decoded."""
     if row["latents"]:
         return taken_latents(row, shape)
     data = fetched(row["media"])
-    width, height, left, top = fitting.placed(row["width"], row["height"], shape.width, shape.height, fit)
+    size, to = (row["width"], row["height"]), (shape.width, shape.height)
+    width, height, left, top = fitting.placed(*size, *to, fit)
+    numbers = shape.numbers(row["fps"], start)
     if row["still"]:
-        pictures = _resized(video.still(data), width, height)[None]
+        pictures = fitting.laid(_resized(video.still(data), width, height)[None], *to, left, top)
+    elif sampler:
+        pictures = sampler.fitted(data, numbers, size, to, fit)
     else:
-        pictures = video.sample(data, shape.numbers(row["fps"], start), width, height)
-        if len(pictures) < shape.frames:
-            raise BadInput(row["media"]["uri"], "too-short", f"{row['key']} has no frame {start} to decode")
+        pictures = fitting.laid(video.sample(data, numbers, width, height), *to, left, top)
+    if len(pictures) < shape.frames:
+        raise BadInput(row["media"]["uri"], "too-short", f"{row['key']} has no frame {start} to decode")
     inside = np.zeros((shape.height, shape.width), bool)
-    x, y, right, bottom = fitting.inside(row["width"], row["height"], shape.width, shape.height, fit)
+    x, y, right, bottom = fitting.inside(*size, *to, fit)
     inside[y:bottom, x:right] = True
-    return fitting.laid(pictures, shape.width, shape.height, left, top), inside, float(shape.fps or row["fps"])
+    return pictures, inside, float(shape.fps or row["fps"])
 
 
 def taken_latents(

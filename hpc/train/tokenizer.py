@@ -34,6 +34,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hpc.data import storage
+from hpc.data.video import nvdec
 from hpc.data.work import Made, Stopped, Work
 from hpc.models import tokenizers
 from hpc.models.quality import psnr, ssim
@@ -55,6 +56,7 @@ from hpc.train.settings.tokenizer import Sizes, unfit
 
 CHARTS = (("loss", "pixels"), ("psnr", "ema_psnr"), ("ssim", "ema_ssim"), ("usage", "ema_usage"), ("kl", "perceptual"),
           ("grad_norm",), ("samples_per_second",), ("rate",))  # fmt: skip
+TOLD = ("steps", "samples", "skipped", "replaced", "decoded_by_cpu")
 PICTURED = 4
 """Clips of which there are pictures."""
 MEASURED = 16
@@ -81,7 +83,7 @@ def process(settings: TrainTokenizer, here: Here, work: Work) -> Made:
         out[0].write_text("".join(json.dumps(line) + "\n" for line in said))
         out[1].write_text(as_page(told, said, folder))
         out[2].write_text(json.dumps(told, indent=1) + "\n")
-    counts = {name: float(told.get(name, 0)) for name in ("steps", "samples", "skipped", "replaced")}
+    counts = {name: float(told.get(name, 0)) for name in TOLD}
     return Made(out, counts, tree=tree)
 
 
@@ -102,7 +104,8 @@ def train(
     tokenizer = first(settings).to(here.device)
     unfit(settings.shapes, tokenizer.temporal, tokenizer.spatial)
     known, held = samples.held_out(table, v.share, v.by) if (v := settings.validation).share else (table, table[:0])
-    batches = Batches(known, settings.shapes, settings.seed, settings.fit)
+    gpu = None if settings.in_memory else nvdec.device_for(settings.decode, here.device)
+    batches = Batches(known, settings.shapes, settings.seed, settings.fit, gpu=gpu)
     if settings.in_memory:
         size = batches.keep(threads=os.cpu_count() or 1)
         logging.getLogger(__name__).warning("%.1f GiB of frames are in memory", size / 2**30)
@@ -148,6 +151,7 @@ def train(
             optimizer.zero_grad()
             parts |= {"waited": torch.tensor(batch.waited, device=here.device),
                       "replaced": torch.tensor(here.count * len(batch.replaced), device=here.device)}  # fmt: skip
+            parts["decoded_by_cpu"] = torch.tensor(here.count * batch.decoded_by_cpu, device=here.device)
             line = ranks.mean_of_all(parts)
             seconds = time.monotonic() - since
             count = batch.shape.batch
@@ -180,7 +184,9 @@ def train(
     said = list(lines(folder / "metrics.jsonl"))
     return finished, {
         "steps": step, "samples": int(sum(line["samples"] for line in said)), "skipped": skipped,
-        "replaced": int(sum(line["replaced"] for line in said)), "ranks": here.count, "device": str(here.device),
+        "replaced": int(sum(line["replaced"] for line in said)),
+        "decoded_by_cpu": int(sum(line["decoded_by_cpu"] for line in said)),
+        "ranks": here.count, "device": str(here.device),
         "seconds": round(time.time() - begun, 1), "parameters": sum(p.numel() for p in finished.parameters()),
         "clips": {"trained_on": sum(map(len, batches.rows)), "held_out": len(held),
                   **{why: len(keys) for why, keys in batches.left_out.items()}},

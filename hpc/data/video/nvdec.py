@@ -49,7 +49,7 @@ def device_for(decode: str, consumer: torch.device) -> torch.device | None:
             raise ValueError(f"decode: gpu: {why}: in a container NVIDIA_DRIVER_CAPABILITIES must have `video` beside "
                              "compute and utility; or take `decode: cpu`")  # fmt: skip
         return None
-    return consumer
+    return consumer if consumer.index is not None else torch.device("cuda", torch.cuda.current_device())
 
 
 @functools.cache

@@ -1,6 +1,6 @@
 """Frames of a video as a tensor in a GPU's memory: decoded by its video engines, resized there, never copied back.
 
-    sampler = Sampler(torch.device("cuda"))          # one a thread: several side by side keep all engines busy
+    sampler = Sampler(torch.device("cuda", 0))       # one a thread: several side by side keep all engines busy
     pictures = sampler(data, [8, 9, 10], 456, 256)   # uint8 [3, 256, 456, 3]
     batch = together([pictures, ...])                # for what the current stream computes
 
@@ -70,8 +70,9 @@ class Sampler:
         if self.device.type == "cuda" and nvdec.fits(info := probe(file)):
             with contextlib.suppress(Unfit):
                 return self._sampled(file, frames, width, height, info.pix_fmt)
+        pictures = self._sampled(file, frames, width, height)
         self.by_cpu += 1
-        return self._sampled(file, frames, width, height)
+        return pictures
 
     def _sampled(
         self, file: Source, frames: Sequence[int], width: int, height: int, coded: str | None = None

@@ -51,6 +51,13 @@ class Frames(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     fit: Literal["crop", "pad", "stretch"] = "crop"
     """A clip of another aspect ratio: cut at its edges about the middle, with black beside it, or stretched. Where the
     picture lies is in the table."""
+    decode: Literal["cpu", "gpu"] = "cpu"
+    """Who decodes clips. gpu: its video engines, and frames are resized on it; what they cannot take (odd, interlaced,
+    4:2:2, AV1 ...) the CPU decodes, counted as decoded_by_cpu. Frames are the same ones, and their pictures differ by
+    half a level of 255 in the mean, by who resizes them, so ids and latents do, too: it is part of what decides on the
+    output. Hence there is no `auto` here, as trainers have it: a data set of which some tasks found a GPU and others
+    none would be a mixture. With either word it is the same whichever machine makes it; gpu without a GPU is an
+    error."""
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     """What the tokenizer computes in."""
     batch: Annotated[int, Meta(ge=1, le=1024)] = 1

@@ -11,6 +11,12 @@ from msgspec import Meta
 Fit = Literal["crop", "pad", "stretch"]
 """How a picture of another aspect ratio is brought to a shape: cut at its edges, with black beside it, or stretched."""
 
+Decode = Literal["auto", "cpu", "gpu"]
+"""Who decodes videos. cpu: processes (`readers`), by libav. gpu: the video engines of the rank's GPU (NVDEC), several
+videos at a time; frames are resized on the GPU and stay there. What they cannot take (odd, interlaced, 4:2:2, AV1 ...)
+the CPU decodes, counted as `decoded_by_cpu`. auto: gpu where there is one with the driver's library for it, else cpu.
+Frames are the same ones; their pictures differ by half a level of 255 in the mean, by who resizes them."""
+
 
 class Shape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a sample is brought to, and how many make a step's batch."""

@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from hpc.models.tokenizer_files import files_of, is_path
 from hpc.train.checkpoint import Checkpoints
-from hpc.train.settings.data import Fit, Shape, Validation, undivided
+from hpc.train.settings.data import Decode, Fit, Shape, Validation, undivided
 from hpc.train.settings.optimizer import Mean, Optimizer
 
 PATCH = 4
@@ -155,8 +155,11 @@ class TrainTokenizer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     that goes on from a checkpoint is then equal to the last bit to one that was never stopped."""
     weights: Literal["float32", "bfloat16"] = "float32"
     """The type in which the tokenizer is kept in the end."""
+    decode: Decode = "cpu"
+    """Who decodes clips: cpu, gpu (its video engines; frames then stay on the GPU), or auto, gpu where there is one.
+    Held-out clips are decoded by CPUs, so that what is measured on them never depends on it."""
     readers: Annotated[int, Meta(ge=0)] = 1
-    """Processes of each rank that decode clips; 0: the rank itself, between steps."""
+    """Processes of each rank that decode clips; 0: the rank itself, between steps. Unused where a GPU decodes."""
     in_memory: bool = False
     """For data sets of minutes: each clip is decoded once, when training starts, and every rank keeps all frames in
     memory, frames x height x width x 3 bytes; there are no readers then."""
@@ -190,6 +193,8 @@ class TrainTokenizer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         if self.optimizer.warmup > self.steps:
             words = f"the rate would still be rising at the last of {self.steps} steps"
             raise ValueError(f"optimizer: warmup of {self.optimizer.warmup} steps: {words}")
+        if self.in_memory and self.decode == "gpu":
+            raise ValueError("decode: gpu: with `in_memory` each clip is decoded once, by CPUs: leave one of them out")
         if self.folder is not None and not is_path(self.folder):
             raise ValueError(f"folder: {self.folder!r} must begin with / or ~: a folder that all nodes see")
 
