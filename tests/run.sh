@@ -8,7 +8,7 @@
 # HPC_TEST_VENV    the virtual environment to make and use (default: in TMPDIR, one for each pyproject.toml)
 # HPC_TORCH_INDEX  a package index to take torch from, e.g. one that has CPU builds only
 #
-# Without root, or on a machine that shall keep its packages: `pip install -e '.[curate,curate-models,train,test]' && pytest` runs all but
+# Without root, or on a machine that shall keep its packages: `pip install -e '.[curate,curate-models,train,evaluate,test]' && pytest` runs all but
 # the Slurm tests. (The packages' services of Slurm and MariaDB are not started, but enabled for the next boot.)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -69,7 +69,7 @@ environment() { # everything is installed once for each pyproject.toml; later ru
   python3 -m venv --clear "$venv"
   # torch by itself and first: an index may have it for CPUs, or not have the rest
   "${pip[@]}" install ${HPC_TORCH_INDEX:+--index-url "$HPC_TORCH_INDEX"} "$(grep -o 'torch>=[^"]*' pyproject.toml)"
-  "${pip[@]}" install 'setuptools>=77' --editable '.[curate,curate-models,train,test]'
+  "${pip[@]}" install 'setuptools>=77' --editable '.[curate,curate-models,train,evaluate,test]'
   touch "$venv/complete"
 }
 

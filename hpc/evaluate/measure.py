@@ -7,9 +7,11 @@ measured by itself, so nothing depends on which others are in its shard but the 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import re
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -87,8 +89,8 @@ class Entry:
 
 
 def start(settings: Measure) -> Callable[[Work], Made]:
-    """Raises FileNotFoundError and RuntimeError where a model is not to be had or another one, ModuleNotFoundError for
-    packages that are not installed."""
+    """Raises FileNotFoundError and RuntimeError where a model is not to be had or another one or without eyes,
+    ModuleNotFoundError for packages that are not installed."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     networks = {}
     for name, one in settings.frechet.items():
@@ -97,6 +99,8 @@ def start(settings: Measure) -> Callable[[Work], Made]:
     if settings.sampson is not None:
         sampson.opencv().setNumThreads(1)  # a worker has its cores
     engine = vlm.engine(settings.vlm) if settings.vlm is not None else None
+    if engine is not None and not engine.sees:
+        raise RuntimeError(f"{engine.model} is a language model, which takes no frames: name one that sees")
     return functools.partial(process, settings, networks, engine, device)
 
 
@@ -109,6 +113,7 @@ def process(
     bad: list[Bad] = []
     rows: list[dict[str, Any]] = []
     judge: list[tuple[Film, dict[str, Any]]] = []
+    times: dict[str, float] = {}
     done = 0
     for _, group in itertools.groupby(enumerate(planned), lambda one: one[1].scene or one[0]):
         entries = []
@@ -116,23 +121,28 @@ def process(
             work.check()
             work.progress(0.9 * done / len(planned), f"video {done} of {len(planned)}")
             done += 1
-            entry = Entry(pair, bad)
+            with spent(times, "decode"):
+                entry = Entry(pair, bad)
             entries.append(entry)
             for side, film in entry.films.items():
                 if side == "generated" or not pair.again:
                     for name, backbone in networks.items():
                         work.check()
-                        add(sums[name, side], backbone, film, settings.frechet[name].per_video)
+                        with spent(times, "features"):
+                            add(sums[name, side], backbone, film, settings.frechet[name].per_video)
             if settings.quality and len(entry.films) == 2:
-                entry.row |= compared(*entry.films.values(), settings.skip, device, work.check)
+                with spent(times, "quality"):
+                    entry.row |= compared(*entry.films.values(), settings.skip, device, work.check)
         asked = [entry for entry in entries if entry.pair.generated is not None]
         if settings.sampson is not None:
-            for side, prefix in (("generated", ""), ("real", "real_")):
-                geometry(asked, side, prefix, settings.sampson, settings.seed, work.check)
+            with spent(times, "sampson"):
+                for side, prefix in (("generated", ""), ("real", "real_")):
+                    geometry(asked, side, prefix, settings.sampson, settings.seed, work.check)
         rows += [entry.row for entry in asked]
         judge += [(entry.films["generated"], entry.row) for entry in asked if "generated" in entry.films]
     if settings.vlm is not None and engine is not None:
-        judged(settings.vlm, engine, judge, work)
+        with spent(times, "model"):
+            judged(settings.vlm, engine, judge, work)
     npz, table = (work.scratch / f"{work.shard}{suffix}" for suffix in settings.OBJECTS)
     arrays = {f"{name}/{side}/{field}": array for (name, side), one in sums.items() for field, array in
               one.arrays().items()}  # fmt: skip
@@ -140,7 +150,17 @@ def process(
     layers.write_table(table, rows, {"stage": settings.KIND, "fingerprint": work.fingerprint}, SCHEMA)
     counts = {"videos": len(rows), "measured": sum("why" not in row for row in rows),
               "pairs": sum("compared" in row for row in rows)}  # fmt: skip
-    return Made([npz, table], counts, bad)
+    return Made([npz, table], {**counts, **times}, bad)
+
+
+@contextlib.contextmanager
+def spent(times: dict[str, float], what: str) -> Iterator[None]:
+    """Count the seconds, for the report."""
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        times[f"time_{what}"] = times.get(f"time_{what}", 0.0) + time.monotonic() - began
 
 
 def add(sums: Statistics, backbone: Backbone, film: Film, count: int | None) -> None:

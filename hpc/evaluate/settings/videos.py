@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, ClassVar, Literal
 
 import msgspec
@@ -157,7 +158,7 @@ class Measure(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
             wanted |= one.models()
         return wanted | (self.vlm.models() if self.vlm else {})
 
-    def unmet(self, kinds: tuple[str, ...]) -> str:
+    def unmet(self, kinds: Sequence[str]) -> str:
         if self.real is None or is_place(self.real) or kinds:
             return ""
         return f"real: {self.real!r} is no place that begins with /, ~ or s3://, and `needs` names no stage"
@@ -189,7 +190,7 @@ class Videos(Measure, frozen=True, forbid_unknown_fields=True, kw_only=True):
     KIND: ClassVar[str] = "evaluate.videos"
 
     resamples: Annotated[int, Meta(ge=10, le=100_000)] = 1000
-    """Draws with replacement for each interval; of Fréchet distances 100 at most, of groups of shards: these have an
+    """Draws with replacement for each interval; of Fréchet distances 50 at most, of groups of shards: these have an
     interval where there are more features than dimensions."""
     level: Annotated[float, Meta(gt=0, lt=1)] = 0.95
     """How often an interval shall hold the figure."""
