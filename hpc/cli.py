@@ -90,7 +90,11 @@ def build_parser() -> argparse.ArgumentParser:
     p = verb("throttle", throttle, "change how many array tasks of a run may run at once, live", run=True)
     p.add_argument("tasks", type=int, help="0 takes the limit away")
     p.add_argument("--stage", help="of this stage only")
-    p = verb("report", report, "write the report (text, JSON, HTML, Prometheus) and print it", run=True)
+    p = verb("report", report, "write the report of a run (text, JSON, HTML, CSV, Prometheus), or what all runs took")
+    p.add_argument("run", nargs="?", help="a run: its id, the beginning of its id, or its folder")
+    p.add_argument("--since", metavar="WHEN", help="instead of a run: what all runs took in which anything was done "
+                   "since then, e.g. 7d or 2026-11-01, by user and account")  # fmt: skip
+    p.add_argument("--output", type=Path, metavar="FILE", help="with --since: write it there, as .html, .csv or .json")
     p = verb("exporter", exporter, "all runs under a folder as Prometheus metrics: served until stopped, or in a file")
     p.add_argument("folder", type=Path, nargs="?", help="the folder of the run folders (default: that of --runs)")
     p.add_argument("--port", type=int, default=9342, help="where it answers /metrics (default 9342; 0: any free one)")
@@ -363,10 +367,28 @@ def report(args: argparse.Namespace) -> int:
     from hpc.batch import report as rp
     from hpc.batch import status as st
 
+    if bool(args.run) == bool(args.since):
+        raise ValueError("name a run, or give --since")
+    if args.since:
+        return _overview(args)
     found = find(args)
-    made = rp.write(found, st.gather(found))
+    made = rp.write(found, st.gather(found, history=True))
     emit(args, made, [rp.text(made), f"\nreport: {found.report('html')}"])
     return 0 if made.status.state in ("done", "running", "waiting") else 1
+
+
+def _overview(args: argparse.Namespace) -> int:
+    from hpc.batch import accounting, jsons, overview
+
+    made = overview.build(args.runs, overview.parse(args.since))
+    if args.output:
+        forms = {".html": overview.html_page, ".csv": lambda o: accounting.table(o.runs),
+                 ".json": lambda o: jsons.pretty(o).decode()}  # fmt: skip
+        if args.output.suffix not in forms:
+            raise ValueError(f"--output {args.output}: the name must end with {', '.join(forms)}")
+        args.output.write_text(forms[args.output.suffix](made))
+    emit(args, made, [*overview.text(made), *([str(args.output)] if args.output else [])])
+    return 0
 
 
 def exporter(args: argparse.Namespace) -> int:

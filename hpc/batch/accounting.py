@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import csv
 import io
-import time
-from collections import Counter
 
 import msgspec
 
@@ -227,22 +225,6 @@ def _cell(value: object) -> object:
     if isinstance(value, float):
         return f"{value:.10g}"
     return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value
-
-
-def lines(accounts: list[Account], since: float) -> list[str]:
-    """For a terminal."""
-    day = lambda t: time.strftime("%Y-%m-%d %H:%M", time.localtime(t)) if t else "-"
-    out = [f"{len(accounts)} runs with anything done since {day(since)}"]
-    for a in sorted(accounts, key=lambda a: a.ended):
-        out.append(f"  {day(a.ended)}  {a.run:<32} {a.state:<10} {a.user or '-':<12} {a.account or '-':<12} "
-                   f"{a.done:>6}/{a.shards} shards {hours(a)}")  # fmt: skip
-    for by in ("user", "account"):
-        out.append(f"by {by}:")
-        out += [f"  {t.who:<16} {t.runs:>4} runs {t.shards:>8,} shards {hours(t)}" for t in totals(accounts, by)]
-    wanted: Counter[str] = Counter()
-    for a in accounts:
-        wanted.update(f"  {a.run} stages.{u.stage}.resources {u.words()}" for u in a.stages if u.words())
-    return out + (["next requests:", *wanted] if wanted else [])
 
 
 def hours(a: Account | Total) -> str:

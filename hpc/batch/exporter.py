@@ -10,11 +10,13 @@ thread's: a scrape that would have to wait for long gets what is known.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -70,6 +72,17 @@ def _scan(folder: str | Path) -> list[os.DirEntry]:
         return list(os.scandir(folder))
     except OSError:
         return []
+
+
+@contextlib.contextmanager
+def own_environment() -> Iterator[None]:
+    """`gather` takes over the environment that a run declares: that run's alone, where several are read."""
+    env = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(env)
 
 
 class Exporter:
@@ -129,12 +142,9 @@ class Exporter:
         return self.page
 
     def look(self, run: Run, mark: tuple) -> Seen:
-        begun, env = time.monotonic(), dict(os.environ)
-        try:
+        begun = time.monotonic()
+        with own_environment():
             gathered = status.gather(run, ask_slurm=False, told=self.told)
-        finally:  # the environment that a run declares is that run's alone
-            os.environ.clear()
-            os.environ.update(env)
         made = report.build(run, gathered)
         files = [file for stage in gathered.stages.values() if (file := training.metrics_file(stage))]
         jobs = set(made.status.jobs)

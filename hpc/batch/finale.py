@@ -17,7 +17,7 @@ OLD_SECONDS = 86400.0
 
 def finale(run: Run, ask_slurm: bool, say: bool = True) -> tuple[report.Report, status.Gathered]:
     """Compact the records, sweep left-over temporary files, write the report."""
-    gathered = status.gather(run, ask_slurm)
+    gathered = status.gather(run, ask_slurm, history=True)
     for name, stage in gathered.stages.items():
         records.compact(run.records(name))
         if stage.folder:

@@ -95,13 +95,13 @@ def time(t: StageTime) -> str:
     )
 
 
-def account(a: Account) -> list[str]:
+def account(a: Account, title: str = "Asked for and used") -> list[str]:
     """What was asked for, held, used and paid, stage by stage."""
     e = lambda v: html.escape(str(v))
     share = lambda v: "" if v is None else charts.percent(v)
     columns = ("CPU-hours", "GPU-hours", "GPUs busy", "kWh", f"cost {a.currency}", "time asked", "longest task", "next",
                "memory asked", "held", "next")  # fmt: skip
-    out = ["<h2>Asked for and used</h2><div class=scroll><table><tr><th>stage"
+    out = [f"<h2>{e(title)}</h2><div class=scroll><table><tr><th>stage"
            + "".join(f"<th class=n>{e(c)}" for c in columns) + "</tr>"]  # fmt: skip
     for u in (u for u in a.stages if u.tasks):
         cells = [f"{u.cpu_hours:,.2f}", f"{u.gpu_hours:,.2f}", share(u.gpu_utilization)]

@@ -89,13 +89,15 @@ def gather(run: Run, ask_slurm: bool = True, *, history: bool = False, told: Tol
     asking, since = jobs, plan.created
     if history:
         asking = [j for n in run.attempts() for j in run.attempt(n).jobs()]
-        since = run.attempt(run.attempts()[0]).plan().created
+        since = min(since, (run.attempt(run.attempts()[0]).folder / "plan.json").stat().st_mtime)
     with ThreadPoolExecutor(1) as pool:  # Slurm answers while the records are read
         asked = pool.submit(slurm_tasks, asking, since, history) if ask_slurm and told is None else None
         try:
             runs, _ = ledger.runs(plan.output)
         except (OSError, storage.StorageError):  # the store is out of reach: what this run knows is still worth showing
-            runs = [run.folder]
+            runs = []
+        if run.folder.resolve() not in runs:  # moved since, or copied to be kept
+            runs.append(run.folder)
         for planned in plan.stages:
             stage = stages[planned.name] = barrier.frozen_stage(attempt, plan, planned.name)
             frozen = stage.domain == "inputs" or bool(stage.folder)
