@@ -109,6 +109,9 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--stage", help="whose filters (default: the first stage that has any)")
     p.add_argument("--keep", type=float, default=0.9, metavar="SHARE",
                    help="share of the clips that each threshold alone keeps (default 0.9)")  # fmt: skip
+    p = verb("doctor", doctor, "is this place fit for a run? Slurm, disks, S3, images; in an allocation nodes too")
+    p.add_argument("spec", nargs="?", help="a job spec, whose stores and images are looked at too")
+    p.add_argument("--cluster", help="a preset: a name in clusters/ beside the spec, or a path")
     p = verb("models", models, "fetch the models that specs name into the Hugging Face cache, ahead of the jobs")
     p.add_argument("action", choices=("pull",))
     p.add_argument("names", nargs="+", metavar="SPEC|NAME", help="a spec (*.yaml), or a model as owner/name@revision")
@@ -423,6 +426,26 @@ def calibrate(args: argparse.Namespace) -> int:
     lines = [*cb.text(found, stage, made), "", f"# the clips beside each threshold: {page}"]
     emit(args, {"run": found.id, "stage": stage, "page": str(page), "calibration": made}, lines)
     return 0
+
+
+def doctor(args: argparse.Namespace) -> int:
+    from hpc.batch import doctor as dr
+    from hpc.batch.cluster import LOCAL, load_cluster
+
+    spec = load_one(args) if args.spec else None
+    cluster = cluster_for(spec) if spec else load_cluster(args.cluster, "jobs/-") if args.cluster else LOCAL
+    if spec:
+        os.environ.update(cluster.env | spec.env)
+    rows = dr.examine(spec, cluster, args.runs)
+    emit(args, rows, dr.lines(rows))
+    return 1 if any(row.verdict == "bad" for row in rows) else 0
+
+
+def load_one(args: argparse.Namespace) -> Any:
+    """Of a matrix the first."""
+    from hpc.batch import spec
+
+    return spec.load(args.spec, (), args.cluster, check_paths=False)[0]
 
 
 def models(args: argparse.Namespace) -> int:

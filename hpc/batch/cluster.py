@@ -127,6 +127,9 @@ class ClusterFile(Placement, frozen=True, kw_only=True):
     """GPUs of a node. Needed with `whole_nodes` where stages use GPUs."""
     memory_per_node: Bytes | None = None
     """Memory of a node that jobs may use (RealMemory in `scontrol show node`). null: not looked at."""
+    all_reduce: Annotated[float, Meta(gt=0)] | None = None
+    """Bus bandwidth in GB/s that an all-reduce over several nodes reaches here when all is well (nccl-tests' busbw):
+    what `hpc doctor` compares with. null: it only measures."""
     max_array_size: Count | None = None
     """Array indices stay below this. null: what `scontrol show config` says (MaxArraySize)."""
     max_tasks: Count | None = None

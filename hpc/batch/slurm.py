@@ -95,6 +95,46 @@ def step(command: Sequence[str], *, nodes: int, tasks_per_node: int, cpus_per_ta
     return ["srun", *options, *command]
 
 
+def in_step(command: Sequence[str], timeout: float = 600) -> str:
+    """Run what `step` made, inside of this process's own job, and return what its tasks printed. Raises SlurmError."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+    if done.returncode:
+        raise SlurmError(f"{' '.join(command)[:400]}: exit {done.returncode}: {(done.stderr or done.stdout)[-2000:]}")
+    return done.stdout
+
+
+class Partition(msgspec.Struct, frozen=True):
+    """Nodes of a partition that are alike, and in the same state."""
+
+    name: str
+    available: str
+    """up, down, drain or inactive"""
+    limit: str
+    nodes: int
+    state: str
+    """idle, allocated, mixed, down, drained...; with a * where the node does not answer"""
+    gres: str
+
+
+AWAY = ("down", "drain", "fail", "maint", "reboot", "unknown", "power", "no_respond")
+"""How states of nodes begin that take no jobs."""
+
+
+def partitions() -> list[Partition]:
+    """What of the cluster this user may see: one sinfo call."""
+    text = call(["sinfo", "--noheader", "--format=%R|%a|%l|%D|%T|%G"])
+    rows = [line.split("|") for line in text.splitlines()]
+    return [Partition(name, up, limit, int(nodes), state, gres) for name, up, limit, nodes, state, gres in rows]
+
+
+def keeps_accounting() -> bool:
+    try:
+        call(["sacct", "-nX", "--starttime=now-1minutes", "--format=JobID"])
+    except SlurmError:
+        return False
+    return True
+
+
 def limits() -> Limits:
     text = call(["scontrol", "show", "config"])
     found = dict(re.findall(r"^(\w+)\s*=\s*(.*?)\s*$", text, re.MULTILINE))
