@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import runs
 import torch
+from test_generate import work
 from test_train_ar import run, settings, tokens
 
 from hpc.models.ar import keys
 from hpc.train import convert_ar
 from hpc.train.checkpoint import Checkpoints, complete
+from hpc.train.settings import ConvertAr
 from hpc.train.settings.ar import HeldOut, Layout
 
 __all__ = ["tokens"]  # the fixture
@@ -84,6 +88,18 @@ def test_what_cannot_be_converted(trained: dict[str, Path], tmp_path: Path) -> N
         convert_ar.found(trained["tensor"], 7)
     said = runs.facts("convert", bare, tmp_path / "a.pt", "--model", "ar-tiny", "--shape", "3,4,4", cwd=tmp_path)
     assert same(Path(said["files"][0]), model)
+
+
+def test_a_stage_makes_all_forms(trained: dict[str, Path], tmp_path: Path) -> None:
+    ours = trained["pipeline"]
+    made = convert_ar.process(ConvertAr(step=2, forms=("model.pt", "model.safetensors", "nemo")),
+                              msgspec.structs.replace(work(tmp_path, rows=[str(ours)]), folder="/out"))  # fmt: skip
+    there = {uri.removeprefix("/out/") for uri in made.tree}
+    assert {"model.pt", "model.safetensors", "config.json", "nemo/weights/.metadata"} <= there
+    assert json.loads(made.objects[0].read_text())["step"] == 2 and made.counts["tensors"] == 47
+    assert same(tmp_path / "model.pt", tmp_path / "model.safetensors")
+    convert_ar.convert(str(tmp_path / "nemo"), str(tmp_path / "again.pt"), "ar-tiny", settings().preset.shape)
+    assert same(tmp_path / "model.pt", tmp_path / "again.pt")
 
 
 def test_what_a_spec_converts(tmp_path: Path) -> None:

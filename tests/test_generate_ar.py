@@ -18,8 +18,9 @@ from test_text_embed import save
 
 from hpc.batch.kinds import settings_of
 from hpc.data import layers, storage, video
+from hpc.data.work import Item
 from hpc.generate import ar, media, prompts
-from hpc.generate.settings import Ar
+from hpc.generate.settings import Ar, ArPrompts
 from hpc.models.ar import keys
 from hpc.models.ar.presets import preset
 from hpc.models.tokenizers import cosmos, files
@@ -181,6 +182,37 @@ def test_prompts_count(tmp_path: Path, models: Path) -> None:
     assert made.counts["ids"] == 48 + 4 * 32 + 16 and len(made.bad) == 2
     wordless = [rows[0] | {"prompt": ""}]
     assert [bad.reason for bad in ar.process(by, work(tmp_path / "w2", rows=wordless)).bad] == ["no-prompt"]
+
+
+# What is planned
+
+
+def test_what_is_asked_for_is_planned_with_its_model(tmp_path: Path, models: Path) -> None:
+    """A stage train.ar leaves a .jsonl, too, which is none of prompts; what a file of prompts names is no prompt of its
+    own; a spec with other inputs names a file."""
+    asked(tmp_path / "in")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/model.safetensors").touch()
+    (tmp_path / "model/config.json").write_text(json.dumps({"preset": "ar-tiny", "shape": SHAPE}))
+    (tmp_path / "000000.json").write_text(json.dumps({"model": str(tmp_path / "model")}))
+    (tmp_path / "000000.jsonl").write_text('{"step": 1}\n')
+    trained = [("000000", {s: str(tmp_path / f"000000{s}") for s in (".jsonl", ".json")})]
+    items = [Item(str(path), path.stat().st_size, storage.stat(str(path)).etag) for path in
+             sorted((tmp_path / "in").iterdir()) if path.suffix != ".txt"]  # fmt: skip
+    made = prompts.start(ArPrompts())(work(tmp_path / "w", items))
+    settings = Ar(model="ar-tiny", shape=SHAPE, per_shard=2)
+    upstream = {"ar": trained, "videos-prompts": [("000000", {".jsonl": str(made.objects[0])})]}
+    first, second = ar.freeze(settings, upstream, set())
+    assert [row["name"] for row in first + second] == ["a", "c", "list"]
+    assert {row["weights"] for row in first + second} == {str(tmp_path / "model/model.safetensors")}
+    given = msgspec.structs.replace(settings, prompts=str(tmp_path / "in/list.jsonl"))
+    [[row]] = ar.freeze(given, {"ar": trained}, set())
+    assert (row["name"], row["media"], row["given"]) == ("list", str(tmp_path / "in/b.mp4"), 2)
+    with pytest.raises(ValueError, match="prompts: there is no /nowhere"):
+        list(ar.freeze(msgspec.structs.replace(settings, prompts="/nowhere"), {"ar": trained}, set()))
+    (tmp_path / "in/list.jsonl").write_text("{")
+    with pytest.raises(ValueError, match=r"prompts: .*no-json"):
+        list(ar.freeze(given, {"ar": trained}, set()))
 
 
 # What cannot be

@@ -39,7 +39,7 @@ from hpc.models import hub, text_input, tokenizers
 from hpc.models.ar import keys
 from hpc.models.ar.generate import Decoder, Generator, Prompt
 
-LOOK = 64  # steps between two looks of tensor-parallel ranks at whether one of them must leave
+LOOK = 16  # steps between two looks of tensor-parallel ranks at whether one of them must leave
 FILES = ("model.safetensors", "model.pt")
 SCHEMA = pa.schema(
     [
@@ -199,7 +199,8 @@ class Maker:
                 path = Path(folder, weights.rpartition("/")[2])
                 path.write_bytes(storage.read(weights))
             else:
-                [path] = hub.located(weights, "model.pt")
+                there = [name for name in FILES if hub.is_path(weights) and Path(weights, name).expanduser().is_file()]
+                [path] = hub.located(weights, *(there or ["model.pt"])[:1])
             model = Decoder(s.preset, keys.Published(path), self.device, self.dtype, self.group)
         self.generator = Generator(model, s.batch, s.temperature, s.top_p, self.classes)
         self.weights = weights

@@ -72,7 +72,7 @@ trap 'undo; exit 130' INT TERM HUP
 # Claim the shard ids and the output folders that this plan counts on; fails if another plan was quicker.
 clean /PYTHON -m hpc.batch.commit "$run" 1
 
-# clips -> tokens-ids: 50 shards, about 50:00 a task
+# clips -> tokens-ids -> videos-prompts: 50 shards, about 50:00 a task
 j0_clips=$(job clips map 0 41 \
     --partition=gpu \
     --time=240 \
@@ -111,8 +111,25 @@ j1_tokens_ids=$(job tokens-ids map 0 41 \
     --dependency="aftercorr:$j0_clips" \
     --kill-on-invalid-dep=yes \
     "$scripts"/array.sbatch "$run" tokens-ids 1 0)
+j2_videos_prompts=$(job videos-prompts map 0 41 \
+    --partition=gpu \
+    --time=240 \
+    --nodes=1 \
+    --ntasks=1 \
+    --mem=49152M \
+    --cpus-per-task=8 \
+    --job-name=autoregressive-HASH/videos-prompts \
+    '--comment={"hpc": "1", "run": "autoregressive-HASH", "stage": "videos-prompts", "attempt": 1, "spec": "HASH"}' \
+    --requeue \
+    --open-mode=append \
+    --export=ALL \
+    --chdir=/TMP/runs/autoregressive-HASH \
+    --signal=B:USR2@120 \
+    --array=0-40 \
+    --output=/TMP/runs/autoregressive-HASH/logs/videos-prompts/%A_%a.out \
+    "$scripts"/array.sbatch "$run" videos-prompts 1 0)
 # tokens: freeze what is there, then 2 tasks at most
-j2_tokens=$(job tokens barrier 0 1 \
+j3_tokens=$(job tokens barrier 0 1 \
     --partition=cpu \
     --job-name=autoregressive-HASH/tokens-barrier \
     '--comment={"hpc": "1", "run": "autoregressive-HASH", "stage": "tokens", "attempt": 1, "spec": "HASH"}' \
@@ -129,7 +146,7 @@ j2_tokens=$(job tokens barrier 0 1 \
     --dependency="afterany:$j0_clips:$j1_tokens_ids" \
     --kill-on-invalid-dep=yes \
     "$scripts"/array.sbatch "$run" tokens 1 barrier)
-j3_tokens=$(job tokens map 0 2 \
+j4_tokens=$(job tokens map 0 2 \
     --partition=gpu \
     --time=240 \
     --nodes=1 \
@@ -145,11 +162,11 @@ j3_tokens=$(job tokens map 0 2 \
     --signal=B:USR2@120 \
     --array=0-1 \
     --output=/TMP/runs/autoregressive-HASH/logs/tokens/%A_%a.out \
-    --dependency="afterok:$j2_tokens" \
+    --dependency="afterok:$j3_tokens" \
     --kill-on-invalid-dep=yes \
     "$scripts"/array.sbatch "$run" tokens 1 0)
 # ar: freeze what is there, then 1 tasks at most
-j4_ar=$(job ar barrier 0 1 \
+j5_ar=$(job ar barrier 0 1 \
     --partition=cpu \
     --job-name=autoregressive-HASH/ar-barrier \
     '--comment={"hpc": "1", "run": "autoregressive-HASH", "stage": "ar", "attempt": 1, "spec": "HASH"}' \
@@ -163,10 +180,10 @@ j4_ar=$(job ar barrier 0 1 \
     --cpus-per-task=1 \
     --mem=4096M \
     --output=/TMP/runs/autoregressive-HASH/logs/ar/barrier-%j.out \
-    --dependency="afterany:$j3_tokens" \
+    --dependency="afterany:$j4_tokens" \
     --kill-on-invalid-dep=yes \
     "$scripts"/array.sbatch "$run" ar 1 barrier)
-j5_ar=$(job ar map 0 1 \
+j6_ar=$(job ar map 0 1 \
     --partition=gpu \
     --time=480 \
     --nodes=1 \
@@ -184,11 +201,86 @@ j5_ar=$(job ar map 0 1 \
     --signal=B:USR2@120 \
     --array=0-0 \
     --output=/TMP/runs/autoregressive-HASH/logs/ar/%A_%a.out \
-    --dependency="afterok:$j4_ar" \
+    --dependency="afterok:$j5_ar" \
     --kill-on-invalid-dep=yes \
     "$scripts"/array.sbatch "$run" ar 1 0)
+# convert: freeze what is there, then 1 tasks at most
+j7_convert=$(job convert barrier 0 1 \
+    --partition=cpu \
+    --job-name=autoregressive-HASH/convert-barrier \
+    '--comment={"hpc": "1", "run": "autoregressive-HASH", "stage": "convert", "attempt": 1, "spec": "HASH"}' \
+    --requeue \
+    --open-mode=append \
+    --export=ALL \
+    --chdir=/TMP/runs/autoregressive-HASH \
+    --time=240 \
+    --nodes=1 \
+    --ntasks=1 \
+    --cpus-per-task=1 \
+    --mem=4096M \
+    --output=/TMP/runs/autoregressive-HASH/logs/convert/barrier-%j.out \
+    --dependency="afterany:$j6_ar" \
+    --kill-on-invalid-dep=yes \
+    "$scripts"/array.sbatch "$run" convert 1 barrier)
+j8_convert=$(job convert map 0 1 \
+    --partition=gpu \
+    --time=240 \
+    --nodes=1 \
+    --ntasks=1 \
+    --mem=49152M \
+    --cpus-per-task=4 \
+    --job-name=autoregressive-HASH/convert \
+    '--comment={"hpc": "1", "run": "autoregressive-HASH", "stage": "convert", "attempt": 1, "spec": "HASH"}' \
+    --requeue \
+    --open-mode=append \
+    --export=ALL \
+    --chdir=/TMP/runs/autoregressive-HASH \
+    --signal=B:USR2@120 \
+    --array=0-0 \
+    --output=/TMP/runs/autoregressive-HASH/logs/convert/%A_%a.out \
+    --dependency="afterok:$j7_convert" \
+    --kill-on-invalid-dep=yes \
+    "$scripts"/array.sbatch "$run" convert 1 0)
+# videos: freeze what is there, then 50 tasks at most
+j9_videos=$(job videos barrier 0 1 \
+    --partition=cpu \
+    --job-name=autoregressive-HASH/videos-barrier \
+    '--comment={"hpc": "1", "run": "autoregressive-HASH", "stage": "videos", "attempt": 1, "spec": "HASH"}' \
+    --requeue \
+    --open-mode=append \
+    --export=ALL \
+    --chdir=/TMP/runs/autoregressive-HASH \
+    --time=240 \
+    --nodes=1 \
+    --ntasks=1 \
+    --cpus-per-task=1 \
+    --mem=4096M \
+    --output=/TMP/runs/autoregressive-HASH/logs/videos/barrier-%j.out \
+    --dependency="afterany:$j2_videos_prompts:$j8_convert" \
+    --kill-on-invalid-dep=yes \
+    "$scripts"/array.sbatch "$run" videos 1 barrier)
+j10_videos=$(job videos map 0 50 \
+    --partition=gpu \
+    --time=240 \
+    --nodes=1 \
+    --ntasks=1 \
+    --mem=49152M \
+    --cpus-per-task=8 \
+    --gres=gpu:h100:1 \
+    --job-name=autoregressive-HASH/videos \
+    '--comment={"hpc": "1", "run": "autoregressive-HASH", "stage": "videos", "attempt": 1, "spec": "HASH"}' \
+    --requeue \
+    --open-mode=append \
+    --export=ALL \
+    --chdir=/TMP/runs/autoregressive-HASH \
+    --signal=B:USR2@120 \
+    --array=0-49 \
+    --output=/TMP/runs/autoregressive-HASH/logs/videos/%A_%a.out \
+    --dependency="afterok:$j9_videos" \
+    --kill-on-invalid-dep=yes \
+    "$scripts"/array.sbatch "$run" videos 1 0)
 # when all of it has ended, however: the report, and unattended retries if the spec allows any
-j6_report=$(job report report 0 1 \
+j11_report=$(job report report 0 1 \
     --partition=cpu \
     --job-name=autoregressive-HASH/report \
     '--comment={"hpc": "1", "run": "autoregressive-HASH", "stage": "report", "attempt": 1, "spec": "HASH"}' \
@@ -202,7 +294,7 @@ j6_report=$(job report report 0 1 \
     --cpus-per-task=1 \
     --mem=2048M \
     --output=/TMP/runs/autoregressive-HASH/logs/report/%j.out \
-    --dependency="afterany:$j0_clips:$j1_tokens_ids:$j2_tokens:$j3_tokens:$j4_ar:$j5_ar" \
+    --dependency="afterany:$j0_clips:$j1_tokens_ids:$j2_videos_prompts:$j3_tokens:$j4_tokens:$j5_ar:$j6_ar:$j7_convert:$j8_convert:$j9_videos:$j10_videos" \
     --kill-on-invalid-dep=yes \
     "$scripts"/report.sbatch "$run" 1)
-echo "submitted 7 jobs of autoregressive-HASH, attempt 1; the report is job $j6_report"
+echo "submitted 12 jobs of autoregressive-HASH, attempt 1; the report is job $j11_report"

@@ -49,8 +49,9 @@ class Ar(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     shape: tuple[Count, Count, Count] | None = None
     """Latent frames, rows and columns of every video; null: those of the model, [5, 40, 64] of the large ones."""
     weights: Model | None = None
-    """Of the model: the path of a model.pt or .safetensors, or owner/name on the Hugging Face hub, whose model.pt is
-    taken, such as nvidia/Cosmos-Predict1-4B. null: of the stage train.ar or convert.ar in `needs`."""
+    """Of the model: the path of a model.pt or .safetensors, of a folder with model.safetensors or model.pt, or
+    owner/name on the Hugging Face hub, whose model.pt is taken, such as nvidia/Cosmos-Predict1-4B. null: of the stage
+    train.ar or convert.ar in `needs`."""
     prompts: str | None = None
     """A file of prompts, a path that all nodes see or s3://...: hpc/generate/prompts.py says what it looks like. null:
     the spec's inputs are such files, or pictures and videos to go on from."""
