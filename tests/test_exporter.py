@@ -85,7 +85,7 @@ def test_a_thousand_runs(film: Run, tmp_path: Path) -> None:
     with next((twin / "records" / "echo").iterdir()).open("a") as file:
         file.write("\n")
     for one in here.seen.values():
-        one.took, one.at = 0.0, time.time() - 30  # rested, and not yet stale
+        one.took, one.at = 0.0, time.time() - 3600  # rested
     begun = time.monotonic()
     page = here.read()
     took = time.monotonic() - begun
@@ -109,6 +109,23 @@ def test_runs_that_are_no_use(film: Run, tmp_path: Path, capsys: pytest.CaptureF
     for path in (broken, broken / "plan.json"):
         os.utime(path, (old, old))
     assert "hpc_exporter_unreadable_runs 0\n" in here.read(), "too old to be of interest"
+
+
+def test_a_run_in_the_making_is_looked_at_again(film: Run, tmp_path: Path) -> None:
+    """What a trainer writes outside of the run folder counts, and so does the silence of workers."""
+    here = exporter.Exporter(film.folder.parent, days=30)
+    assert "hpc_exporter_read_runs 1\n" in here.read() and "hpc_exporter_read_runs 0\n" in here.read()
+    [seen] = here.seen.values()
+    with figures.Metrics(seen.files[0], 30) as told:
+        figures.learn(told, 31)
+    seen.at -= 3600
+    assert f'hpc_train_step{{cluster="local",run="{film.id}",stage="train"}} 31\n' in here.read()
+    [seen] = here.seen.values()
+    assert seen.state == "failed"
+    seen.at -= 3600
+    assert "hpc_exporter_read_runs 0\n" in here.read()
+    seen.state = "running"
+    assert "hpc_exporter_read_runs 1\n" in here.read()
 
 
 def test_the_environment_of_a_run_stays_its_own(film: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ import shutil
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -29,7 +30,7 @@ SLURM_EVERY = 60.0
 REST = 20.0
 """A run is left alone for so many times as long as reading it took."""
 AGAIN = 60.0
-"""A run that is not done is read again after so many seconds also if no file changed: workers fall silent."""
+"""A run that goes on is read again after so many seconds also if no file changed: workers fall silent."""
 PATIENCE = 2.0
 """Seconds that a scrape waits for fresh figures."""
 DASHBOARDS = package_folder() / "dashboards"
@@ -56,11 +57,12 @@ def changes(run: Run, files: list[Path]) -> tuple[int, ...]:
     a folder that is no run."""
     paths = [path for entry in _scan(run.folder) if entry.name.startswith("attempt-")
              for path in (entry.path, f"{entry.path}/plan.json", f"{entry.path}/jobs.jsonl")]  # fmt: skip
-    abouts = [entry.stat() for stage in _scan(run.folder / "records") for entry in _scan(stage.path)]
-    for path in [*paths, *files]:
+    there = [entry.path for stage in _scan(run.folder / "records") for entry in _scan(stage.path)]
+    abouts = []
+    for path in [*paths, *there, *files]:
         try:
             abouts.append(os.stat(path))  # noqa: PTH116  # of a thousand runs, at each scrape
-        except OSError:
+        except OSError:  # compacted just now
             continue
     times = [about.st_mtime_ns for about in abouts]
     sizes = [about.st_size for about in abouts]
@@ -120,7 +122,7 @@ class Exporter:
             live = [(t.state, t.reason, t.indices) for t in self.told.tasks if known and t.job in known.jobs]
             if known:
                 rested = now - known.at > REST * known.took
-                stale = known.state != "done" and now - known.at > AGAIN
+                stale = known.state == "running" and now - known.at > AGAIN
                 if not rested or not (stale or (mark, live) != known.changes):
                     continue
             try:
@@ -158,7 +160,7 @@ class Exporter:
             return
         jobs = {job for one in self.seen.values() if one.state != "done" for job in one.jobs}
         for run in new:
-            if run.attempts():
+            with contextlib.suppress(OSError, ValueError, msgspec.MsgspecError):  # damaged: that is said when it is read
                 jobs |= {j.job for j in run.latest().jobs()}
         if jobs:
             self.asked_at = time.monotonic()
@@ -177,7 +179,10 @@ class Exporter:
         while True:
             self.wanted.wait()
             self.wanted.clear()
-            self.read()
+            try:
+                self.read()
+            except Exception:  # what was known is served, with its age
+                traceback.print_exc()
             self.fresh.set()
 
 
