@@ -41,7 +41,7 @@ end() {
 packages() { # Debian's packages that are missing; none of their daemons is started
   local missing=() name
   local wanted=(slurmctld slurmd slurmdbd slurm-client slurm-wlm-basic-plugins slurm-wlm-mysql-plugin munge
-    mariadb-server ffmpeg chromium prometheus git)
+    mariadb-server ffmpeg chromium prometheus git squashfs-tools busybox-static docker-registry)
   python3 -c 'import ensurepip' || wanted+=(python3-venv)
   for name in "${wanted[@]}"; do
     [[ $(dpkg-query -W -f '${Status}' "$name") == *"ok installed" ]] || missing+=("$name")

@@ -135,6 +135,8 @@ def test_the_command(tmp_path: Path) -> None:
     said = {row["what"]: row for row in json.loads(runs.hpc(*words, "--json", cwd=tmp_path, code=1, env=env).stdout)}
     assert said["Slurm"]["found"] == "22.05.8" and said["partition main"]["verdict"] == "ok"
     assert said["image /nowhere/x.sqsh"]["next"].startswith("sbatch sbatch/image.sbatch")
+    preset.write_text("partition: main\nstages: {train.ar: {image: /nowhere/train.sqsh}}\n")
+    assert "BAD     image /nowhere/train.sqsh" in runs.hpc(*words, cwd=tmp_path, code=1, env=env).stdout
     preset.write_text("partition: main\n")
     assert "BAD" not in runs.hpc(*words, cwd=tmp_path, code=0, env=env).stdout
     fake.answers(scontrol="SLURM_VERSION           = 21.08.1\n")

@@ -85,7 +85,7 @@ class Registry:
 def busybox() -> str:
     found = shutil.which("busybox")
     if not found:
-        pytest.skip("busybox is not installed")
+        pytest.skip("busybox is not installed (Debian: busybox-static)")
     return found
 
 

@@ -55,7 +55,10 @@ class Row(msgspec.Struct):
 
 def examine(spec: Spec | None, cluster: Cluster, runs: Path) -> list[Row]:
     """All rows. Each part that fails in a way that nobody thought of is a row too."""
-    named = [container.image_of(s, cluster) for s in spec.stages.values()] if spec else [cluster.image or NO_IMAGE]
+    if spec:
+        named = [container.image_of(stage, cluster) for stage in spec.stages.values()]
+    else:
+        named = [place.image or "" for place in (cluster, *cluster.stages.values())]
     images = sorted(set(named) - {"", NO_IMAGE})
     job = os.environ.get("SLURM_JOB_ID", "")
     parts: list[tuple[str, Callable[[], Iterator[Row]]]] = [
