@@ -29,7 +29,7 @@ from hpc.models import dit_files, text_input
 from hpc.models.dit import Block, DiT, linear
 from hpc.models.dit_presets import PRESETS, Config
 from hpc.models.tokenizers import files
-from hpc.train import clips, diffusion, diffusion_model, ema, ranks, saver
+from hpc.train import clips, diffusion, diffusion_model, diffusion_optimizer, ema, ranks, saver
 from hpc.train.checkpoint import Checkpoints, complete
 from hpc.train.diffusion_input import embedding
 from hpc.train.metrics import lines
@@ -251,6 +251,37 @@ def test_means_are_their_formula(tar: Path, here: ranks.Here, tmp_path: Path, mo
     other = load_file(tmp_path / "model/ema_2/model.safetensors")
     name = "blocks.0.mlp.layer1.weight"
     assert not torch.equal(other[name], found[name])
+
+
+def test_a_step_in_one_pass_is_that_of_one_by_one(here: ranks.Here) -> None:
+    """Also its state, which either way goes on with."""
+    o, given = AdamW(rate=1e-2, weight_decay=0.1, clip=0.5, betas=(0.9, 0.95)), settings(seed=3)
+    both = []
+    for at_once in (False, True):
+        model = diffusion_model.build(given, here)
+        diffusion_model.begin(model, given, here)
+        optimizer = diffusion_optimizer.make(model, o)
+        means = [ema.begin(model) for _ in range(4)]
+        norms = []
+        for number in range(4):
+            random = torch.Generator().manual_seed(number)
+            for weight in model.parameters():
+                weight.grad = torch.zeros_like(weight)
+                weight.grad.to_local().normal_(generator=random)  # type: ignore[attr-defined]
+                if number == 2:
+                    weight.grad.to_local().fill_(math.nan)  # type: ignore[attr-defined]
+            one_pass = at_once and number != 3
+            norms.append(diffusion_optimizer.step(model, optimizer, o, means, (0.9, 0.5, 0.1, 0.99), one_pass, "torch"))
+        assert math.isnan(norms[2]) and min(norms[0], norms[1]) > 0.5
+        both.append((model.state_dict(), means, optimizer.state_dict()["state"]))
+    (a, a_means, a_state), (b, b_means, b_state) = both
+    near = {"rtol": 1e-5, "atol": 1e-6}
+    for name, value in a.items():
+        torch.testing.assert_close(b[name].full_tensor(), value.full_tensor(), **near)
+    for one, other in zip(a_means, b_means, strict=True):
+        for name, value in one.items():
+            torch.testing.assert_close(other[name].full_tensor(), value.full_tensor(), **near)
+    assert {float(one["step"]) for one in b_state.values()} == {float(one["step"]) for one in a_state.values()} == {3.0}
 
 
 def test_a_checkpoint_to_files_and_back(tar: Path, here: ranks.Here, alone: Path, tmp_path: Path) -> None:

@@ -35,12 +35,13 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from hpc.data import storage
 from hpc.data.work import Made, Stopped, Work
+from hpc.kernels import choose
 from hpc.models import context_parallel
 from hpc.models.diffusion import EDM, Condition, Objective
 from hpc.models.dit import DiT
 from hpc.models.dit_presets import flops, parameters
 from hpc.train import diffusion_measure as measure
-from hpc.train import ema, fsdp, page, ranks, samples
+from hpc.train import diffusion_optimizer, ema, page, ranks, samples
 from hpc.train.agree import agreed
 from hpc.train.checkpoint import Keeper
 from hpc.train.clips import dataset, identity, place, plain
@@ -117,8 +118,8 @@ def train(
         context_parallel.share_frames(model, group := over["cp"].get_group())
     if newest is None:
         begin(model, settings, here)
-    optimizer = torch.optim.AdamW(ema.trained(model), o.rate, o.betas, o.eps, o.weight_decay,
-                                  fused=here.device.type == "cuda")  # fmt: skip
+    optimizer = diffusion_optimizer.make(model, o)
+    at_once = choose(settings.kernels, torch.empty(0, device=here.device)) == "fused"
     means = [ema.begin(model) for _ in settings.ema]
     saver = Saver(keeper, here.files)
     step = skipped = bad = 0
@@ -138,11 +139,9 @@ def train(
             speed = cycled(o.cycle, o.rate, step) if o.cycle else rate(o, step, settings.steps)
             set_rate(optimizer, speed)
             parts, sums_2N, latent = gradients(settings, model, of, inputs, batch, group)
-            norm = fsdp.clip(ema.trained(model), o.clip)
+            kept = [ema.share_kept(one, step) for one in settings.ema]
+            norm = diffusion_optimizer.step(model, optimizer, o, means, kept, at_once)
             if math.isfinite(norm):  # the same on every rank
-                optimizer.step()
-                for mean, one in zip(means, settings.ema, strict=True):
-                    ema.update(mean, model, ema.share_kept(one, step))
                 bad = 0
             else:
                 skipped, bad = skipped + 1, bad + 1

@@ -45,16 +45,16 @@ def begin(model: nn.Module) -> dict[str, Tensor]:
 @torch.no_grad()
 def update(mean: dict[str, Tensor], model: nn.Module, kept: float) -> None:
     """mean = kept x mean + (1 - kept) x weights."""
-    weights = [_local(weight).float() for weight in trained(model)]
-    torch._foreach_lerp_([_local(one) for one in mean.values()], weights, 1 - kept)
+    weights = [local(weight).float() for weight in trained(model)]
+    torch._foreach_lerp_([local(one) for one in mean.values()], weights, 1 - kept)
 
 
 @contextlib.contextmanager
 def swapped(mean: dict[str, Tensor], model: nn.Module) -> Iterator[None]:
     """The model computes with the averaged weights inside, and has its own ones back, bit for bit, after."""
-    own = [_local(weight).detach().clone() for weight in trained(model)]
+    own = [local(weight).detach().clone() for weight in trained(model)]
     try:
-        put(model, [_local(one) for one in mean.values()])
+        put(model, [local(one) for one in mean.values()])
         yield
     finally:
         put(model, own)
@@ -67,12 +67,13 @@ def put(model: nn.Module, values: list[Tensor]) -> None:
         if hasattr(module, "reshard"):
             module.reshard()
     for weight, value in zip(trained(model), values, strict=True):
-        _local(weight).copy_(value)
+        local(weight).copy_(value)
 
 
 def trained(model: nn.Module) -> list[nn.Parameter]:
     return [weight for weight in model.parameters() if weight.requires_grad]
 
 
-def _local(tensor: Tensor) -> Tensor:
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -225,6 +225,17 @@ def test_a_stopped_run_is_equal_to_the_last_bit(here: ranks.Here, tmp_path: Path
     assert said[-1]["held_out"] < said[3]["held_out"]
 
 
+@pytest.mark.skipif(not GPU, reason="no GPU")
+def test_an_update_in_one_pass_learns_the_same(here: ranks.Here, tmp_path: Path) -> None:
+    table = listed([str(tar(tmp_path))])
+    for kernels in ("torch", "fused"):
+        given = settings(kernels=kernels, precision="fp32")
+        diffusion.train(given, table, tmp_path / kernels, here, lambda: None)
+    one, other = (curve(tmp_path / kernels)[-1] for kernels in ("torch", "fused"))
+    for name in ("loss", "held_out", "ema_held_out"):
+        assert other[name] == pytest.approx(one[name], rel=1e-3)
+
+
 @pytest.mark.skipif(not GPU, reason="no GPU: compiling takes minutes on a CPU")
 @pytest.mark.parametrize("precision", ["bf16", "fp8-current"])
 def test_compiled_blocks_learn_the_same(here: ranks.Here, tmp_path: Path, precision: str) -> None:

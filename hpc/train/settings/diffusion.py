@@ -160,6 +160,7 @@ class TrainDiffusion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     VERSION: ClassVar[int] = 1
     NEUTRAL: ClassVar[tuple[str, ...]] = (
         "checkpoints", "folder", "readers", "micro_batch", "compile", "recompute", "mesh", "gpu_memory", "pictures",
+        "kernels",
     )  # fmt: skip
     SECONDS_PER_GIB: ClassVar[float] = 1.0
 
@@ -196,6 +197,9 @@ class TrainDiffusion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Samples that a rank computes at a time; gradients of the others are added up. Null: its whole share at once."""
     compile: bool = False
     """torch.compile of each block: a slow first step of each shape, then faster ones."""
+    kernels: Literal["auto", "torch", "fused"] = "auto"
+    """Of the update, on GPUs. auto: weights, moments and means in one pass where that can run. torch: one by one.
+    fused: an error where it cannot run."""
     lora: Lora | None = None
     optimizer: AdamW = AdamW(rate=2**-14.5, warmup=100, betas=(0.9, 0.999), weight_decay=1e-3)
     ema: Annotated[tuple[Mean, ...], Meta(min_length=1)] = (Mean(width=0.1),)
