@@ -425,7 +425,8 @@ def test_settings_that_do_not_go_together_say_so(values: dict[str, Any], words: 
 
 def test_a_stage_that_is_not_needed_has_no_real_videos() -> None:
     settings = settings_of("evaluate.videos", {"real": "clips"})
-    assert "`needs` names no stage" in settings.unmet([]) and settings.unmet(["generate.diffusion", "curate.clips"]) == ""
+    assert "`needs` names no stage" in settings.unmet([])
+    assert settings.unmet(["generate.diffusion", "curate.clips"]) == ""
     assert settings_of("evaluate.videos", {"real": "/films"}).unmet([]) == ""
 
 

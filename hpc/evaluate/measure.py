@@ -132,7 +132,8 @@ def process(
                             add(sums[name, side], backbone, film, settings.frechet[name].per_video)
             if settings.quality and len(entry.films) == 2:
                 with spent(times, "quality"):
-                    entry.row |= compared(*entry.films.values(), settings.skip, device, work.check)
+                    both = entry.films["generated"], entry.films["real"]
+                    entry.row |= compared(*both, settings.skip, device, work.check)
         asked = [entry for entry in entries if entry.pair.generated is not None]
         if settings.sampson is not None:
             with spent(times, "sampson"):
