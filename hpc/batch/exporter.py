@@ -160,7 +160,7 @@ class Exporter:
             return
         jobs = {job for one in self.seen.values() if one.state != "done" for job in one.jobs}
         for run in new:
-            with contextlib.suppress(OSError, ValueError, msgspec.MsgspecError):  # damaged: that is said when it is read
+            with contextlib.suppress(OSError, ValueError, msgspec.MsgspecError):  # said when it is read
                 jobs |= {j.job for j in run.latest().jobs()}
         if jobs:
             self.asked_at = time.monotonic()
