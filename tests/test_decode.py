@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import av
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,10 @@ from hpc.data import video
 from hpc.data.video import nvdec
 from hpc.data.video.sample_gpu import Sampler, together
 from hpc.kernels import yuv
+from hpc.prepare.settings import LatentsEncode
+from hpc.train.settings import TrainTokenizer
+from hpc.train.settings.data import Shape
+from hpc.train.settings.tokenizer import Sizes
 
 TRAILER = Path(__file__).parents[1] / "jobs" / "quickstart" / "trailer_bbb.mp4"
 CPU = torch.device("cpu")
@@ -140,3 +145,12 @@ def test_who_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert nvdec.device_for("auto", gpu) is None
     with pytest.raises(ValueError, match=r"libnvcuvid.so.1: cannot open: in a container NVIDIA_DRIVER_CAPABILITIES"):
         nvdec.device_for("gpu", gpu)
+
+
+def test_what_a_spec_cannot_say() -> None:
+    same = {"tokenizer": Sizes(family="wan"), "shapes": (Shape(frames=9, height=64, width=64, batch=1),), "steps": 2000}
+    assert TrainTokenizer(**same, decode="auto", in_memory=True).decode == "auto"
+    with pytest.raises(ValueError, match="decode: gpu: with `in_memory` each clip is decoded once, by CPUs"):
+        TrainTokenizer(**same, decode="gpu", in_memory=True)
+    with pytest.raises(msgspec.ValidationError, match="Invalid enum value 'auto'"):
+        msgspec.convert({"decode": "auto"}, LatentsEncode)

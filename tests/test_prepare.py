@@ -280,7 +280,7 @@ def test_a_spec_is_refused_before_anything_runs(tmp_path: Path, stage: dict[str,
 
 
 def test_a_gpu_decodes(tmp_path: Path, tokenizers: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here its engines are the CPU: the same windows, of nearly the same pictures, and what the CPU had to do is told."""
+    """Here its engines are the CPU: the same windows of nearly the same pictures; what the CPU had to do is told."""
     made = datasets.publish(tmp_path, [[datasets.Clip(frames=30), datasets.Clip(frames=8)]], texts=False)
     needs = {name: dict(shards)["000000"] for name, shards in made.items()}
     settings = LatentsEncode(tokenizer=tokenizers["wan"], windows="all", fit="stretch", batch=2, decode="gpu", **SMALL)
