@@ -56,10 +56,8 @@ def settings(**more: Any) -> TrainDiffusion:
     })  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def tar(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve clips' latents with embeddings of their captions, as prepare.latents has them."""
-    path = tmp_path_factory.mktemp("latents") / "000000.tar"
+def write_latents(path: Path) -> None:
+    """A tar of twelve clips' latents with embeddings of their captions, as prepare.latents has them."""
     random = np.random.default_rng(0)
     rows, columns = np.mgrid[: LATENT[2], : LATENT[3]]
     with layers.TarWriter(path) as out:
@@ -71,6 +69,12 @@ def tar(tmp_path_factory: pytest.TempPathFactory) -> Path:
             text = random.standard_normal((5, 32)).astype(np.float16)
             out.add(f"c{number:02}", {SUFFIX: dumps(np.array(waves, np.float32)), ".json": json.dumps(said).encode(),
                                       ".pickle": pickles.dumps([text])})  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tar(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("latents") / "000000.tar"
+    write_latents(path)
     return path
 
 
