@@ -16,6 +16,7 @@ import argparse
 import os
 import tempfile
 import time
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -41,8 +42,8 @@ def clips(film: Path, folder: Path, count: int, frames: int) -> None:
                 with av.open(str(folder / f"{made:04}.mp4"), "w") as out:
                     stream = out.add_stream("libx264", 24, options={"preset": "veryfast", "crf": "18", "g": "48"})
                     stream.width, stream.height, stream.pix_fmt = some[0].width, some[0].height, "yuv420p"
-                    for picture in some:
-                        picture.pts, picture.pict_type = None, 0
+                    for number, picture in enumerate(some):
+                        picture.pts, picture.time_base, picture.pict_type = number, Fraction(1, 24), 0
                         out.mux(stream.encode(picture))
                     out.mux(stream.encode(None))
                 made += 1
@@ -53,8 +54,9 @@ class Consumer:
 
     def __init__(self, device: torch.device, seconds: float) -> None:
         self.device, self.seconds, self.times = device, seconds, 1
-        self.matrix = torch.randn(4096, 4096, device=device, dtype=torch.bfloat16) / 64 if device.type == "cuda" else None
-        if self.matrix is not None and seconds:
+        self.matrix = None
+        if device.type == "cuda" and seconds:
+            self.matrix = torch.randn(4096, 4096, device=device, dtype=torch.bfloat16) / 64
             for self.times in (8, 200):  # the first to warm up
                 begun = time.monotonic()
                 self.compute()
@@ -68,7 +70,7 @@ class Consumer:
 
     def __call__(self, frames: torch.Tensor) -> None:
         total = frames.to(self.device, non_blocking=True).float().sum()
-        if self.seconds and self.matrix is not None:
+        if self.matrix is not None:
             self.compute()
         elif self.seconds:
             time.sleep(self.seconds)
@@ -79,6 +81,8 @@ def row(name: str, table: object, shape: Shape, gpu: torch.device | None, worker
         device: torch.device) -> None:  # fmt: skip
     batches = Batches(table, [shape], 1, gpu=gpu)
     consumer = Consumer(device, step)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     arriving = batches.of_rank(0, 1, workers=workers)
     consumer(next(arriving).frames)
     begun, cpu, waited, by_cpu = time.monotonic(), time.process_time(), 0.0, 0
@@ -119,8 +123,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         clips(given.film, Path(folder), count, frames)
         table = listed(folder)
-        print("| decoded by | frames x height x width, batch | step | frames/s | wait | CPUs of the trainer | by the CPU "
-              "| GiB at most |\n|---|---|---|---|---|---|---|---|")  # fmt: skip
+        print("| decoded by | frames x height x width, batch | step | frames/s | wait | CPUs of the trainer | "
+              "by the CPU | GiB at most |\n|---|---|---|---|---|---|---|---|")  # fmt: skip
         for shape in shapes:
             for step in (0.0, given.step):
                 for many in workers:
