@@ -436,6 +436,9 @@ def test_what_cannot_be_is_said_with_the_arithmetic() -> None:
           gpu_memory=20 * 2**30)  # fmt: skip
     with pytest.raises(ValueError, match=r"shapes: 0.frames: 90 is not 1 \+ k x 4: make it 89 or 93"):
         settings(model="predict2.5-2b", shapes=(Shape(frames=90, height=704, width=1280, batch=8),))
+    with pytest.raises(ValueError, match=r"precision: fp8-current: 9 tokens of a sample of shapes.0 / 16 = 0.5625"):
+        settings(model="predict2.5-2b", shapes=(Shape(frames=1, height=48, width=48, batch=8),),
+                 precision="fp8-current").shared_by(8)  # fmt: skip
     fits = settings(model="predict2.5-2b", shapes=(shape,), mesh=Mesh(cp=2), precision="fp8-current")
     fits.shared_by(8)
     assert memory(fits, 16)["weights"] == pytest.approx(memory(fits, 8)["weights"] / 2)

@@ -214,7 +214,7 @@ def gradients(settings: TrainDiffusion, model: DiT, of: Objective, inputs: Input
         video = inputs.of(batch.frames[part], batch.inside[part], batch.fps[part], batch.more[part])
         latent = Latent(*video.x0_BCTHW.shape[2:])
         fits(settings.config, latent, 0)
-        settings.divided(0, latent, share)
+        settings.divided(0, latent)
         drawn = batch.samples[part]
         noises, given_BT = draws(settings.seed, drawn, video.x0_BCTHW.shape, of, settings.config.condition_mask,
                                  inputs.device)  # fmt: skip

@@ -318,7 +318,7 @@ class TrainDiffusion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
                 raise ValueError(f"micro_batch: each of {data} data-parallel ranks has {shape.batch} / {data} = {share}"
                                  f" samples of shapes.{number}, no multiple of {self.micro_batch}")  # fmt: skip
             if self.compression:
-                self.divided(number, self.latents(self.compression)[number], share)
+                self.divided(number, self.latents(self.compression)[number])
         if self.gpu_memory is not None and self.compression:
             needed = memory(self, ranks)
             if (total := sum(needed.values())) > self.gpu_memory:
@@ -326,15 +326,15 @@ class TrainDiffusion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
                 raise ValueError(f"gpu_memory: about {total / GIB:.0f} GiB a GPU are needed, of "
                                  f"{self.gpu_memory / GIB:.0f}: {said}. {_less(self, ranks)}")  # fmt: skip
 
-    def divided(self, number: int, one: Latent, share: int) -> None:
+    def divided(self, number: int, one: Latent) -> None:
         """Raises ValueError where the frames of a shape cannot be shared, or FP8 cannot take its tokens."""
         cp = self.mesh.cp
         if one.frames % cp:
             raise ValueError(f"mesh: cp: {one.frames} latent frames of shapes.{number} / {cp} = {one.frames / cp:.4g}: "
                              "ranks that share a video have equally many frames each")  # fmt: skip
-        rows = (self.micro_batch or share) * one.tokens // cp
+        rows = one.tokens // cp
         if self.precision.startswith("fp8") and rows % FP8_TOKENS:
-            raise ValueError(f"precision: {self.precision}: {rows} tokens at a time of shapes.{number} / {FP8_TOKENS}"
+            raise ValueError(f"precision: {self.precision}: {rows} tokens of a sample of shapes.{number} / {FP8_TOKENS}"
                              f" = {rows / FP8_TOKENS:.6g}: FP8 takes multiples of {FP8_TOKENS}")  # fmt: skip
 
 
