@@ -11,7 +11,7 @@ GPU or a CPU adds up. Nothing depends on the library, the device, or the company
 
 They are the pictures of swscale, which resizes on CPUs (hpc.data.video.Resizer), within rounding: chroma samples lie
 left, two pixels beside each other have one color (but in odd widths), and what its x86 code loses by cutting off
-fractions is lost too. Over the trailer of the quickstart they differ by half a level in the mean, and 4 at most.
+fractions is lost too. Over the trailer of the quickstart they differ by half a level in the mean, rarely by 4 to 8.
 
 There is no Triton form: to make a frame of 1280x720 one of 456x256 is 1.2 GFLOP of matmul, and video engines take
 longer to decode it than a GPU for that.

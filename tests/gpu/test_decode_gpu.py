@@ -147,7 +147,7 @@ def test_batches_of_training(tmp_path: Path) -> None:
             assert (batch.samples, batch.rows, batch.starts) == (expected.samples, expected.rows, expected.starts)
             assert batch.frames.device == DEVICE and batch.frames.shape == expected.frames.shape and not batch.replaced
             off = (batch.frames.cpu().int() - expected.frames.int()).abs().float()
-            assert off.mean() < 0.6 and off.max() <= 6
+            assert off.mean() < 0.6 and off.max() <= 12
             assert torch.equal(other.at(step).frames, batch.frames)
             wanted = sum(key == "odd" for key in batch.keys) if ON_GPU else len(batch.keys)
             assert batch.decoded_by_cpu == wanted
