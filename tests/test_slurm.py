@@ -161,7 +161,8 @@ def test_status_asks_each_once(tmp_path: Path, fake: runs.Slurm) -> None:
     assert len(jobs) == 5, "two arrays a stage, and the report"
     pending = [(job, "Dependency" if i % 2 else "Priority") for i, job in enumerate(jobs[:4])]
     fake.answers(squeue="".join(f"{job}_[0-1]|PENDING|{why}||{job}\n" for job, why in pending),
-                 sacct="".join(f"{job}_[0-1]|PENDING|None|0|0:0||{job}|ann||{why}\n" for job, why in pending))  # fmt: skip
+                 sacct="".join(f"{job}_[0-1]|PENDING|None|0|0:0||{job}|ann||{why}\n"
+                               for job, why in pending))  # fmt: skip
     fake.forget()
     said = runs.hpc("status", submitted["run"], cwd=tmp_path, env=env).stdout
     assert [call["command"] for call in fake.calls()] == ["squeue", "sacct"]
