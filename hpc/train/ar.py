@@ -25,7 +25,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -42,6 +41,7 @@ from hpc.train import ranks, token_data
 from hpc.train.agree import agreed
 from hpc.train.ar_engine import Compute, Engine, Microbatch, Writing
 from hpc.train.checkpoint import Keeper
+from hpc.train.clips import deciding, place, plain
 from hpc.train.metrics import Metrics, lines
 from hpc.train.previous_frame import PreviousFrame
 from hpc.train.randomness import generator
@@ -222,16 +222,6 @@ class Saver:
 # What it is made of
 
 
-def place(settings: TrainAr, work: Work) -> Path:
-    """Where checkpoints and metrics are while it trains. Raises ValueError for an output on S3 without `folder`."""
-    if settings.folder:
-        return Path(settings.folder).expanduser() / work.fingerprint
-    if "://" in work.folder:
-        raise ValueError(f"folder: the output, {work.folder}, is no file system, where checkpoints could be: give a "
-                         "folder that all nodes see")  # fmt: skip
-    return Path(work.folder, "training")
-
-
 def dataset(settings: TrainAr, rows: list[Any], split: str) -> token_data.Data:
     """A split (train, valid or test) of what `freeze` found. Raises ValueError where its clips have another shape."""
     preset = settings.preset
@@ -314,14 +304,8 @@ def continued(said: dict[str, Any], settings: TrainAr, where: Path) -> None:
 
 def identity(settings: TrainAr, data: token_data.Data) -> dict[str, Any]:
     """What must be equal for a checkpoint to be continued."""
-    given = {name: value for name, value in plain(settings).items() if name not in settings.NEUTRAL}
     sample = data[0].tokens.numpy().tobytes()
-    return given | {"clips": len(data), "data": hashlib.sha256(sample).hexdigest()[:16]}
-
-
-def plain(value: Any) -> dict[str, Any]:
-    """As JSON has it."""
-    return msgspec.json.decode(msgspec.json.encode(value, enc_hook=float))  # durations
+    return deciding(settings) | {"clips": len(data), "data": hashlib.sha256(sample).hexdigest()[:16]}
 
 
 def speeds(flops: float, device: torch.device) -> dict[str, float]:

@@ -1,11 +1,12 @@
-"""What trainers that learn from clips do alike around the loop: which data set it is, and which training goes on."""
+"""What trainers do alike around the loop: which data set it is, which held-out clips are looked at, and which training
+goes on."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import pyarrow as pa
@@ -14,7 +15,9 @@ import torch.distributed as dist
 
 from hpc.data.work import Work
 from hpc.train import samples
+from hpc.train.randomness import key
 from hpc.train.ranks import Here
+from hpc.train.settings.data import Shape
 
 Upstream = Mapping[str, list[tuple[str, dict[str, str]]]]
 
@@ -70,9 +73,45 @@ def dataset(rows: list[str], folder: Path, here: Here) -> pa.Table:
     return pq.read_table(kept)
 
 
+class Look(NamedTuple):
+    """A held-out clip that is looked at."""
+
+    row: dict[str, Any]
+    """Of the table of samples."""
+    shape: Shape
+    start: int
+    """Its middle frames are taken."""
+    counts: bool
+    """False: it is here only so that every rank has as many."""
+
+
+def looked_at(settings: Any, held: pa.Table, rank: int, ranks: int) -> Iterator[Look]:
+    """A rank's part of the held-out clips that are looked at: the same ones on any number of ranks. Raises ValueError
+    where there are held-out ones, and none fits a shape."""
+    if not len(held):
+        return
+    fits = {int(row): shape for shape, rows in zip(
+        settings.shapes, samples.assigned(held, settings.shapes).rows, strict=True) for row in rows}  # fmt: skip
+    if not fits:
+        raise ValueError(f"validation: none of {len(held)} held-out clips has the frames of a shape: hold out more, or "
+                         "take shorter shapes")  # fmt: skip
+    names = held["key"].to_pylist()
+    order = sorted(fits, key=lambda row: key(0, "looked at", names[row]))[: settings.validation.clips]
+    for begin in range(0, len(order), ranks):
+        number = begin + rank
+        row = order[min(number, len(order) - 1)]
+        one, shape = held.slice(row, 1).to_pylist()[0], fits[row]
+        yield Look(one, shape, (one["frames"] - shape.span(one["fps"])) // 2, number < len(order))
+
+
 def plain(settings: Any) -> dict[str, Any]:
     """As JSON has it."""
     return msgspec.json.decode(msgspec.json.encode(settings, enc_hook=float))  # durations
+
+
+def deciding(settings: Any) -> dict[str, Any]:
+    """Those settings that must be equal for a checkpoint to be continued."""
+    return {name: value for name, value in plain(settings).items() if name not in settings.NEUTRAL}
 
 
 def identity(settings: Any, table: pa.Table) -> dict[str, Any]:
@@ -80,5 +119,4 @@ def identity(settings: Any, table: pa.Table) -> dict[str, Any]:
     digest = hashlib.sha256()
     for batch in table.select(["key", "frames", "fps", "height", "width"]).combine_chunks().to_batches():
         digest.update(batch.serialize())
-    given = {name: value for name, value in plain(settings).items() if name not in settings.NEUTRAL}
-    return given | {"data": digest.hexdigest()[:16]}
+    return deciding(settings) | {"data": digest.hexdigest()[:16]}

@@ -22,11 +22,12 @@ from hpc.models import context_parallel, samplers
 from hpc.models.diffusion import EDM, Condition, Objective, first_frames, mixed, wide
 from hpc.models.dit import DiT
 from hpc.models.samplers import Sampling
-from hpc.train import ema, pictures, samples
+from hpc.train import ema, pictures
+from hpc.train.clips import looked_at
 from hpc.train.diffusion_input import Inputs, shared
 from hpc.train.diffusion_model import computing
 from hpc.train.loader import taken
-from hpc.train.randomness import generator, key, numbers
+from hpc.train.randomness import generator, numbers
 from hpc.train.ranks import Here
 from hpc.train.settings import TrainDiffusion
 
@@ -49,28 +50,15 @@ class Clip(NamedTuple):
 def clips(settings: TrainDiffusion, held: pa.Table, inputs: Inputs, rank: int, ranks: int) -> list[Clip]:
     """A data-parallel rank's part of the held-out clips that are looked at: the same ones on any number of ranks.
     Raises ValueError where there are held-out ones, and none fits a shape."""
-    if not len(held):
-        return []
-    fits = {int(row): shape for shape, rows in zip(
-        settings.shapes, samples.assigned(held, settings.shapes).rows, strict=True) for row in rows}  # fmt: skip
-    if not fits:
-        raise ValueError(f"validation: none of {len(held)} held-out clips has the frames of a shape: hold out more, or "
-                         "take shorter shapes")  # fmt: skip
-    names = held["key"].to_pylist()
-    order = sorted(fits, key=lambda row: key(0, "looked at", names[row]))[: settings.validation.clips]
     out = []
-    for begin in range(0, len(order), ranks):
-        number = begin + rank
-        row = order[min(number, len(order) - 1)]
-        one, shape = held.slice(row, 1).to_pylist()[0], fits[row]
-        start = 0 if one["latents"] else (one["frames"] - shape.span(one["fps"])) // 2
+    for one, shape, start, counts in looked_at(settings, held, rank, ranks):
         try:
-            frames, inside, fps = taken(one, shape, start, settings.fit)
+            frames, inside, fps = taken(one, shape, 0 if one["latents"] else start, settings.fit)
             more = [inputs.read(one)] if inputs.read else []
         except BadInput as error:
             raise ValueError(f"validation: {error.bad.detail}") from error
         out.append(Clip(one["key"], torch.from_numpy(frames)[None], torch.from_numpy(inside)[None],
-                        torch.tensor([fps]), more, number < len(order)))  # fmt: skip
+                        torch.tensor([fps]), more, counts))  # fmt: skip
     return out
 
 

@@ -43,7 +43,7 @@ from hpc.models.tokenizers.causal import CausalTokenizer, ResBlock
 from hpc.train import ema, fsdp, page, pictures, ranks, samples
 from hpc.train.agree import agreed
 from hpc.train.checkpoint import Keeper
-from hpc.train.clips import dataset, identity, place, plain
+from hpc.train.clips import dataset, identity, looked_at, place, plain
 from hpc.train.clips import freeze as freeze
 from hpc.train.loader import Batch, Batches, taken
 from hpc.train.metrics import Metrics, lines
@@ -369,22 +369,10 @@ class Clip(NamedTuple):
 def validation_clips(settings: TrainTokenizer, held: pa.Table, here: Here) -> list[Clip]:
     """This rank's part of the held-out clips that are looked at: the same ones on any number of ranks. Raises
     ValueError where there are held-out ones, and none fits a shape."""
-    if not len(held):
-        return []
-    fits = {int(row): shape for shape, rows in zip(
-        settings.shapes, samples.assigned(held, settings.shapes).rows, strict=True) for row in rows}  # fmt: skip
-    if not fits:
-        raise ValueError(f"validation: none of {len(held)} held-out clips has the frames of a shape: hold out more, or "
-                         "take shorter shapes")  # fmt: skip
-    names = held["key"].to_pylist()
-    order = sorted(fits, key=lambda row: key(0, "looked at", names[row]))[: settings.validation.clips]
     out = []
-    for begin in range(0, len(order), here.count):
-        number = begin + here.rank
-        row = order[min(number, len(order) - 1)]
-        one, shape = held.slice(row, 1).to_pylist()[0], fits[row]
-        frames, _, _ = taken(one, shape, (one["frames"] - shape.span(one["fps"])) // 2, settings.fit)
-        out.append(Clip(torch.from_numpy(frames)[None], number < len(order)))
+    for one, shape, start, counts in looked_at(settings, held, here.rank, here.count):
+        frames, _, _ = taken(one, shape, start, settings.fit)
+        out.append(Clip(torch.from_numpy(frames)[None], counts))
     return out
 
 
