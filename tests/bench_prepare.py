@@ -15,6 +15,7 @@ import argparse
 import os
 import tempfile
 import time
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ def clips(film: Path, folder: Path, count: int, frames: int) -> list[Item]:
                     out = av.open(str(path), "w")
                     stream = out.add_stream("libx264", 24, options={"preset": "veryfast", "crf": "18"})
                     stream.width, stream.height, stream.pix_fmt = picture.width, picture.height, "yuv420p"
-                picture.pts = None
+                picture.pts, picture.time_base = taken, Fraction(1, 24)
                 out.mux(stream.encode(picture))
                 taken += 1
                 if taken == frames:
