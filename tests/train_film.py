@@ -55,6 +55,7 @@ def main() -> None:
     parser.add_argument("--channels", type=int, help="of the first layer; 32 makes 6.9 million weights")
     parser.add_argument("--levels", type=int, nargs="+", help="of a discrete one, e.g. 8 5 5 5: its vocabulary")
     parser.add_argument("--minutes", type=float, default=6.0, help="of training, without what comes before and after")
+    parser.add_argument("--steps", type=int, help="instead of minutes")
     parser.add_argument("--frames", type=int, default=17)
     parser.add_argument("--height", type=int, default=256)
     parser.add_argument("--width", type=int, default=448)
@@ -82,11 +83,11 @@ def main() -> None:
     dist.barrier(group=here.words)
     said = list(lines(scratch / "timed/metrics.jsonl"))
     each = [line["seconds"] + line["waited"] for line in said[TIMED // 2 :]]
-    steps = max(TIMED + 1, round(given.minutes * 60 / (sum(each) / len(each))))
+    steps = given.steps or max(TIMED + 1, round(given.minutes * 60 / (sum(each) / len(each))))
     waited = sum(line["waited"] for line in said[TIMED // 2 :])
     say = print if here.rank == 0 else lambda *words, **more: None
     say(f"{sum(each) / len(each):.3f} s a step (waiting {waited:.2f} s of {sum(each):.1f}): {steps} steps in "
-        f"{given.minutes:g} minutes; {time.monotonic() - begun:.0f} s so far")  # fmt: skip
+        f"{steps * sum(each) / len(each) / 60:.1f} minutes; {time.monotonic() - begun:.0f} s so far")  # fmt: skip
 
     out = given.out / given.tokenizer
     settings = msgspec.structs.replace(
