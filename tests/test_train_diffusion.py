@@ -468,8 +468,18 @@ def test_a_block_keeps_what_is_estimated(recompute: str) -> None:
     assert found == pytest.approx(KEPT[recompute], rel=0.05)
 
 
-def test_the_published_schedule() -> None:
-    """lambdalinear: up from f_start, down in a line towards f_min, where it stays."""
-    one = Cycle(f_start=0.1, f_max=0.5, f_min=0.2, warmup=4, length=10)
-    assert [cycled(one, 2.0, step) for step in (1, 3, 5, 6, 11, 12)] == pytest.approx(
-        [0.2, 2 * (0.1 + 0.4 * 2 / 4), 2 * (0.2 + 0.3 * 0.6), 2 * (0.2 + 0.3 * 0.5), 0.4, 0.4])  # fmt: skip
+@pytest.mark.parametrize("cycle, shares", [
+    (Cycle(f_max=0.5, f_min=0.2, warmup=2000, length=100_000),
+     {0: 1e-06, 1: 0.0002509995, 1999: 0.49975000049999996, 2000: 0.5, 2001: 0.4999969387755102,
+      50_000: 0.35306122448979593, 99_999: 0.2000030612244898, 100_000: 0.2}),
+    (Cycle(), {0: 1e-06, 50: 0.49500049999999995, 99: 0.9801000099999999, 100: 0.99, 1999: 0.9871982745686422,
+               50_000: 0.9163790947736934, 100_000: 0.8426106526631658}),
+])  # fmt: skip
+def test_the_published_schedule(cycle: Cycle, shares: dict[int, float]) -> None:
+    """What LambdaLinearScheduler of cosmos_predict2 661da47 and of cosmos_predict2.5 50369b8 gives, by running it, for
+    the published post-training of the 2B and for the published training."""
+    for n, share in shares.items():
+        assert cycled(cycle, 2**-14.5, n + 1) == pytest.approx(2**-14.5 * share, rel=1e-9)
+    assert cycled(cycle, 1.0, cycle.length + 9999) == cycle.f_min
+    with pytest.raises(ValueError, match="length: 100 steps must be more than the 100 of warmup"):
+        Cycle(warmup=100, length=100)

@@ -25,7 +25,8 @@ def cycled(c: Cycle, highest: float, step: int) -> float:
     n = step - 1
     if n < c.warmup:
         return highest * (c.f_start + (c.f_max - c.f_start) * n / c.warmup)
-    return highest * (c.f_min + (c.f_max - c.f_min) * max(0.0, 1 - n / c.length))
+    left = max(0, c.length - n) / (c.length - c.warmup)
+    return highest * (c.f_min + (c.f_max - c.f_min) * left)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, value: float) -> None:

@@ -33,11 +33,14 @@ class Optimizer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class Cycle(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A rate that rises in a line and falls in a line, as Predict2 and 2.5 have it ("lambdalinear": cosmos_predict2.5
-    50369b8, functional/lr_scheduler.py). Of the step number n, from 0, the share of `rate` is
+    """A rate that rises in a line and falls in a line, as Predict2 and 2.5 have it ("lambdalinear" with one cycle:
+    cosmos_predict2 661da47, functional/lr_scheduler.py; cosmos_predict2.5 50369b8, _src/common/functional/
+    lr_scheduler.py). Of the step number n, from 0, the share of `rate` is
 
-        f_start + (f_max - f_start) n / warmup       before `warmup`
-        f_min + (f_max - f_min) (1 - n / length)     from there, f_min after `length`
+        f_start + (f_max - f_start) n / warmup                            before `warmup`
+        f_min + (f_max - f_min) (length - n) / (length - warmup)          from there, f_min after `length`
+
+    There a training of more steps than `length` fails; here it goes on with f_min.
     """
 
     f_start: Annotated[float, Meta(ge=0)] = 1e-6
@@ -46,6 +49,11 @@ class Cycle(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     f_min: Annotated[float, Meta(ge=0)] = 0.4
     warmup: Annotated[int, Meta(ge=0)] = 100
     length: Annotated[int, Meta(ge=1)] = 400_000
+
+    def __post_init__(self) -> None:
+        if self.length <= self.warmup:
+            raise ValueError(f"length: {self.length} steps must be more than the {self.warmup} of warmup, which are "
+                             "the first of them")  # fmt: skip
 
 
 class Mean(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
