@@ -24,6 +24,7 @@ from test_text_embed import save as save_t5
 
 from hpc.data import layers, pickles, video
 from hpc.data.latents import SUFFIX, dumps
+from hpc.data.video import nvdec
 from hpc.data.work import BadInput, Stopped, Work
 from hpc.models import dit_files, text_input
 from hpc.models.dit import Block, DiT, linear
@@ -375,9 +376,11 @@ def test_steps_that_are_not_finite_change_nothing_and_are_counted(
         diffusion.train(few, table, tmp_path / "b", here, lambda: None)
 
 
-def test_videos_and_texts_as_predict2_has_them(here: ranks.Here, tmp_path: Path) -> None:
-    """videos/, metas/ and t5_xxl/, encoded while it trains: texts from disk teach what the encoder teaches, and videos
-    are made to look at."""
+def test_videos_and_texts_as_predict2_has_them(
+    here: ranks.Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """videos/, metas/ and t5_xxl/, encoded while it trains: texts from disk teach what the encoder teaches, frames of
+    the GPU's path what those of readers teach, and videos are made to look at."""
     words = save_t5(tmp_path / "t5", d_model=32)
     encode = text_input.load_text_input("t5", str(words), "cpu")
     small = Wan(family="wan", channels=8, latent_channels=16, multipliers=(1, 1, 1, 2), blocks=1)
@@ -399,14 +402,20 @@ def test_videos_and_texts_as_predict2_has_them(here: ranks.Here, tmp_path: Path)
     (place,) = clips.freeze(settings(), {"inputs": [("0", found_there)]}, set())
     assert place == [str(data)]
     said = {}
-    for source in ("pickles", "encoder"):
+    for source, decode in (("pickles", "auto"), ("encoder", "gpu")):
         given = settings(
+            decode=decode,
             shapes=(Shape(**SHAPE, batch=2),), steps=2, tokenizer=str(tmp_path / "vae"), ema=(Mean(rate=0.5),),
             text=Text(source=source, encoder=str(words)), pictures=Pictures(every=2, steps=2, guidance=1.0),
             validation=Validation(share=0.3, by="clip", every=2, clips=2), optimizer=AdamW(rate=1e-2, warmup=0),
         )  # fmt: skip
+        if decode == "gpu":  # where there is none its threads, and this path's resizing, are here
+            with pytest.raises(ValueError, match="decode: gpu: there is no GPU here: take one"):
+                diffusion.train(given, listed(place[0]), tmp_path / "none", here, lambda: None)
+            monkeypatch.setattr(nvdec, "device_for", lambda *given: here.device)
         diffusion.train(given, listed(place[0]), tmp_path / source, here, lambda: None)
         said[source] = curve(tmp_path / source)
+        assert [line["decoded_by_cpu"] for line in said[source]] == [2 if decode == "gpu" else 0] * 2
     for one, other in zip(said["pickles"], said["encoder"], strict=True):
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-2)
     shown = sorted(path.name for path in (tmp_path / "encoder/pictures").iterdir())

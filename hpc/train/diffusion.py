@@ -34,6 +34,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
 from hpc.data import storage
+from hpc.data.video import nvdec
 from hpc.data.work import Made, Stopped, Work
 from hpc.kernels import choose
 from hpc.models import context_parallel
@@ -56,6 +57,7 @@ from hpc.train.schedule import cycled, rate, set_rate
 from hpc.train.settings import TrainDiffusion
 from hpc.train.settings.diffusion import Latent, fits
 
+TOLD = ("steps", "samples", "skipped", "replaced", "decoded_by_cpu")
 BINS = 5
 """Of noise levels t from 0 to 1, in which the error of training is told."""
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
@@ -84,8 +86,7 @@ def process(settings: TrainDiffusion, here: Here, work: Work) -> Made:
         out[0].write_text("".join(json.dumps(line) + "\n" for line in said))
         out[1].write_text(as_page(told, said, folder))
         out[2].write_text(json.dumps(told, indent=1) + "\n")
-    return Made(out, {name: float(told.get(name, 0)) for name in ("steps", "samples", "skipped", "replaced")},
-                tree=tree)  # fmt: skip
+    return Made(out, {name: float(told.get(name, 0)) for name in TOLD}, tree=tree)
 
 
 def train(
@@ -106,7 +107,8 @@ def train(
     data_rank, data_ranks = here.rank // cp, here.count // cp
     inputs = Inputs(settings, of, table, here.device)
     known, held = samples.held_out(table, v.share, v.by) if (v := settings.validation).share else (table, table[:0])
-    batches = Batches(known, settings.shapes, settings.seed, settings.fit, inputs.read)
+    gpu = nvdec.device_for(settings.decode, here.device) if inputs.videos else None
+    batches = Batches(known, settings.shapes, settings.seed, settings.fit, inputs.read, gpu)
     clips = measure.clips(settings, held, inputs, data_rank, data_ranks)
     keeper = Keeper(folder / "checkpoints", settings.checkpoints, identity(settings, table), here.writers())
     newest = keeper.newest()
@@ -148,6 +150,7 @@ def train(
             optimizer.zero_grad()
             parts |= {"waited": torch.tensor(batch.waited, device=here.device),
                       "replaced": torch.tensor(data_ranks * len(batch.replaced), device=here.device)}  # fmt: skip
+            parts["decoded_by_cpu"] = torch.tensor(data_ranks * batch.decoded_by_cpu, device=here.device)
             line = ranks.mean_of_all(parts) | levels(sums_2N)
             seconds = time.monotonic() - since
             count = batch.shape.batch
@@ -188,7 +191,8 @@ def train(
     said = list(lines(folder / "metrics.jsonl"))
     return {
         "steps": step, "samples": int(sum(line["samples"] for line in said)), "skipped": skipped,
-        "replaced": int(sum(line["replaced"] for line in said)), "ranks": here.count, "device": str(here.device),
+        "replaced": int(sum(line["replaced"] for line in said)),
+        "decoded_by_cpu": int(sum(line["decoded_by_cpu"] for line in said)), "ranks": here.count, "device": str(here.device),
         "seconds": round(time.time() - begun, 1), "parameters": parameters(settings.config),
         "clips": {"trained_on": sum(map(len, batches.rows)), "held_out": len(held),
                   **{why: len(keys) for why, keys in batches.left_out.items()}},

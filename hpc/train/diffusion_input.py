@@ -79,13 +79,14 @@ class Inputs:
         c = self.config = settings.config
         self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         self.tokenizer: Any = None
-        videos = not all(table["latents"].to_pylist())
-        if settings.video_tokenizer and (videos or settings.pictures.clips):
+        self.videos = not all(table["latents"].to_pylist())
+        """Some samples are videos, of which latents are to be made."""
+        if settings.video_tokenizer and (self.videos or settings.pictures.clips):
             self.tokenizer = tokenizers.load(settings.video_tokenizer, device, self.dtype)
             if self.tokenizer.vocabulary is not None or self.tokenizer.latent_channels != c.latent_channels:
                 raise ValueError(f"tokenizer: {settings.video_tokenizer} makes no latents of {c.latent_channels} "
                                  f"channels, which {settings.model} takes")  # fmt: skip
-        elif videos:
+        elif self.videos:
             raise ValueError(f"tokenizer: the data set has videos, and {settings.model} no tokenizer of its own: name "
                              "one, or put prepare.latents before this stage")  # fmt: skip
         self.encoder: Any = None

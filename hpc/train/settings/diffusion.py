@@ -13,7 +13,7 @@ from hpc.data.units import Bytes
 from hpc.models.dit_presets import ENCODERS, MLP, PATCH, Config, Preset, parameters, preset
 from hpc.models.tokenizer_files import files_of
 from hpc.train.checkpoint import Checkpoints
-from hpc.train.settings.data import Fit, Shape, Validation
+from hpc.train.settings.data import Decode, Fit, Shape, Validation
 from hpc.train.settings.optimizer import Cycle, Mean, Optimizer
 from hpc.train.settings.tokenizer import PUBLISHED, unfit
 
@@ -212,8 +212,11 @@ class TrainDiffusion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Of the first weights, the order of clips, and all draws."""
     deterministic: bool = False
     """On GPUs take only algorithms that give the same bits each time, slower ones: without a GPU they always do."""
+    decode: Decode = "cpu"
+    """Who decodes clips: cpu, gpu (its video engines; frames then stay on the GPU), or auto, gpu where there is one.
+    Held-out clips are decoded by CPUs, so that what is measured on them never depends on it. Latents are only read."""
     readers: Annotated[int, Meta(ge=0)] = 1
-    """Processes of each rank that decode; 0: the rank itself, between steps."""
+    """Processes of each rank that decode; 0: the rank itself, between steps. Unused where a GPU decodes."""
     gpu_memory: Bytes | None = None
     """Of one GPU, e.g. 80GiB: settings that are estimated to need more are an error, which says what would need less.
     null: nothing is said."""
