@@ -192,8 +192,9 @@ def train(
     return {
         "steps": step, "samples": int(sum(line["samples"] for line in said)), "skipped": skipped,
         "replaced": int(sum(line["replaced"] for line in said)),
-        "decoded_by_cpu": int(sum(line["decoded_by_cpu"] for line in said)), "ranks": here.count, "device": str(here.device),
-        "seconds": round(time.time() - begun, 1), "parameters": parameters(settings.config),
+        "decoded_by_cpu": int(sum(line["decoded_by_cpu"] for line in said)),
+        "ranks": here.count, "device": str(here.device), "seconds": round(time.time() - begun, 1),
+        "parameters": parameters(settings.config),
         "clips": {"trained_on": sum(map(len, batches.rows)), "held_out": len(held),
                   **{why: len(keys) for why, keys in batches.left_out.items()}},
         "last": said[-1], "settings": plain(settings),
