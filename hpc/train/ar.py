@@ -29,7 +29,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hpc.data import storage
+from hpc.data import gpu_types, storage
 from hpc.data.tokens import CALLED
 from hpc.data.upstream import meta_of, table
 from hpc.data.work import Made, Stopped, Work
@@ -52,8 +52,6 @@ from hpc.train.settings import TrainAr
 Upstream = Mapping[str, list[tuple[str, dict[str, str]]]]
 COUNTED = 4000
 """Clips that the previous-frame model is fitted to, at most: 41 million pairs of the large ones."""
-PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
-"""Dense bfloat16, FLOP/s, by a word in the GPU's name: what MFU is a share of, whatever the precision."""
 
 
 def freeze(settings: TrainAr, upstream: Upstream, superseded: set[tuple[str, str]]) -> Iterator[list[Any]]:
@@ -309,10 +307,11 @@ def identity(settings: TrainAr, data: token_data.Data) -> dict[str, Any]:
 
 
 def speeds(flops: float, device: torch.device) -> dict[str, float]:
-    """TFLOP/s of a rank, and MFU where the GPU's peak is known."""
+    """TFLOP/s of a rank, and MFU, a share of the GPU's peak in bfloat16 whatever the
+    precision, where it is known."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    peak = next((peak for word, peak in PEAK.items() if word in name), None)
-    return {"tflops_per_gpu": flops / 1e12} | ({"mfu": flops / peak} if peak else {})
+    gpu = gpu_types.named(name)
+    return {"tflops_per_gpu": flops / 1e12} | ({"mfu": flops / gpu.bf16} if gpu else {})
 
 
 def export(published: Iterator[tuple[str, Tensor]], settings: TrainAr, to: Path, here: Here) -> None:

@@ -33,7 +33,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
-from hpc.data import storage
+from hpc.data import gpu_types, storage
 from hpc.data.video import nvdec
 from hpc.data.work import Made, Stopped, Work
 from hpc.kernels import choose
@@ -60,8 +60,6 @@ from hpc.train.settings.diffusion import Latent, fits
 TOLD = ("steps", "samples", "skipped", "replaced", "decoded_by_cpu")
 BINS = 5
 """Of noise levels t from 0 to 1, in which the error of training is told."""
-PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
-"""Dense bfloat16, FLOP/s, by a word in the GPU's name: what MFU is a share of, whatever the precision."""
 CHARTS = (("loss",), ("held_out", "ema_held_out"), *((f"held_out_{level:g}", f"ema_held_out_{level:g}")
           for level in measure.LEVELS), ("grad_norm",), ("samples_per_second",), ("rate",))  # fmt: skip
 
@@ -249,11 +247,12 @@ def levels(sums_2N: Tensor) -> dict[str, float]:
 
 
 def speeds(settings: TrainDiffusion, latent: Latent, rate: float, device: torch.device) -> dict[str, float]:
-    """TFLOP/s of a GPU that trains on `rate` videos a second, without recompute, and MFU where its peak is known."""
+    """TFLOP/s of a GPU that trains on `rate` videos a second, without recompute, and MFU, a share of its peak in bfloat16
+    whatever the precision, where it is known."""
     done = 3 * flops(settings.config, *latent) * rate
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    peak = next((peak for word, peak in PEAK.items() if word in name), None)
-    return {"tflops_per_gpu": done / 1e12} | ({"mfu": done / peak} if peak else {})
+    gpu = gpu_types.named(name)
+    return {"tflops_per_gpu": done / 1e12} | ({"mfu": done / gpu.bf16} if gpu else {})
 
 
 def as_page(told: dict[str, Any], said: list[dict[str, Any]], folder: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, ClassVar, Literal
 
 import msgspec
@@ -9,7 +10,9 @@ from msgspec import Meta
 
 from hpc.data.units import Bytes
 from hpc.models.ar.presets import PRESETS, Preset
+from hpc.train import estimate_ar
 from hpc.train.checkpoint import Checkpoints
+from hpc.train.estimate import Estimate, Place, refuse
 from hpc.train.settings.optimizer import Optimizer
 
 Model = Literal[
@@ -19,7 +22,6 @@ Precision = Literal["fp32", "bf16", "fp8-delayed", "fp8-current", "fp8-blockwise
 Recompute = Literal["none", "selective", "full"]
 Kernels = Literal["auto", "torch", "fused"]
 Count = Annotated[int, Meta(ge=1)]
-GIB = 1 << 30
 
 
 class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -133,7 +135,7 @@ class TrainAr(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Of the first weights and the order of clips."""
     gpu_memory: Bytes | None = None
     """Of one GPU, e.g. 80GiB: a layout that is estimated to need more is an error, which says what would need less.
-    null: nothing is said."""
+    null: that of the cluster preset's `gpu_type`, for `hpc check` alone."""
     readers: Annotated[int, Meta(ge=0)] = 1
     """Processes of each rank that read tokens; 0: the rank itself, between steps."""
     deterministic: bool = False
@@ -170,61 +172,11 @@ class TrainAr(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             wanted = " or ".join(str(n) for n in (self.batch // near * near, -(-self.batch // near) * near) if n)
             raise ValueError(f"batch: {self.batch} sequences / ({data} data-parallel ranks x {self.micro_batch} at "
                              f"a time) = {self.batch / near:.4g}: make it {wanted}")  # fmt: skip
-        if self.gpu_memory is not None and (needed := sum(memory(self, ranks).values())) > self.gpu_memory:
-            raise ValueError(f"layout: about {needed / GIB:.0f} GiB a GPU are needed, of {self.gpu_memory / GIB:.0f}: "
-                             f"{_said(memory(self, ranks))}. {_less(self, ranks)}")  # fmt: skip
+        if self.gpu_memory is not None:
+            refuse(self, Place(ranks=ranks), self.gpu_memory)
 
+    def estimate(self, place: Place) -> Estimate:
+        return estimate_ar.estimate(self, place)
 
-def _said(parts: dict[str, float]) -> str:
-    return ", ".join(f"{what} {size / GIB:.0f}" for what, size in parts.items())
-
-
-def _less(s: TrainAr, ranks: int) -> str:
-    """What would need less, with the figures."""
-    ways = []
-    others = {"micro_batch": 1, "recompute": "full"}
-    for tensor in (2, 4, 8):
-        layout = msgspec.structs.replace(s.layout, tensor=s.layout.tensor * tensor)
-        if ranks % layout.ranks == 0 and not layout.problems(s.preset):
-            others[f"layout.tensor: {layout.tensor}"] = layout
-    for what, value in others.items():
-        name = what.split(".")[0]
-        if getattr(s, name) != value:
-            other = msgspec.structs.replace(s, **{name: value})
-            words = what if ":" in what else f"{what}: {value}"
-            ways.append(f"`{words}` needs {sum(memory(other, ranks).values()) / GIB:.0f} GiB")
-    more = sum(memory(s, 2 * ranks).values()) / GIB
-    return "; ".join([*ways, f"twice as many ranks need {more:.0f} GiB each"])
-
-
-def memory(s: TrainAr, ranks: int) -> dict[str, float]:
-    """Bytes on the fullest GPU, by what they are for: an estimate. Weights and what stays; activations of as many
-    microbatches as its pipeline stage holds; the logits, where they are."""
-    m, one = s.preset, s.layout
-    data = ranks // one.ranks * one.context  # context-parallel ranks share the optimizer, too
-    ends = max(m.vocab, m.classes) * m.dim + m.dim
-    both = (m.vocab + m.classes + 1) * m.dim
-    layers = m.parameters - both
-    weights = (layers / one.pipeline + (both if one.pipeline == 1 else ends)) / one.tensor
-    wide = 4 if s.precision == "fp32" else 2
-    tokens = s.micro_batch * m.length / one.context
-    held = min(one.pipeline, max(1, s.batch // (ranks // one.ranks) // s.micro_batch))
-    q, kv = m.heads * m.head_dim, m.kv_heads * m.head_dim
-    # kept for the way back: inputs of norms and linears, q and k before and after norm and rotation, v, attention's
-    # output, both halves of the feed-forward and their product
-    each = 4 * m.dim / (one.tensor if one.sequence else 1) + (4 * q + 4 * kv + 3 * m.ffn) / one.tensor
-    if m.context_dim is not None:
-        each += 2 * m.dim / (one.tensor if one.sequence else 1) + 3 * q / one.tensor
-    if s.recompute == "full":
-        kept = m.dim / (one.tensor if one.sequence else 1)
-        activations = tokens * wide * (kept * m.layers / one.pipeline * held + each)
-    else:
-        activations = tokens * wide * each * m.layers / one.pipeline * held
-    eight = layers / one.pipeline / one.tensor * 2 if s.precision.startswith("fp8") else 0
-    return {
-        "weights": weights * wide + eight,
-        "gradients": weights * 4,
-        "optimizer": weights * (8 if s.precision == "fp32" else 12) / data,
-        "activations": activations,
-        "logits": tokens * m.classes / one.tensor * 2 * wide,
-    }
+    def alternatives(self, place: Place) -> Iterator[tuple[str, TrainAr, Place]]:
+        return estimate_ar.alternatives(self, place)

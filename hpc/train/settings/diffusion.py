@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
 
 from hpc.data.units import Bytes
-from hpc.models.dit_presets import ENCODERS, MLP, PATCH, Config, Preset, parameters, preset
+from hpc.models.dit_presets import ENCODERS, PATCH, Config, Preset, preset
 from hpc.models.tokenizer_files import files_of
+from hpc.train import estimate_diffusion
 from hpc.train.checkpoint import Checkpoints
+from hpc.train.estimate import Estimate, Place, refuse
 from hpc.train.settings.data import Decode, Fit, Shape, Validation
 from hpc.train.settings.optimizer import Cycle, Mean, Optimizer
 from hpc.train.settings.tokenizer import PUBLISHED, unfit
 
-GIB = 2**30
 Count = Annotated[int, Meta(ge=1)]
 Precision = Literal["bf16", "fp8-current", "fp8-delayed", "fp8-blockwise", "fp32"]
 FP8_TOKENS = 16
 """Rows of a matrix in FP8 are a multiple of this."""
-KEPT = {"none": 91.0, "matmuls": 28.0, "attention": 6.0, "blocks": 2.0}
-"""Bytes that a block in bfloat16 keeps for the way back, for each token and channel, by what is computed again: as
-measured on a CPU, not compiled (tests/test_train_diffusion.py)."""
 
 
 class Mesh(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -219,7 +218,7 @@ class TrainDiffusion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Processes of each rank that decode; 0: the rank itself, between steps. Unused where a GPU decodes."""
     gpu_memory: Bytes | None = None
     """Of one GPU, e.g. 80GiB: settings that are estimated to need more are an error, which says what would need less.
-    null: nothing is said."""
+    null: that of the cluster preset's `gpu_type`, for `hpc check` alone."""
     folder: str | None = None
     """Where checkpoints are while it trains, a folder that all nodes see; null: `training` beside the output. Outputs
     on S3 need one."""
@@ -323,11 +322,13 @@ class TrainDiffusion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             if self.compression:
                 self.divided(number, self.latents(self.compression)[number])
         if self.gpu_memory is not None and self.compression:
-            needed = memory(self, ranks)
-            if (total := sum(needed.values())) > self.gpu_memory:
-                said = ", ".join(f"{what} {size / GIB:.1f}" for what, size in needed.items())
-                raise ValueError(f"gpu_memory: about {total / GIB:.0f} GiB a GPU are needed, of "
-                                 f"{self.gpu_memory / GIB:.0f}: {said}. {_less(self, ranks)}")  # fmt: skip
+            refuse(self, Place(ranks=ranks, latents=True), self.gpu_memory)
+
+    def estimate(self, place: Place) -> Estimate:
+        return estimate_diffusion.estimate(self, place)
+
+    def alternatives(self, place: Place) -> Iterator[tuple[str, TrainDiffusion, Place]]:
+        return estimate_diffusion.alternatives(self, place)
 
     def divided(self, number: int, one: Latent) -> None:
         """Raises ValueError where the frames of a shape cannot be shared, or FP8 cannot take its tokens."""
@@ -348,44 +349,3 @@ def fits(c: Config, one: Latent, number: int) -> None:
     ):  # fmt: skip
         raise ValueError(f"shapes: {number}: latents of {one.frames} x {one.height} x {one.width}: height and width "
                          f"must be even, and at most {c.max_frames} x {c.max_height} x {c.max_width}")  # fmt: skip
-
-
-def memory(s: TrainDiffusion, ranks: int) -> dict[str, float]:
-    """Bytes on a GPU, by what they are for: an estimate, of the largest shape. Raises ValueError where the compression
-    of the tokenizer is not known."""
-    if s.compression is None:
-        raise ValueError("tokenizer: only its files can tell how large latents are")
-    c, spread = s.config, s.mesh.sharded(ranks)
-    weights = parameters(c)
-    trained = weights
-    if s.lora:
-        per_block = 8 * 2 * c.channels + 2 * (1 + MLP) * c.channels
-        trained = s.lora.rank * c.blocks * per_block
-    wide = 4 if s.precision == "fp32" else 2
-    data = ranks // s.mesh.cp
-    largest = max(((s.micro_batch or shape.batch // data) * one.tokens / s.mesh.cp
-                   for shape, one in zip(s.shapes, s.latents(s.compression), strict=True)), default=0.0)  # fmt: skip
-    scale = wide / 2
-    each = KEPT[s.recompute] * c.blocks + (0 if s.recompute == "none" else KEPT["none"])
-    return {
-        "weights": weights * 4 / spread,
-        "gradients": trained * 4 / spread,
-        "moments": trained * 8 / spread,
-        "means": trained * 4 * len(s.ema) / spread,
-        "gathered": weights / c.blocks * (2 * wide + 4),  # a block and the next, and one's gradients
-        # transformer-engine keeps a block's weights in FP8, as they are and transposed, until the way back
-        **({"fp8 weights": weights * 2} if s.precision.startswith("fp8") and s.recompute == "none" else {}),
-        "activations": largest * c.channels * each * scale,
-    }
-
-
-def _less(s: TrainDiffusion, ranks: int) -> str:
-    """What would need less, with the figures."""
-    ways = []
-    for name, value in (("micro_batch", 1), ("recompute", "attention"), ("recompute", "blocks")):
-        other = msgspec.structs.replace(s, gpu_memory=None, **{name: value})
-        less = sum(memory(other, ranks).values())
-        if less < sum(memory(s, ranks).values()):
-            ways.append(f"`{name}: {value}` needs {less / GIB:.0f} GiB")
-    more = sum(memory(s, 2 * ranks).values()) / GIB if s.mesh.dp_shard is None else None
-    return "; ".join([*ways, *([f"twice as many ranks need {more:.0f} GiB each"] if more is not None else [])])
