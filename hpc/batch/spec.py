@@ -64,6 +64,9 @@ class Resources(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Workers per array task, which share its row. A preset that allocates whole nodes raises it."""
     nodes: Count = 1
     """Stages that train only: how many nodes work together."""
+    patience: Seconds | None = None
+    """Stages that train only: when no rank has got on for so long, they write down where they are, and start again.
+    null: 20 steps, but 10m at least."""
 
     def __post_init__(self) -> None:
         if self.memory < 64 * 1024**2:
@@ -282,6 +285,7 @@ def _file(spec: Spec) -> dict[str, Any]:
     for name, stage in plain["stages"].items():
         settings = stage.pop("settings")
         common = {key: value for key, value in stage.items() if key != "name" and (key, value) != ("image", None)}
+        common["resources"] = {k: v for k, v in common["resources"].items() if (k, v) != ("patience", None)}
         stages[name] = common | settings
     first = {"name": plain["name"], "inputs": plain["inputs"], "output": plain["output"], "stages": stages}
     return first | {key: plain[key] for key in ("cluster", "shards", "env", "secrets", "retries", "notify")}
@@ -358,6 +362,10 @@ def _stages(node: Node, problems: list[Problem]) -> dict[str, Stage]:
             message = f"a task of {kind.value} runs on one node: leave this out, its array spreads over the cluster"
             place = block.below("resources").below("nodes")
             problems.append(place.problem(f"{where}.resources.nodes", message))
+        if "resources" in values and values["resources"].patience is not None and not ranks:
+            message = f"{kind.value} has no ranks that wait for each other: leave this out"
+            place = block.below("resources").below("patience")
+            problems.append(place.problem(f"{where}.resources.patience", message))
         if len(problems) > before:
             continue
         own = {f.name: values[f.name] for f in msgspec.structs.fields(struct)}
@@ -368,6 +376,14 @@ def _stages(node: Node, problems: list[Problem]) -> dict[str, Stage]:
         kinds = [stages[need].kind for need in stage.needs if need in stages]
         if message := getattr(stage.settings, "unmet", lambda kinds: "")(kinds):
             problems.append(node.below(name).problem(f"stages.{name}.needs", message))
+        for key, (named, allowed) in getattr(stage.settings, "wired", dict)().items():
+            if named not in stage.needs:
+                message = f"{named!r}: {check.unknown(named, stage.needs, 'stage in `needs`')}"
+            elif named not in stages or ":" in stages[named].kind or stages[named].kind in allowed:
+                continue
+            else:
+                message = f"{named} is {stages[named].kind}, and here stands one of {', '.join(allowed)}"
+            problems.append(node.below(name).below(key).problem(f"stages.{name}.{key}", message))
     return _in_parts(_ordered(stages, node, problems), node, problems)
 
 

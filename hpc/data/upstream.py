@@ -6,7 +6,9 @@ A stage over clips needs the stage that made them, and may need stages that judg
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import json
+import posixpath
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -120,6 +122,72 @@ def dropped(uri: str) -> set[str]:
     judged = table(uri, ["uuid", "verdict"])
     return {uuid for uuid, verdict in zip(*(judged[name].to_pylist() for name in ("uuid", "verdict")), strict=True)
             if verdict != KEEP}  # fmt: skip
+
+
+def trained(shards: Iterable[tuple[str, Mapping[str, str]]], what: str) -> dict[str, Any]:
+    """What a stage that trains says of itself; `what` it has made is one of its keys, a folder. Raises ValueError."""
+    [(_, objects)] = shards
+    told = json.loads(storage.read(objects[".json"]))
+    if not isinstance(told, dict) or what not in told:
+        raise ValueError(f"{objects['.json']} names no {what}: the stage in `needs` trains something else")
+    return told
+
+
+class Located(msgspec.Struct, frozen=True):
+    """A video in a tar of a stage."""
+
+    name: str
+    """The uuid of a clip, the name of a generated video; of other tars its key."""
+    uri: str
+    offset: int = 0
+    size: int = -1
+    """Bytes in the tar."""
+    beside: tuple[int, int] | None = None
+    """(offset, size) of the .json with it, of tars alone."""
+    why: str = ""
+    """It is not there: a word, and maybe more after a colon."""
+
+
+def located(
+    shards: Iterable[tuple[str, Mapping[str, str]]], superseded: Collection[tuple[str, str]], suffixes: tuple[str, ...]
+) -> Iterator[Located]:
+    """The videos of a stage: of tables with where each lies in the tar beside them, without what is dropped or made of
+    inputs that were replaced, or of tars alone, whose members with such suffixes are videos. Raises ValueError."""
+
+    def look(files: Mapping[str, str]) -> list[Located]:
+        if ".tar" not in files:
+            raise ValueError(f"videos are in tars; a stage in `needs` makes {', '.join(files)}: name one that makes "
+                             "clips, a plain data set, or generates videos")  # fmt: skip
+        has = columns_of(files.get(".parquet"))
+        if "mp4_offset" not in has:
+            return list(of_tar(files[".tar"], suffixes))
+        rows = table(files[".parquet"])
+        if "cameras" in has:
+            rows = current(rows, superseded)
+        return [_of_row(row, files[".tar"]) for row in rows.to_pylist() if row.get("verdict", KEEP) == KEEP]
+
+    for found in layers.map_ahead(look, (files for _, files in shards)):
+        yield from found
+
+
+def _of_row(row: Mapping[str, Any], tar: str) -> Located:
+    name = row.get("uuid") or row["name"]
+    if row["mp4_offset"] is None:
+        return Located(name, tar, why=f"not-made: {row.get('why') or 'its row has no video'}")
+    return Located(name, tar, row["mp4_offset"], row["mp4_size"])
+
+
+def of_tar(uri: str, suffixes: tuple[str, ...], etag: str | None = None) -> Iterator[Located]:
+    """Each member that is a video, by its name without suffix; a tar that breaks off is one video that is not there."""
+    try:
+        with storage.open(uri, etag) as file:
+            for key, entry in layers.index(file):
+                for suffix, (offset, size) in entry.members.items():
+                    if suffix.lower().endswith(suffixes):
+                        name = key + suffix.rpartition(".")[0]
+                        yield Located(name, uri, offset, size, entry.members.get(".json"))
+    except layers.TornTar as error:
+        yield Located(posixpath.splitext(uri.rpartition("/")[2])[0], uri, why=f"torn-tar: {error}")
 
 
 def chosen(row: Mapping[str, Any], field: str = "best") -> str:

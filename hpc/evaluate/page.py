@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import base64
 import html
-import io
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ import PIL.Image
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hpc.data import layers
+from hpc.data import layers, video
 from hpc.data.work import BadInput
 from hpc.evaluate.films import Film
 from hpc.evaluate.pairs import Place
@@ -128,10 +127,7 @@ def beside(row: Mapping[str, Any]) -> bytes | None:
             pass
     length = min(len(one) for one in sides)
     frames = [PIL.Image.fromarray(one) for one in np.concatenate([one[:length] for one in sides], axis=2)]
-    out = io.BytesIO()
-    frames[0].save(out, "webp", save_all=True, append_images=frames[1:], duration=round(1000 * SECONDS), loop=0,
-                   quality=70, method=2)  # fmt: skip
-    return out.getvalue()
+    return video.animation(frames, 1000 * SECONDS)
 
 
 def small(place: Mapping[str, Any], name: str, fps: float, count: int = MOST) -> npt.NDArray[np.uint8]:

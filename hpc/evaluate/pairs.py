@@ -15,8 +15,7 @@ from typing import Any
 
 import msgspec
 
-from hpc.data import layers, storage, upstream
-from hpc.data.upstream import KEEP
+from hpc.data import storage, upstream
 from hpc.data.work import SAID
 from hpc.evaluate.settings.videos import SUFFIXES, Measure, is_place
 
@@ -131,41 +130,14 @@ def collected(videos: Iterable[tuple[str, Place]], where: str) -> dict[str, Plac
 
 
 def of_stage(shards: Shards, superseded: Superseded) -> Iterator[tuple[str, Place]]:
-    """Of tables with where a video lies in the tar beside them, or of tars alone. Raises ValueError."""
-
-    def look(files: Mapping[str, str]) -> list[tuple[str, Place]]:
-        if ".tar" not in files:
-            raise ValueError(f"videos are in tars; a stage in `needs` makes {', '.join(files)}: name one that makes "
-                             "clips, a plain data set, or generates videos")  # fmt: skip
-        has = upstream.columns_of(files.get(".parquet"))
-        if "mp4_offset" not in has:
-            return list(of_tar(files[".tar"]))
-        table = upstream.table(files[".parquet"])
-        if "cameras" in has:
-            table = upstream.current(table, superseded)
-        return [(row.get("uuid") or row["name"], _of_row(row, files[".tar"]))
-                for row in table.to_pylist() if row.get("verdict", KEEP) == KEEP]  # fmt: skip
-
-    for found in layers.map_ahead(look, (files for _, files in shards)):
-        yield from found
+    """As hpc.data.upstream finds them. Raises ValueError."""
+    for one in upstream.located(shards, superseded, SUFFIXES):
+        yield one.name, Place(one.uri, one.offset, one.size, why=one.why)
 
 
-def _of_row(row: Mapping[str, Any], tar: str) -> Place:
-    if row["mp4_offset"] is None:
-        return Place(tar, why=f"not-made: {row.get('why') or 'its row has no video'}")
-    return Place(tar, row["mp4_offset"], row["mp4_size"])
-
-
-def of_tar(uri: str, etag: str | None = None) -> Iterator[tuple[str, Place]]:
-    """Each member that is a video, by its name without suffix; a tar that breaks off is one video that is not there."""
-    try:
-        with storage.open(uri, etag) as file:
-            for key, entry in layers.index(file):
-                for suffix, (offset, size) in entry.members.items():
-                    if suffix.lower().endswith(SUFFIXES):
-                        yield key + suffix.rpartition(".")[0], Place(uri, offset, size, etag)
-    except layers.TornTar as error:
-        yield stem(uri, ""), Place(uri, why=f"torn-tar: {error}")
+def of_tar(uri: str, etag: str) -> Iterator[tuple[str, Place]]:
+    for one in upstream.of_tar(uri, SUFFIXES, etag):
+        yield one.name, Place(one.uri, one.offset, one.size, None if one.why else etag, one.why)
 
 
 def of_inputs(shards: Shards) -> Iterator[tuple[str, Place]]:

@@ -1,9 +1,8 @@
 """Pictures, videos and prompts -> videos, by an autoregressive model. Each video depends on its prompt, what it goes on
 from, its seed and the settings alone: not on the shard, nor on the others that are made with it.
 
-A shard is a plain webdataset tar with three members for each video, <name>.mp4, <name>.npy (its ids, int32 [latent
-frames, rows, columns], those that were given to the last one as the tokenizer made them) and <name>.json (the row
-below), and <shard>.parquet with a row of SCHEMA for each, and for each that could not be made.
+A shard is as hpc.generate.videos has it, with a row of SCHEMA and a member <name>.npy for each video: its ids, int32
+[latent frames, rows, columns], those that were given to the last one as the tokenizer made them.
 
 Of a request `size` and `num_output_frames` must be the model's; guidance, steps and negative prompts mean nothing here.
 """
@@ -13,83 +12,44 @@ from __future__ import annotations
 import functools
 import io
 import json
-import os
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from hpc.data import layers, storage, video
-from hpc.data.work import Bad, BadInput, Made, Stopped, Work
-from hpc.generate import media, prompts
+from hpc.data import storage
+from hpc.data.work import Bad, BadInput, Made, Work
+from hpc.generate import media, videos
 from hpc.generate.prompts import Request
+from hpc.generate.ranks import Ranks
 from hpc.generate.settings.ar import Ar
-from hpc.generate.settings.diffusion import PICTURES
+from hpc.generate.settings.videos import PICTURES
 from hpc.models import hub, text_input, tokenizers
 from hpc.models.ar import keys
 from hpc.models.ar.generate import Decoder, Generator, Prompt
+from hpc.models.tokenizer_files import is_stage
 
 LOOK = 16  # steps between two looks of tensor-parallel ranks at whether one of them must leave
 FILES = ("model.safetensors", "model.pt")
-SCHEMA = pa.schema(
-    [
-        ("name", pa.string()),
-        ("prompt", pa.string()),
-        ("media", pa.string()),  # that it goes on from; null for none
-        ("given", pa.int32()),  # latent frames of that
-        ("seed", pa.int64()),
-        ("temperature", pa.float32()),
-        ("top_p", pa.float32()),
-        ("frames", pa.int32()),
-        ("height", pa.int32()),
-        ("width", pa.int32()),
-        ("fps", pa.float32()),
-        ("source", pa.string()),  # the file with the prompt
-        ("mp4_offset", pa.int64()),  # in the tar, bytes
-        ("mp4_size", pa.int64()),
-        ("npy_offset", pa.int64()),
-        ("npy_size", pa.int64()),
-        ("seconds", pa.float32()),  # that its batch took, shared equally
-        ("why", pa.string()),  # it was not made; null for videos
-    ]
+SCHEMA = videos.schema(
+    ("temperature", pa.float32()), ("top_p", pa.float32()), ("npy_offset", pa.int64()), ("npy_size", pa.int64())
 )
+gallery = videos.gallery
 
 
 def freeze(
     settings: Ar, upstream: dict[str, list[tuple[str, dict[str, str]]]], superseded: set[tuple[str, str]]
 ) -> Iterator[list[Any]]:
-    """Rows of shards, `per_shard` requests each, with where the weights are. Raises ValueError where there is not one
-    request, or the model in `needs` is another one."""
-    weights, found = settings.weights, []
-    for stage, shards in upstream.items():
-        for _, objects in shards:
-            if ".json" in objects:
-                weights = trained(settings, stage, objects[".json"])
-            else:
-                found += prompts.of_shard(objects[".jsonl"], superseded)
-    if settings.prompts is not None:
-        uri = settings.prompts if storage.is_s3(settings.prompts) else str(Path(settings.prompts).expanduser())
-        there = storage.stat(uri)
-        if there is None:
-            raise ValueError(f"prompts: there is no {uri}")
-        try:
-            found = prompts.requests(storage.read(uri), uri, there.etag, wordless=not settings.words)
-        except BadInput as error:
-            raise ValueError(f"prompts: {error}") from error
-    named = {one.media for one in found if one.source != one.media}
-    found = [one for one in found if one.source != one.media or one.media not in named]  # beside a file that names it
-    for rows in prompts.planned(found, settings.per_shard):
-        yield [row | {"weights": weights} for row in rows]
+    """As hpc.generate.videos has it. Raises ValueError besides where the model in `needs` is another one."""
+    weights = lambda stage, uri: {"weights": trained(settings, stage, uri)}
+    yield from videos.frozen(settings, settings.tokenizer, upstream, superseded, not settings.words, weights)
 
 
 def trained(settings: Ar, stage: str, uri: str) -> str:
@@ -115,10 +75,9 @@ def start(settings: Ar) -> Callable[[Work], Made]:
 def process(maker: Maker, work: Work) -> Made:
     """Make one shard; of tensor-parallel ranks the first one writes it."""
     settings = maker.settings
-    tar_path, table_path = (work.scratch / f"{work.shard}{suffix}" for suffix in settings.OBJECTS)
-    check = maker.agreed(work.check)
-    requests = [msgspec.convert({k: v for k, v in row.items() if k != "weights"}, Request) for row in work.rows]
-    maker.load(work.rows[0]["weights"])
+    check = maker.ranks.agreed(work.check, LOOK)
+    requests = [videos.request(row) for row in work.rows]
+    maker.load(videos.places(work.rows[0]))
     begun: list[Prompt | Bad] = []
     for one in requests:
         check()
@@ -130,33 +89,21 @@ def process(maker: Maker, work: Work) -> Made:
         each = (time.monotonic() - since) / len(places)
         made |= {i: (row, each) for i, row in zip(places, ids, strict=True)}
         work.progress(len(made) / len(requests), f"video {len(made)} of {len(requests)}")
-    if maker.rank:
-        return Made([tar_path, table_path], {})
-    rows: list[dict[str, Any]] = []
-    counts: Counter[str] = Counter(videos=0, frames=0, ids=0)
-    with layers.TarWriter(tar_path) as tar:
+    if maker.ranks.rank:
+        return Made([work.scratch / f"{work.shard}{suffix}" for suffix in settings.OBJECTS], {})
+    with videos.Shard(settings, work, SCHEMA, settings.fps) as shard:
         for i, one in enumerate(requests):
             work.check()
             row, first = maker.row(one), begun[i]
             if isinstance(first, Bad):
-                rows.append(row | {"why": first.reason})
+                shard.lost(row, first)
                 continue
             ids, seconds = made[i]
-            frames, path = maker.frames(ids), work.scratch / "video.mp4"
-            video.write(path, frames, settings.fps, video.Coding(crf=settings.crf))
             array = io.BytesIO()
             np.save(array, ids.view(settings.preset.shape).to(torch.int32).numpy())
-            about = json.dumps(row, ensure_ascii=False).encode()
-            entry = tar.add(one.name, {".mp4": path.read_bytes(), ".npy": array.getvalue(), ".json": about})
-            path.unlink()
-            spans = {f"{s[1:]}_{what}": entry.members[s][n] for s in (".mp4", ".npy")
-                     for n, what in enumerate(("offset", "size"))}  # fmt: skip
-            rows.append(row | spans | {"seconds": seconds})
-            counts.update(videos=1, frames=len(frames), ids=len(ids) - len(first.ids_N))
-    meta = {"stage": settings.KIND, "fingerprint": work.fingerprint, "model": settings.model}
-    layers.write_table(table_path, rows, meta, SCHEMA)
-    bad = [one for one in begun if isinstance(one, Bad)]
-    return Made([tar_path, table_path], {**counts, "bytes_out": tar_path.stat().st_size}, bad)
+            shard.add(row, maker.frames(ids), seconds, {".npy": array.getvalue()})
+            shard.counts.update(ids=len(ids) - len(first.ids_N))
+    return shard.made()
 
 
 def batches(begun: list[Prompt | Bad], size: int) -> Iterator[list[int]]:
@@ -171,28 +118,23 @@ class Maker:
     """The models, loaded once. Of tensor-parallel ranks all have a part of the model, the first has the others."""
 
     def __init__(self, settings: Ar) -> None:
-        self.settings, self.rank, self.group = settings, 0, None
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.settings, self.ranks = settings, Ranks(settings.tensor > 1)
+        self.device = self.ranks.device
         self.dtype = getattr(torch, settings.precision)
-        if settings.tensor > 1:
-            self.meet()
-        self.classes = self.shared(self.load_others)
-        self.weights = ""
-        if settings.weights is not None:
-            self.load(settings.weights)
+        self.weights = self.named = ""
+        if not is_stage(settings.tokenizer):
+            self.load_others(settings.tokenizer)
+            if settings.weights is not None:
+                self.load_model(settings.weights)
 
-    def meet(self) -> None:
-        if self.device.type == "cuda":
-            self.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            torch.cuda.set_device(self.device)
-        if not dist.is_initialized():
-            dist.init_process_group("cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo")
-        self.rank, self.group = dist.get_rank(), dist.group.WORLD
+    def load(self, places: dict[str, Any]) -> None:
+        """What is not there yet, of what other stages have trained. Raises as `start` does."""
+        if (tokenizer := places.get("tokenizer", self.named)) != self.named:
+            self.load_others(tokenizer)
+        if (weights := places.get("weights") or self.settings.weights or "") != self.weights:
+            self.load_model(weights)
 
-    def load(self, weights: str) -> None:
-        """The model, if it is not there yet. Raises as `start` does."""
-        if weights == self.weights:
-            return
+    def load_model(self, weights: str) -> None:
         s = self.settings
         with tempfile.TemporaryDirectory() as folder:
             if storage.is_s3(weights):
@@ -201,16 +143,19 @@ class Maker:
             else:
                 there = [name for name in FILES if hub.is_path(weights) and Path(weights, name).expanduser().is_file()]
                 [path] = hub.located(weights, *(there or ["model.pt"])[:1])
-            model = Decoder(s.preset, keys.Published(path), self.device, self.dtype, self.group)
+            model = Decoder(s.preset, keys.Published(path), self.device, self.dtype, self.ranks.group)
         self.generator = Generator(model, s.batch, s.temperature, s.top_p, self.classes)
         self.weights = weights
 
-    def load_others(self) -> int:
+    def load_others(self, tokenizer: str) -> None:
+        self.classes, self.named = self.ranks.shared(lambda: self.opened(tokenizer)), tokenizer
+
+    def opened(self, tokenizer: str) -> int:
         """How many ids there are to choose from."""
         s = self.settings
-        self.tokenizer = tokenizers.load(s.tokenizer, self.device, self.dtype)
+        self.tokenizer = tokenizers.load(tokenizer, self.device, self.dtype)
         if self.tokenizer.vocabulary is None or self.tokenizer.vocabulary > s.preset.classes:
-            raise ValueError(f"tokenizer: {s.tokenizer} has {self.tokenizer.vocabulary or 'no'} ids, and {s.model} "
+            raise ValueError(f"tokenizer: {tokenizer} has {self.tokenizer.vocabulary or 'no'} ids, and {s.model} "
                              f"chooses among {s.preset.classes}")  # fmt: skip
         t, h, w = s.preset.shape
         self.shape = (self.tokenizer.pixel_frames(t), h * self.tokenizer.spatial, w * self.tokenizer.spatial)
@@ -219,37 +164,6 @@ class Maker:
             raise ValueError(f"text_encoder: {s.text_encoder} makes texts of {self.text_input.channels} channels; "
                              f"{s.model} takes {s.preset.context_dim}")  # fmt: skip
         return self.tokenizer.vocabulary
-
-    # Ranks
-
-    def shared(self, find: Callable[[], Any]) -> Any:
-        """What the first rank finds, on all of them."""
-        found = [find() if self.rank == 0 else None]
-        if self.group is not None:
-            dist.broadcast_object_list(found, src=0, group=self.group)
-        return found[0]
-
-    def agreed(self, check: Callable[[], None]) -> Callable[[], None]:
-        """A check that all ranks call as often: they leave at the same one."""
-        if self.group is None:
-            return check
-        calls = 0
-
-        def together() -> None:
-            nonlocal calls
-            calls += 1
-            if calls % LOOK:
-                return
-            leave = torch.zeros(1, dtype=torch.int32)
-            try:
-                check()
-            except Stopped:
-                leave += 1
-            dist.all_reduce(leave, dist.ReduceOp.MAX, group=self.group)
-            if leave:
-                raise Stopped
-
-        return together
 
     # A video
 
@@ -275,7 +189,7 @@ class Maker:
             except BadInput as error:
                 return error.bad
 
-        return self.shared(find)
+        return self.ranks.shared(find)
 
     def prompt(self, one: Request) -> Prompt:
         """Raises BadInput for a request that this model cannot do."""
@@ -291,7 +205,7 @@ class Maker:
             raise BadInput(one.source, "no-media", f"{one.name}: {s.model} goes on from a picture or a video: give one")
         ids = torch.zeros(0, dtype=torch.long)
         if count := self.given(one):
-            pictures = torch.from_numpy(media.frames(one, self.tokenizer.pixel_frames(count), width, height))
+            pictures = torch.from_numpy(media.frames(one, self.tokenizer.pixel_frames(count), width, height, s.fps))
             pixels = pictures.to(self.device).permute(3, 0, 1, 2)[None].to(self.dtype) / 127.5 - 1
             with torch.inference_mode():
                 ids = self.tokenizer.encode(pixels).flatten().long().cpu()

@@ -1,4 +1,4 @@
-"""The frames that a video goes on from, of a picture or of the end of a video, at the size that a model makes."""
+"""The frames that a video goes on from, of a picture, or of one end of a video, at the size that a model makes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from hpc.data import storage, video
 from hpc.data.video import fit
 from hpc.data.work import BadInput
 from hpc.generate.prompts import Request
-from hpc.generate.settings.diffusion import PICTURES
+from hpc.generate.settings.videos import PICTURES
 
 
-def frames(one: Request, count: int, width: int, height: int) -> npt.NDArray[np.uint8]:
-    """uint8 [count, height, width, 3], RGB: a picture so many times, or the last ones of a video; what is wider or
-    higher is cut, around the middle. Raises BadInput."""
+def frames(one: Request, count: int, width: int, height: int, fps: float = 0.0) -> npt.NDArray[np.uint8]:
+    """uint8 [count, height, width, 3], RGB: a picture so many times, the last ones of a video, as they come, or its
+    first ones, `fps` a second; what is wider or higher is cut, around the middle. Raises BadInput."""
     try:
-        data = storage.read(one.media, etag=one.media_etag)
+        end = None if one.media_size < 0 else one.media_offset + one.media_size
+        data = storage.read(one.media, one.media_offset, end, one.media_etag or None)
     except (FileNotFoundError, storage.Changed) as error:
         raise BadInput(one.media, "changed-since-planned", str(error)) from error
     if one.media.lower().endswith(PICTURES):
@@ -29,8 +30,11 @@ def frames(one: Request, count: int, width: int, height: int) -> npt.NDArray[np.
         pictures = np.repeat(picture[None], count, axis=0)
     else:
         info, there = video.measured(data)
-        if there < count:
-            raise BadInput(one.media, "too-short", f"{there} frames; {count} are gone on from")
+        numbers = list(range(there - count, there))
+        if one.beginning:
+            numbers = [int(i * float(info.fps) / fps + 1e-6) for i in range(count)]
+        if numbers[0] < 0 or numbers[-1] >= there:
+            raise BadInput(one.media, "too-short", f"{one.name}: {there} frames; {count} are gone on from")
         wide, high, left, top = fit.placed(info.width, info.height, width, height, "crop")
-        pictures = video.sample(data, range(there - count, there), wide, high)
+        pictures = video.sample(data, numbers, wide, high)
     return fit.laid(pictures, width, height, left, top)

@@ -25,10 +25,11 @@ from typing import Any
 
 import msgspec
 
-from hpc.data import storage
+from hpc.data import storage, upstream
 from hpc.data.work import Bad, BadInput, Made, Work
 from hpc.generate.settings.ar import ArPrompts
-from hpc.generate.settings.diffusion import PICTURES, VIDEOS, Prompts
+from hpc.generate.settings.diffusion import Prompts
+from hpc.generate.settings.videos import PICTURES, VIDEOS, Videos
 
 GIVEN = {"text2world": 0, "image2world": 1, "video2world": 2}
 """Latent frames that a video goes on from."""
@@ -48,8 +49,13 @@ class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
     media: str = ""
     """A picture or video to go on from."""
     media_etag: str = ""
+    media_offset: int = 0
+    media_size: int = -1
+    """Bytes of it, where it is in a tar; -1: the file is it."""
     given: int = 0
     """Latent frames of it."""
+    beginning: bool = False
+    """Its first frames are given, not its last ones."""
     seed: int | None = None
     guidance: float | None = None
     negative_prompt: str | None = None
@@ -96,6 +102,33 @@ def of_shard(uri: str, superseded: set[tuple[str, str]]) -> Iterator[Request]:
         one = msgspec.json.decode(line, type=Request)
         if (one.source, one.etag) not in superseded:
             yield one
+
+
+def of_clips(shards: Iterable[tuple[str, Mapping[str, str]]], superseded: set[tuple[str, str]], settings: Videos
+             ) -> list[Request]:  # fmt: skip
+    """Of a stage that makes clips or a plain data set: each goes on from a clip's first frames, with its caption where
+    it lies beside it, and is called as the clip. Raises ValueError for another kind of stage."""
+    clips = [one for one in upstream.located(shards, superseded, VIDEOS) if not one.why]
+    if settings.limit is not None:
+        clips = spread(clips, settings.limit)
+    return [Request(name=one.name, prompt=_caption(one), source=one.uri, etag="", media=one.uri,
+                    media_offset=one.offset, media_size=one.size, given=settings.given, beginning=True)
+            for one in clips]  # fmt: skip
+
+
+def _caption(clip: upstream.Located) -> str:
+    """The first one, of the .json beside a clip; "" where there is none."""
+    if clip.beside is None:
+        return ""
+    offset, size = clip.beside
+    told = json.loads(storage.read(clip.uri, offset, offset + size))
+    windows = [upstream.chosen(one) for one in told.get("windows") or ()]
+    return next((words for words in [*windows, told.get("caption") or ""] if words), "").strip()
+
+
+def spread(found: list[Any], most: int) -> list[Any]:
+    """So many of them, evenly over all, in their order."""
+    return [found[i * len(found) // most] for i in range(most)] if len(found) > most else found
 
 
 def planned(found: Iterable[Request], per_shard: int) -> Iterator[list[Any]]:

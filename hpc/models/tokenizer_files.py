@@ -16,22 +16,28 @@ PUBLISHED = {
 """{repository: files}."""
 IMPORT_PATH = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
 """A tokenizer of one's own: package.module:make."""
+STAGE = r"[a-z][a-z0-9_-]{0,31}"
+"""A stage of the same spec, which trains it."""
 
 
 def is_path(where: str) -> bool:
     return where.startswith(("/", "~", "."))
 
 
+def is_stage(where: str | None) -> bool:
+    return where is not None and bool(re.fullmatch(STAGE, where))
+
+
 def files_of(where: str) -> tuple[str, ...]:
-    """Of owner/name@revision, the files to fetch; () for a path, and for package.module:make. Raises ValueError for a
-    repository that is not known to have a tokenizer."""
-    if is_path(where) or re.fullmatch(IMPORT_PATH, where):
+    """Of owner/name@revision, the files to fetch; () for a path, for package.module:make, and for a stage. Raises
+    ValueError for a repository that is not known to have a tokenizer."""
+    if is_path(where) or is_stage(where) or re.fullmatch(IMPORT_PATH, where):
         return ()
     for pattern, names in PUBLISHED.items():
         if re.fullmatch(pattern, where.partition("@")[0]):
             return names
     raise ValueError(
-        f"{where}: no tokenizer is known by this name. Give the path of a file or a folder, package.module:make, or a "
-        "repository with one: nvidia/Cosmos-Tokenize1-DV8x16x16-720p, nvidia/Cosmos-Tokenize1-CV8x8x8-720p, "
+        f"{where}: no tokenizer is known by this name. Give the path of a file or a folder, package.module:make, a stage in "
+        "`needs` that trains one, or a repository with one: nvidia/Cosmos-Tokenize1-DV8x16x16-720p, nvidia/Cosmos-Tokenize1-CV8x8x8-720p, "
         "Wan-AI/Wan2.1-T2V-1.3B, nvidia/Cosmos-Predict2.5-2B"
     )

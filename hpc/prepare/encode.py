@@ -14,7 +14,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any, BinaryIO, NamedTuple
 
@@ -25,10 +25,12 @@ import torch
 from torch import Tensor
 
 from hpc.data import layers, video
+from hpc.data.upstream import trained
 from hpc.data.video import fit as fitting
 from hpc.data.video import nvdec
 from hpc.data.video.sample_gpu import LANES, Sampler, together
-from hpc.data.work import Bad, BadInput, Work
+from hpc.data.work import Bad, BadInput, Made, Work
+from hpc.models.tokenizer_files import is_stage
 from hpc.models.tokenizers import Tokenizer, load
 from hpc.prepare import inputs
 from hpc.prepare.inputs import Clip
@@ -77,6 +79,37 @@ def opened(settings: Frames, discrete: bool) -> Encoder:
     except ValueError as error:
         raise ValueError(f"frames: {settings.frames}: {error}") from error
     return Encoder(tokenizer, device, (frames, height // tokenizer.spatial, width // tokenizer.spatial), gpu)
+
+
+def freeze(
+    settings: Frames, upstream: Mapping[str, list[tuple[str, dict[str, str]]]], superseded: set[tuple[str, str]]
+) -> Iterator[list[Any]]:
+    """Where another stage trains the tokenizer: a shard for each of the clips', [the tokenizer's folder, what is made
+    of the clips]. Raises ValueError where the stages of clips have different shards."""
+    folder = trained(upstream[settings.tokenizer], "tokenizer")["tokenizer"]
+    needed = {name: dict(shards) for name, shards in upstream.items() if name != settings.tokenizer}
+    if len({tuple(shards) for shards in needed.values()}) != 1:
+        words = f"{', '.join(needed)} have different shards" if needed else "it names no stage with clips"
+        raise ValueError(f"needs: {words}: beside {settings.tokenizer} name one stage with clips, and layers over it")
+    for shard in next(iter(needed.values())):
+        yield [folder, {name: shards[shard] for name, shards in needed.items()}]
+
+
+def started(
+    settings: Frames, discrete: bool, process: Callable[[Any, Encoder, Work], Made]
+) -> Callable[[Work], Made]:
+    """process(settings, encoder, work) for each shard: the tokenizer is opened at the start, or, where another stage
+    trains it, with the first shard. Raises as `opened` does."""
+    if not is_stage(settings.tokenizer):
+        return functools.partial(process, settings, opened(settings, discrete))
+    opened_once = functools.lru_cache(1)(opened)
+
+    def made(work: Work) -> Made:
+        folder, needed = work.rows
+        named = msgspec.structs.replace(settings, tokenizer=folder)
+        return process(named, opened_once(named, discrete), msgspec.structs.replace(work, rows=[], upstream=needed))
+
+    return made
 
 
 class Window(NamedTuple):

@@ -16,7 +16,6 @@ samples that hpc.prepare.latents_list makes.
 
 from __future__ import annotations
 
-import functools
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from hpc.data.work import Bad, Made, Work
 from hpc.prepare import encode
 from hpc.prepare.documents import SCHEMA as DOCUMENTS
 from hpc.prepare.encode import Encoder
+from hpc.prepare.encode import freeze as freeze
 from hpc.prepare.settings import LatentsEncode
 
 NAMES = {SUFFIX: "", ".json": "json_", ".pickle": "pickle_"}
@@ -40,7 +40,7 @@ SCHEMA = pa.schema([("key", pa.string()), *DOCUMENTS,
 
 def start(settings: LatentsEncode) -> Callable[[Work], Made]:
     """Raises as `encode.opened` does."""
-    return functools.partial(process, settings, encode.opened(settings, discrete=False))
+    return encode.started(settings, False, process)
 
 
 def process(settings: LatentsEncode, encoder: Encoder, work: Work) -> Made:

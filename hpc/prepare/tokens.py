@@ -5,7 +5,6 @@ hpc.prepare.documents says what a shard is; forms of it are made behind it, in h
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -17,12 +16,13 @@ from hpc.data.work import Bad, Made, Work
 from hpc.prepare import encode
 from hpc.prepare.documents import SCHEMA
 from hpc.prepare.encode import Encoder
+from hpc.prepare.encode import freeze as freeze
 from hpc.prepare.settings import TokensIds
 
 
 def start(settings: TokensIds) -> Callable[[Work], Made]:
     """Raises as `encode.opened` does."""
-    return functools.partial(process, settings, encode.opened(settings, discrete=True))
+    return encode.started(settings, True, process)
 
 
 def process(settings: TokensIds, encoder: Encoder, work: Work) -> Made:

@@ -20,7 +20,8 @@ Model -> its files. A model is a path (nothing is fetched then) or owner/name@re
 files are names, e.g. ("config.json", "model.safetensors"); () stands for what transformers loads of it.
 
 Settings that must go together with what is in `needs` have `unmet(kinds) -> str`: given the kinds of those
-stages it says what is lacking, "" for nothing.
+stages it says what is lacking, "" for nothing. Settings of which some name a stage in `needs` have `wired() ->
+{setting: (name of the stage, kinds that it may be)}`.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from hpc.data.video.container import CONTAINERS, Frame, Source, Unfit, refused
 from hpc.data.video.decode import Decoder
 from hpc.data.video.encode import Coding, Encoder, try_encoder, write
 from hpc.data.video.index import Index, index, times
-from hpc.data.video.picture import Luma, Points, Resizer, webp
+from hpc.data.video.picture import Luma, Points, Resizer, animation, webp
 from hpc.data.video.probe import Video, probe
 from hpc.data.video.remux import COPIED, Inwards, Remuxer
 from hpc.data.video.sample import measured, sample, still
@@ -38,6 +38,7 @@ __all__ = [
     "Tap",
     "Unfit",
     "Video",
+    "animation",
     "index",
     "measured",
     "motion_vectors",

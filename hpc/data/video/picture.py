@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -59,4 +60,12 @@ def webp(image: npt.NDArray[np.uint8], quality: int) -> bytes:
     """image: uint8 [height, width, 3], RGB."""
     out = io.BytesIO()
     PIL.Image.fromarray(image).save(out, "webp", quality=quality)
+    return out.getvalue()
+
+
+def animation(pictures: Sequence[PIL.Image.Image], milliseconds: float, quality: int = 70) -> bytes:
+    """An animated WebP that goes round, each picture for so long."""
+    out = io.BytesIO()
+    pictures[0].save(out, "webp", save_all=True, append_images=pictures[1:], duration=round(milliseconds), loop=0,
+                     quality=quality, method=2)  # fmt: skip
     return out.getvalue()

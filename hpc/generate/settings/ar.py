@@ -9,14 +9,14 @@ import msgspec
 from msgspec import Meta
 
 from hpc.data.work import Part
-from hpc.generate.settings.diffusion import ENCODERS, PICTURES, VIDEOS, Model
+from hpc.generate.settings.videos import PICTURES, VIDEOS, Count, Model, Videos, together
 from hpc.models.ar import presets
 from hpc.models.ar.presets import Preset
+from hpc.models.dit_presets import ENCODERS
 from hpc.models.tokenizer_files import files_of
 
 MODELS = ("train.ar", "convert.ar")
 """Kinds of stages that make such models."""
-Count = Annotated[int, Meta(ge=1)]
 
 
 class ArPrompts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -32,7 +32,7 @@ class ArPrompts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     SECONDS_PER_GIB: ClassVar[float] = 10.0
 
 
-class Ar(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Ar(Videos, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Pictures and videos to go on from, and prompts -> videos, by an autoregressive model; an array over prompts."""
 
     KIND: ClassVar[str] = "generate.ar"
@@ -40,8 +40,8 @@ class Ar(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     PHASES: ClassVar[tuple[str, ...]] = ("barrier", "map")
     OBJECTS: ClassVar[tuple[str, ...]] = (".tar", ".parquet")
     INPUT_SUFFIXES: ClassVar[tuple[str, ...]] = ()
-    VERSION: ClassVar[int] = 1
-    NEUTRAL: ClassVar[tuple[str, ...]] = ()
+    VERSION: ClassVar[int] = 2
+    NEUTRAL: ClassVar[tuple[str, ...]] = ("tasks",)
     SECONDS_PER_GIB: ClassVar[float] = 1e6
 
     model: str = "ar-4b"
@@ -52,39 +52,29 @@ class Ar(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Of the model: the path of a model.pt or .safetensors, of a folder with model.safetensors or model.pt, or
     owner/name on the Hugging Face hub, whose model.pt is taken, such as nvidia/Cosmos-Predict1-4B. null: of the stage
     train.ar or convert.ar in `needs`."""
-    prompts: str | None = None
-    """A file of prompts, a path that all nodes see or s3://...: hpc/generate/prompts.py says what it looks like. null:
-    the spec's inputs are such files, or pictures and videos to go on from."""
     tokenizer: str = "nvidia/Cosmos-Tokenize1-DV8x16x16-720p"
-    """What made the ids that the model was trained on."""
+    """What made the ids that the model was trained on; or the name of a stage train.tokenizer in `needs`."""
     text_encoder: Model = ENCODERS["t5"]
     """A T5, for the models that take prompts."""
 
-    given: Count = 2
-    """Latent frames at the end of a video that are gone on from, where its prompt says nothing else: 2 are 9 frames. Of
-    a picture it is always one."""
     temperature: Annotated[float, Meta(ge=0, le=100)] = 1.0
     """Logits are divided by it; 0: always the likeliest id."""
     top_p: Annotated[float, Meta(gt=0, le=1)] = 0.8
     """Ids are drawn from the likeliest that together have this probability."""
-    seed: Annotated[int, Meta(ge=0, lt=2**32)] = 1
-    """Of the draws, which depend on it and on an id's place alone. A file of prompts may give each video its own."""
     batch: Annotated[int, Meta(ge=1, le=256)] = 8
     """Videos that are made at the same time. Steps are always computed for so many, so that a video does not depend on
     the others; with another number a last bit may differ, and with it what is drawn."""
     tensor: Literal[1, 2, 4, 8] = 1
-    """GPUs that have the model together, for models too large for one: `resources: {workers: ...}` must be as many. It
-    runs as one job then, not as an array."""
+    """GPUs that have the model together, for models too large for one: `resources: {workers: ...}` must be as many."""
     fps: Annotated[float, Meta(gt=0, le=240)] = 25.0
     """Of the mp4."""
-    crf: Annotated[float, Meta(ge=0, le=51)] = 17.0
-    """Of the mp4: H.264, lower is better."""
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     """What the model and the tokenizer compute in."""
     per_shard: Annotated[int, Meta(ge=1, le=10_000)] = 32
     """Videos that a shard has: what is lost where a worker is stopped in the middle."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         try:
             given = self.preset
         except ValueError as error:
@@ -95,8 +85,6 @@ class Ar(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
                 raise ValueError(f"tensor: {count} {what} / {self.tensor}: ranks must have equal parts")
         if self.given >= given.shape[0]:
             raise ValueError(f"given: {self.given} of {given.shape[0]} latent frames leave nothing to make")
-        if self.prompts is not None and not self.prompts.startswith(("/", "~", "s3://")):
-            raise ValueError(f"prompts: {self.prompts!r}: a path begins with / or ~, since jobs run elsewhere")
 
     @property
     def preset(self) -> Preset:
@@ -109,21 +97,23 @@ class Ar(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return self.preset.context_dim is not None
 
     def unmet(self, kinds: Sequence[str]) -> str:
-        if others := [kind for kind in kinds if kind not in MODELS]:
-            return f"generate.ar takes a model from {' or '.join(MODELS)}, and nothing from {', '.join(others)}"
-        if self.weights is None and len(kinds) != 1:
+        if unused := self.unused(kinds, MODELS):
+            return f"generate.ar takes a model from {' or '.join(MODELS)}, and nothing from {', '.join(unused)}"
+        models = [kind for kind in kinds if kind in MODELS]
+        if self.weights is None and len(models) != 1:
             return "one stage train.ar or convert.ar must make the model, or `weights` must say where it is"
-        if self.weights is not None and kinds:
-            return f"`weights` says where the model is: take {kinds[0]} away, or `weights`"
-        if self.prompts is not None and not kinds:
+        if self.weights is not None and models:
+            return f"`weights` says where the model is: take {models[0]} away, or `weights`"
+        if self.place is not None and not kinds:
             return "`prompts` is for specs with other inputs: write it as the spec's `inputs`"
         return ""
 
+    def wired(self) -> dict[str, tuple[str, tuple[str, ...]]]:
+        return self.named(self.tokenizer)
+
     def parts(self) -> dict[str, Part]:
         main = self if self.tensor == 1 else ArRanks(**{f: getattr(self, f) for f in self.__struct_fields__})
-        if self.prompts is not None:
-            return {"": Part(main, ("",))}
-        return {"prompts": Part(ArPrompts(), (), gpus=False), "": Part(main, ("prompts", ""))}
+        return self.split(main, ArPrompts())
 
     def models(self) -> dict[str, tuple[str, ...]]:
         wanted: dict[str, tuple[str, ...]] = {self.text_encoder: ()} if self.words else {}
@@ -142,6 +132,4 @@ class ArRanks(Ar, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     def shared_by(self, ranks: int) -> None:
         """Raises ValueError where so many ranks are not those that have the model together."""
-        if ranks != self.tensor:
-            raise ValueError(f"tensor: {self.tensor} GPUs have the model together, and there are {ranks} ranks "
-                             f"(workers): write `resources: {{workers: {self.tensor}, gpus: 1}}`")  # fmt: skip
+        together(f"tensor: {self.tensor} GPUs have the model together", self.tensor, ranks)

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 import msgspec
 from msgspec import Meta
 
-from hpc.models.tokenizer_files import files_of
+from hpc.models.tokenizer_files import files_of, is_stage
 
 VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
 """Files of a folder with other names are not looked at."""
@@ -37,8 +37,9 @@ class Frames(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     SECONDS_PER_GIB: ClassVar[float] = 600.0
 
     tokenizer: str = "nvidia/Cosmos-Tokenize1-DV8x16x16-720p"
-    """owner/name@revision of one on the Hugging Face hub, the path of a file or folder, or `package.module:make`, a
-    function of your own; hpc/models/tokenizers says what it returns."""
+    """owner/name@revision of one on the Hugging Face hub, the path of a file or folder, `package.module:make`, a
+    function of your own (hpc/models/tokenizers says what it returns), or the name of a stage train.tokenizer in
+    `needs`."""
     frames: Annotated[int, Meta(ge=1)] = 33
     """Of a window. Clips with fewer are left out, and named in the table."""
     size: tuple[Side, Side] = (640, 1024)
@@ -68,7 +69,7 @@ class Frames(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         if self.tokenizer.startswith("."):
             raise ValueError(f"tokenizer: {self.tokenizer!r}: a path begins with / or ~, since jobs run elsewhere")
         if not files_of(self.tokenizer):
-            return  # a file, or a function
+            return  # a file, a function, or a stage
         kind = next((kind for name, kind in KNOWN.items() if re.search(name, self.tokenizer)), None)
         if kind is None:
             return
@@ -84,6 +85,9 @@ class Frames(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
                 near = f"{side - rest} or {side - rest + kind.spatial}"
                 raise ValueError(f"size: {side}: {self.tokenizer} takes heights and widths that {kind.spatial} "
                                  f"divides: make it {near}")  # fmt: skip
+
+    def wired(self) -> dict[str, tuple[str, tuple[str, ...]]]:
+        return {"tokenizer": (self.tokenizer, ("train.tokenizer",))} if is_stage(self.tokenizer) else {}
 
     def models(self) -> dict[str, tuple[str, ...]]:
         return {self.tokenizer: files} if (files := files_of(self.tokenizer)) else {}

@@ -16,7 +16,8 @@ class _Continuous(Frames, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
     tokenizer: str = "nvidia/Cosmos-Predict2.5-2B"
     """owner/name@revision of one on the Hugging Face hub (the default has the VAE of Wan2.1), the path of a file or
-    folder, or `package.module:make`, a function of your own; hpc/models/tokenizers says what it returns."""
+    folder, `package.module:make`, a function of your own (hpc/models/tokenizers says what it returns), or the name of a
+    stage train.tokenizer in `needs`."""
     frames: Annotated[int, Meta(ge=1)] = 93
     """Of a window. Clips with fewer are left out, and named in the table."""
     size: tuple[Side, Side] = (704, 1280)
@@ -33,6 +34,13 @@ class LatentsEncode(_Continuous, frozen=True, forbid_unknown_fields=True, kw_onl
     PHASES: ClassVar[tuple[str, ...]] = ("map",)
     OBJECTS: ClassVar[tuple[str, ...]] = (".tar", ".parquet")
     VERSION: ClassVar[int] = 2
+
+
+class LatentsTrained(LatentsEncode, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The same by a tokenizer that another stage trains: behind a barrier that waits for it."""
+
+    KIND: ClassVar[str] = "prepare.latents-trained"
+    PHASES: ClassVar[tuple[str, ...]] = ("barrier", "map")
 
 
 class LatentsList(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -54,5 +62,6 @@ class Latents(_Continuous, frozen=True, forbid_unknown_fields=True, kw_only=True
     KIND: ClassVar[str] = "prepare.latents"
 
     def parts(self) -> dict[str, Part]:
-        encode = LatentsEncode(**{name: getattr(self, name) for name in Frames.__struct_fields__})
+        kind = LatentsTrained if self.wired() else LatentsEncode
+        encode = kind(**{name: getattr(self, name) for name in Frames.__struct_fields__})
         return {"encode": Part(encode, ("",)), "": Part(LatentsList(), ("", "encode"), gpus=False)}

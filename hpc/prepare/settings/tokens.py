@@ -31,6 +31,13 @@ class TokensIds(Frames, frozen=True, forbid_unknown_fields=True, kw_only=True):
     VERSION: ClassVar[int] = 1
 
 
+class TokensTrained(TokensIds, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The same by a tokenizer that another stage trains: behind a barrier that waits for it."""
+
+    KIND: ClassVar[str] = "prepare.tokens-trained"
+    PHASES: ClassVar[tuple[str, ...]] = ("barrier", "map")
+
+
 class Form(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What all forms have; each is a stage of its own behind a barrier, over the shards of ids."""
 
@@ -122,7 +129,8 @@ class Tokens(Frames, frozen=True, forbid_unknown_fields=True, kw_only=True):
             raise ValueError(f"split: {self.split!r} leaves nothing to train on: write three shares, e.g. 4,1,1")
 
     def parts(self) -> dict[str, Part]:
-        ids = TokensIds(**{name: getattr(self, name) for name in Frames.__struct_fields__})
+        trained = TokensTrained if self.wired() else TokensIds
+        ids = trained(**{name: getattr(self, name) for name in Frames.__struct_fields__})
         form: Form
         if self.form == "megatron":
             form = Megatron(split=self.split, hold_out=self.hold_out, file=self.file)
