@@ -50,7 +50,7 @@ def test_a_checkpoint_of_any_layout(layout: str, trained: dict[str, Path], tmp_p
     keys.account(keys.rules(settings().preset), flat, "published weights")
     # an earlier one, which is for one layout alone, is read too
     assert complete(folder / "checkpoints") == [2, 3]
-    convert_ar.convert(str(folder / "checkpoints/step_000000002"), str(tmp_path / "two.pt"))
+    convert_ar.convert(str(folder / "checkpoints/iter_000000002"), str(tmp_path / "two.pt"))
     assert not same(tmp_path / "two.pt", tmp_path / "model.pt")
     # there and back again
     for source, to in (("model.pt", "nemo"), ("nemo", "b.safetensors"), ("b.safetensors", "c.pt")):
@@ -65,7 +65,7 @@ def test_what_cannot_be_converted(trained: dict[str, Path], tmp_path: Path) -> N
     (tmp_path / "bare").mkdir()
     bare = tmp_path / "bare/x.safetensors"
     bare.write_bytes(model.read_bytes())
-    torn = tmp_path / "torn/step_000000009"
+    torn = tmp_path / "torn/iter_000000009"
     torn.mkdir(parents=True)
     cases: list[tuple[Path, str, dict[str, Any], str]] = [
         (model, "there.pt", {}, "there.pt is there already"),

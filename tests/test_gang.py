@@ -49,7 +49,7 @@ def test_ranks_work_together_and_the_first_one_publishes(tmp_path: Path) -> None
     assert made(tmp_path) == {"total": 60, "steps": 20, "ranks": 2, "rows": ["000000", "000001", "000002"]}
     said = list(lines(tmp_path / "out/train@v1/metrics.jsonl"))
     assert [line["step"] for line in said] == list(range(1, 21)) and said[-1]["total"] == 60
-    assert (tmp_path / "out/train@v1/checkpoints/latest").read_text() == "step_000000020"
+    assert (tmp_path / "out/train@v1/checkpoints/latest_checkpoint.txt").read_text() == "iter_000000020"
     assert "nothing to do" in runs.hpc("run", spec).stdout
 
 
@@ -87,14 +87,14 @@ def test_only_starts_since_the_newest_checkpoint_count(tmp_path: Path) -> None:
     prepared = begun(tmp_path, starts=2)
     folder, file = tmp_path / "out/train@v1/checkpoints", tmp_path / "doom-1"
     worker = runs.worker(prepared, "train")
-    runs.until(lambda: (folder / "step_000000010").exists())
+    runs.until(lambda: (folder / "iter_000000010").exists())
     file.write_text("0")
     runs.finish(worker)
     said = states(tmp_path)
     assert said[-1] == "failed" and said.count("start") in (4, 5)
     [failed] = runs.fold(prepared.run, "train").failed.values()
     assert failed.failure == "stuck"
-    assert failed.detail.startswith("2 starts in a row came to no checkpoint after step_000000010 (starts: 2)")
+    assert failed.detail.startswith("2 starts in a row came to no checkpoint after iter_000000010 (starts: 2)")
 
 
 def test_starts_that_were_taken_away_do_not_count(tmp_path: Path) -> None:
@@ -162,8 +162,8 @@ def test_a_warning_makes_them_save_and_leave_and_the_next_start_goes_on(tmp_path
         worker.send_signal(signal.SIGUSR2)
         assert worker.wait(30) == runs.REQUEUE
         step = [line["step"] for line in lines(file)][-1]
-        newest = (tmp_path / "out/train@v1/checkpoints/latest").read_text()
-        assert newest == f"step_{step:09}", "saved at the very step at which they left"
+        newest = (tmp_path / "out/train@v1/checkpoints/latest_checkpoint.txt").read_text()
+        assert newest == f"iter_{step:09}", "saved at the very step at which they left"
     runs.finish(runs.worker(prepared, "train"))
     assert made(tmp_path)["total"] == 1200
     assert [line["step"] for line in lines(file)] == list(range(1, 401))

@@ -159,10 +159,10 @@ def test_one_rank_goes_on_from_a_checkpoint_of_two(
 ) -> None:
     """...and one that is torn is not picked."""
     kept = tmp_path / "checkpoints"
-    shutil.copytree(two / "checkpoints/step_000000003", kept / "step_000000003")
-    shutil.copytree(two / "checkpoints/step_000000006", kept / "step_000000006.part")
-    shutil.copytree(two / "checkpoints/step_000000006", kept / "step_000000006")
-    (kept / "step_000000006/complete").unlink()
+    shutil.copytree(two / "checkpoints/iter_000000003", kept / "iter_000000003")
+    shutil.copytree(two / "checkpoints/iter_000000006", kept / "iter_000000006.part")
+    shutil.copytree(two / "checkpoints/iter_000000006", kept / "iter_000000006")
+    (kept / "iter_000000006/complete").unlink()
     shutil.copy(two / "metrics.jsonl", tmp_path)
     tokenizer.train(settings(), listed([str(clips)]), tmp_path, here, lambda: None)
     said = curve(tmp_path)

@@ -35,9 +35,9 @@ def test_the_newest_ones_stay(tmp_path: Path) -> None:
     assert one.newest() is None
     for step in range(5, 55, 5):
         made = one.save(step, write(str(step)), {"loss": 0.5})
-        assert made.name == f"step_{step:09}"
+        assert made.name == f"iter_{step:09}"
     assert complete(tmp_path) == [20, 40, 45, 50]
-    assert (tmp_path / "latest").read_text() == "step_000000050"
+    assert (tmp_path / "latest_checkpoint.txt").read_text() == "iter_000000050"
     step, folder = keeper(tmp_path).newest()  # type: ignore[misc]
     assert step == 50 and (folder / "state").read_text() == "50"
     assert json.loads((folder / "training.json").read_text())["loss"] == 0.5
@@ -69,6 +69,8 @@ def test_killed_at_any_moment_the_newest_complete_one_is_whole(tmp_path: Path) -
     for round_ in range(8):
         process = spawn.Process(target=_save_until_killed, args=(tmp_path,))
         process.start()
+        while not complete(tmp_path):  # however busy the machine is
+            time.sleep(0.01)
         time.sleep(0.15 + 0.013 * round_)
         process.kill()
         process.join()

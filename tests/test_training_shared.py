@@ -148,7 +148,7 @@ def test_a_state_is_as_it_was_when_it_was_saved(here: ranks.Here, tmp_path: Path
     saver.wait()
     model, optimizer = training()
     mean = ema.begin(model)
-    load(state := state_of(model, optimizer, mean, 0), tmp_path / "step_000000003", here.files)
+    load(state := state_of(model, optimizer, mean, 0), tmp_path / "iter_000000003", here.files)
     assert put_back(state, model, optimizer) == 2
     for name, weight in model.named_parameters():
         assert torch.equal(mean[name].full_tensor(), weight.full_tensor())  # type: ignore[attr-defined]

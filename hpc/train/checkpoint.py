@@ -1,9 +1,9 @@
 """When checkpoints are written, when they count, and which are kept. How the bytes of a state are written is another
 matter: each trainer has its own `save(state, folder)` and `load(state, folder)` (megatron's, or torch's distributed).
 
-    <folder>/step_000000500/           model, optimizer, ... as the saver writes them; training.json; complete
-    <folder>/step_000000750.part/      one that was being written when the job died: removed by the next one
-    <folder>/latest                    the name of the newest complete one
+    <folder>/iter_000000500/           as the saver writes it; training.json; complete
+    <folder>/iter_000000750.part/      being written, or removed; if the job dies then, the next one removes it
+    <folder>/latest_checkpoint.txt     the name of the newest complete one
 
 A checkpoint counts once every rank has said that its part is on disk: only then it gets its name and the file
 `complete`, and whoever started the ranks is told (hpc.data.work.SAVED). The order of samples and all draws follow from
@@ -27,6 +27,8 @@ from hpc.data.units import Seconds
 from hpc.data.work import SAVED
 
 COMPLETE = "complete"
+LATEST = "latest_checkpoint.txt"
+"""Names of folders, and this, are those of the published trainers (cosmos_predict2.5 50369b8: checkpointer/dcp.py)."""
 
 
 class Checkpoints(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -76,7 +78,7 @@ class Keeper:
         self.last_time = time.monotonic()
         if ranks.rank == 0:
             folder.mkdir(parents=True, exist_ok=True)
-            for torn in folder.glob("step_*.part"):
+            for torn in folder.glob("iter_*.part"):
                 shutil.rmtree(torn)
         ranks.barrier()
 
@@ -92,12 +94,12 @@ class Keeper:
         if part is not None:
             write(part)
             self.finish(step, part, more)
-        return self.folder / f"step_{step:09}"
+        return self.folder / called(step)
 
     def begin(self, step: int) -> Path | None:
         """The folder where every rank now puts its part, on its own time, before all of them `finish`; None where this
         step's checkpoint is complete: of a requeued job that had just saved."""
-        final = self.folder / f"step_{step:09}"
+        final = self.folder / called(step)
         part = final.with_suffix(".part")
         self.last_time = time.monotonic()
         if (final / COMPLETE).exists():
@@ -130,10 +132,10 @@ class Keeper:
         part.rename(final)
         (final / COMPLETE).touch()
         _flush(final)
-        beside = self.folder / f".latest.{os.getpid()}"
+        beside = self.folder / f".{LATEST}.{os.getpid()}"
         beside.write_text(final.name)
         _flush(beside)
-        beside.replace(self.folder / "latest")
+        beside.replace(self.folder / LATEST)
         _flush(self.folder)
         if told := os.environ.get(SAVED):
             Path(told).write_text(final.name)
@@ -143,7 +145,8 @@ class Keeper:
         steps = complete(self.folder)
         for step in steps[: -self.policy.keep]:
             if not self.policy.keep_every or step % self.policy.keep_every:
-                shutil.rmtree(self.folder / f"step_{step:09}")
+                old = self.folder / called(step)
+                shutil.rmtree(old.rename(old.with_suffix(".part")))  # half of one must not look like one
 
     def newest(self) -> tuple[int, Path] | None:
         """(steps, folder) of the newest complete checkpoint, None where there is none. Raises Resumed where it belongs
@@ -151,7 +154,7 @@ class Keeper:
         steps = complete(self.folder)
         if not steps:
             return None
-        folder = self.folder / f"step_{steps[-1]:09}"
+        folder = self.folder / called(steps[-1])
         there = json.loads((folder / "training.json").read_text())["identity"]
         if there != self.identity:
             names = sorted(key for key in there.keys() | self.identity.keys()
@@ -161,9 +164,14 @@ class Keeper:
         return steps[-1], folder
 
 
+def called(step: int) -> str:
+    """The folder of a checkpoint."""
+    return f"iter_{step:09}"
+
+
 def complete(folder: Path) -> list[int]:
     """Steps of the complete checkpoints, rising."""
-    return sorted(int(path.parent.name.removeprefix("step_")) for path in folder.glob(f"step_*/{COMPLETE}"))
+    return sorted(int(path.parent.name.removeprefix("iter_")) for path in folder.glob(f"iter_*/{COMPLETE}"))
 
 
 def _flush(path: Path) -> None:

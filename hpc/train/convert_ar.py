@@ -3,7 +3,7 @@
     convert("training", "model.pt")         the newest checkpoint of a training, by any layout of ranks
     convert("model.pt", "nemo", "ar-4b")    published weights, as NeMo reads them
 
-    step_000000500/  training/              checkpoints of train.ar, and their folder: from these only
+    iter_000000500/  training/              checkpoints of train.ar, and their folder: from these only
     model.pt  *.safetensors                 published names in one file
     nemo/                                   a folder with weights/, a distributed checkpoint
 
@@ -91,7 +91,7 @@ def convert(
 
 def found(path: Path, step: int | None = None) -> Path:
     """The checkpoint of a training, or the path itself. Raises FileNotFoundError."""
-    checkpoints = next((one for one in (path / "checkpoints", path) if one.is_dir() and any(one.glob("step_*"))), None)
+    checkpoints = next((one for one in (path / "checkpoints", path) if one.is_dir() and any(one.glob("iter_*"))), None)
     if checkpoints is None:
         if not path.exists():
             raise FileNotFoundError(f"there is no {path} on this machine")
@@ -101,7 +101,7 @@ def found(path: Path, step: int | None = None) -> Path:
         have = ", ".join(map(str, steps)) or "none"
         raise FileNotFoundError(f"{checkpoints}: there is no complete checkpoint of step {step}; there are: {have}"
                                 if step else f"{checkpoints}: there is no complete checkpoint")  # fmt: skip
-    return checkpoints / f"step_{step or steps[-1]:09}"
+    return checkpoints / f"iter_{step or steps[-1]:09}"
 
 
 def number(checkpoint: Path) -> int:

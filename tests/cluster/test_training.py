@@ -32,8 +32,8 @@ def test_a_training_over_two_nodes_goes_on_whatever_happens(cluster: Cluster, tm
     # warned: all ranks save at one step and leave, the job requeues itself
     cluster.run("scancel", "--batch", "--signal=USR2", task)
     wait_until(lambda: lab.queue()[task] == "PENDING BeginTime", "it is requeued", logs=lab.logs)
-    saved = (folder / "checkpoints/latest").read_text()
-    assert saved == f"step_{step():09}" and step() < 400
+    saved = (folder / "checkpoints/latest_checkpoint.txt").read_text()
+    assert saved == f"iter_{step():09}" and step() < 400
     cluster.release_requeue(task)
     wait_until(lambda: step() > int(saved[5:]) + 20, "it goes on", logs=lab.logs)
 
