@@ -31,9 +31,10 @@ from hpc.data.work import Stopped
 from hpc.models.ar import keys
 from hpc.models.ar.presets import PRESETS, preset
 from hpc.train.checkpoint import Checkpoints, complete
+from hpc.train.estimate_ar import memory
 from hpc.train.metrics import lines
 from hpc.train.settings import TrainAr
-from hpc.train.settings.ar import HeldOut, Layout, Model, memory
+from hpc.train.settings.ar import HeldOut, Layout, Model
 from hpc.train.settings.optimizer import Optimizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -218,8 +219,8 @@ def test_what_cannot_be(values: dict[str, Any], words: str) -> None:
             "tensor 2 x pipeline 2 x context 1 = 4; 6 ranks (nodes x workers)",
         ),
         ({}, 3, "batch: 8 sequences / (3 data-parallel ranks x 1 at a time) = 2.667: make it 6 or 9"),
-        ({"gpu_memory": Bytes(80 << 30)}, 1, "GiB a GPU are needed, of 80: weights 7, gradients 15, optimizer 45"),
-        ({"gpu_memory": Bytes(70 << 30)}, 2, "`layout.tensor: 2` needs"),
+        ({"gpu_memory": Bytes(80 << 30)}, 1, "GiB a GPU are needed, of 80: weights 7.5, gradients 15.0, optimizer 44.9"),
+        ({"gpu_memory": Bytes(70 << 30)}, 2, "GiB with `layout.tensor: 2`"),
     ],
 )
 def test_what_so_many_ranks_cannot_do(values: dict[str, Any], ranks: int, words: str) -> None:
