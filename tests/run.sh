@@ -145,14 +145,17 @@ run_tests() {
 }
 if (($# || ${#marks[@]} == 1)); then
   run_tests "$@"
-else # those on Slurm mostly wait: meanwhile the others run, and then what those on Slurm said is shown
+else # those on Slurm mostly wait: the others run meanwhile, those of trainers beside the rest, and say their part later
   on_slurm=(tests/cluster tests/test_quickstart.py)
+  of_trainers=(tests/gpu tests/kernels
+    tests/test_{ar,convert,diffusion,dit,evaluate,form,generate,prepare,token,train}*.py)
   run_tests "${on_slurm[@]}" >"$work/on_slurm" 2>&1
-  run_tests "${on_slurm[@]/#/--ignore=}"
+  run_tests "${of_trainers[@]}" >"$work/of_trainers" 2>&1
+  run_tests "${on_slurm[@]/#/--ignore=}" "${of_trainers[@]/#/--ignore=}"
 fi
 for one in "${tests[@]}"; do
   wait "$one" || { code=$? && status=$code; }
 done
-[[ ! -e $work/on_slurm ]] || cat "$work/on_slurm"
+[[ ! -e $work/on_slurm ]] || cat "$work/of_trainers" "$work/on_slurm"
 tests=()
 exit "$status"
