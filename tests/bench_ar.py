@@ -2,6 +2,7 @@
 
     python tests/bench_ar.py [--model ar-4b] [--only ours,plain] [--precision bf16,fp8-delayed,fp8-current]
                              [--microbatches 1,8] [--recompute none] [--kernels fused,torch] [--profile] [--out FILE]
+    torchrun --nproc-per-node 2 tests/bench_ar.py --only ours --tensor 1,2        several GPUs
 
 Random weights and tokens, sequences of the model's length, one a microbatch. `plain` is megatron-core's GPTModel with
 transformer-engine's layers at the same sizes (1D RoPE, its own cross entropy, no z-loss), with the same distributed
@@ -9,6 +10,8 @@ optimizer. Both run in this process, one after the other. Per row: milliseconds 
 and of a whole step (all microbatches, gradients reduced, norm, clip, AdamW); tokens a second, TFLOP/s and MFU of the
 step. FLOPs: causal attention counted once, recomputation not counted, hpc.models.ar.presets; MFU against 989 TFLOP/s
 (dense bfloat16) whatever the precision. --profile prints the ten kernels that take longest in a step of each row.
+Of several GPUs --tensor says how many share a sequence; the others are data-parallel, each with its own microbatches,
+and TFLOP/s and MFU are those of one GPU.
 
 Without a GPU: ar-tiny in float32 over torch's layers, to see that it runs.
 """
@@ -19,6 +22,7 @@ import argparse
 import contextlib
 import gc
 import json
+import os
 import statistics
 import time
 import warnings
@@ -100,7 +104,8 @@ def seconds(work: Callable[[], object], times: int, warm: int) -> float:
 
 
 def measured(engine: Engine, model: Preset, counts: list[int], profile: bool) -> Iterator[dict[str, Any]]:
-    data = batches(model, max(counts))
+    """Each rank calls it."""
+    data, share = batches(model, max(counts)), engine.data_ranks / dist.get_world_size()  # of a sequence, a GPU's
     for count in counts:
         some, last = data[:count], []
         if GPU:
@@ -110,16 +115,16 @@ def measured(engine: Engine, model: Preset, counts: list[int], profile: bool) ->
             lambda some=some, last=last: last.append(engine.step(some, 1e-5)), times, warm=4 if count == 1 else 1
         )
         both = seconds(lambda some=some: engine.run(some), times, warm=0) / count
-        flops = model.flops() * count
+        flops = model.flops() * count * share
         yield {
             "microbatches": count,
             "forward_backward_ms": both * 1e3,
             "step_ms": step * 1e3,
             "update_ms": (step - both * count) * 1e3,
-            "tokens_per_second": model.length * count / step,
+            "tokens_per_second": model.length * count * engine.data_ranks / step,
             "tflops": flops / step / 1e12,
             "mfu_percent": flops / step / PEAK * 100,
-            "mfu_forward_backward_percent": model.flops() / both / PEAK * 100,
+            "mfu_forward_backward_percent": model.flops() * share / both / PEAK * 100,
             "memory_gib": torch.cuda.max_memory_allocated() / 2**30 if GPU else 0.0,
             "loss": last[-1].loss,
         }
@@ -159,6 +164,7 @@ def main() -> None:
     parser.add_argument("--microbatches", default="1,8" if GPU else "1,2")
     parser.add_argument("--recompute", default="none")
     parser.add_argument("--kernels", default="fused" if GPU else "torch")
+    parser.add_argument("--tensor", default="1", help="ranks that share a sequence")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--out", type=Path, help="rows as lines of JSON, too")
     chosen = parser.parse_args()
@@ -167,29 +173,35 @@ def main() -> None:
     if not GPU:
         model = msgspec.structs.replace(model, layers=2, classes=512, vocab=512 if model.context_dim is None else 576,
                                         bov=512, pad=514)  # fmt: skip
-    dist.init_process_group("cpu:gloo,cuda:nccl" if GPU else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+    if GPU:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    alone = {} if "RANK" in os.environ else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    dist.init_process_group("cpu:gloo,cuda:nccl" if GPU else "gloo", **alone)
+    say = print if dist.get_rank() == 0 else lambda *words, **more: None
     counts = [int(one) for one in chosen.microbatches.split(",")]
-    print(f"{chosen.model}: {model.parameters / 1e9:.3f} billion parameters, {model.length:,} tokens, "
-          f"{model.flops() / 1e12:.1f} TFLOP a sequence; {torch.cuda.get_device_name() if GPU else 'CPU'}")  # fmt: skip
+    say(f"{chosen.model}: {model.parameters / 1e9:.3f} billion parameters, {model.length:,} tokens, "
+        f"{model.flops() / 1e12:.1f} TFLOP a sequence; {dist.get_world_size()} x "
+        f"{torch.cuda.get_device_name() if GPU else 'CPU'}")  # fmt: skip
     variants = [
-        (who, precision, recompute, kernels)
+        (who, precision, recompute, kernels, int(tensor))
+        for tensor in chosen.tensor.split(",")
         for precision in chosen.precision.split(",")
         for who in chosen.only.split(",")
         for recompute in chosen.recompute.split(",")
         for kernels in (chosen.kernels.split(",") if who == "ours" else ["torch"])
         if who == "ours" or model.context_dim is None
     ]
-    for who, precision, recompute, kernels in variants:
+    for who, precision, recompute, kernels, tensor in variants:
         compute = Compute(precision=precision, recompute=recompute, kernels=kernels,  # type: ignore[arg-type]
                           backend="transformer_engine" if GPU else "local")  # fmt: skip
         weights = keys.Initial(model, lambda name: torch.Generator("cuda" if GPU else "cpu").manual_seed(len(name)))
-        name = {"who": who, "precision": precision, "recompute": recompute, "kernels": kernels}
+        name = {"who": who, "precision": precision, "recompute": recompute, "kernels": kernels, "tensor": tensor}
         try:
-            engine = (Plain if who == "plain" else Engine)(model, Layout(), compute, Optimizer(), weights)
+            engine = (Plain if who == "plain" else Engine)(model, Layout(tensor=tensor), compute, Optimizer(), weights)
             for row in measured(engine, model, counts, chosen.profile):
-                print("  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-                                for key, value in (name | row).items()), flush=True)  # fmt: skip
-                if chosen.out:
+                say("  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+                              for key, value in (name | row).items()), flush=True)  # fmt: skip
+                if chosen.out and dist.get_rank() == 0:
                     with chosen.out.open("a") as file:
                         file.write(json.dumps({"model": chosen.model} | name | row) + "\n")
         except (RuntimeError, ValueError, AssertionError, ImportError) as error:  # one row that fails leaves the others
