@@ -156,10 +156,10 @@ def test_one_rank_goes_on_from_a_checkpoint_of_two(
 ) -> None:
     """...and one that is torn is not picked."""
     kept, there = tmp_path / "checkpoints", two / layout
-    shutil.copytree(there / "checkpoints/step_000000003", kept / "step_000000003")
-    shutil.copytree(there / "checkpoints/step_000000006", kept / "step_000000006.part")
-    shutil.copytree(there / "checkpoints/step_000000006", kept / "step_000000006")
-    (kept / "step_000000006/complete").unlink()
+    shutil.copytree(there / "checkpoints/iter_000000003", kept / "iter_000000003")
+    shutil.copytree(there / "checkpoints/iter_000000006", kept / "iter_000000006.part")
+    shutil.copytree(there / "checkpoints/iter_000000006", kept / "iter_000000006")
+    (kept / "iter_000000006/complete").unlink()
     shutil.copy(there / "metrics.jsonl", tmp_path)
     diffusion.train(settings(), listed([str(tar)]), tmp_path, here, lambda: None)
     said = curve(tmp_path)
@@ -305,15 +305,6 @@ def test_a_checkpoint_to_files_and_back(tar: Path, here: ranks.Here, alone: Path
         for name, value in other.state_dict().items():
             theirs = published[prefix + dit_files.published(name, "predict2")]
             assert torch.equal(value.full_tensor(), theirs), name
-    model = diffusion_model.build(settings(), here)
-    optimizer = torch.optim.AdamW(model.parameters())
-    mean = [ema.begin(model) for _ in range(2)]
-    state = saver.state_of(model, optimizer, diffusion.by_number(mean), 0)
-    saver.load(state, alone / "checkpoints/step_000000008")
-    last = state["model"]["blocks.0.mlp.layer1.weight"].full_tensor()
-    assert torch.equal(last, published["net.blocks.0.mlp.layer1.weight"])
-    both = torch.load(alone / "model/model_ema_fp32.pt")
-    assert torch.equal(mean[0]["blocks.0.mlp.layer1.weight"].full_tensor(), both["net.blocks.0.mlp.layer1.weight"])
 
 
 def test_adapters_alone_are_trained_and_added(tar: Path, here: ranks.Here, alone: Path, tmp_path: Path) -> None:

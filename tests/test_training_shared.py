@@ -3,6 +3,7 @@ and what `hpc check` says of settings that cannot work."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch import nn
 from hpc.train import ema, fsdp, page, pictures, ranks
 from hpc.train.checkpoint import Checkpoints, Keeper
 from hpc.train.samples import SCHEMA, held_out
-from hpc.train.saver import Saver, copied, load, put_back, save, state_of
+from hpc.train.saver import Saver, copied, load, state_of
 from hpc.train.schedule import rate
 from hpc.train.settings.optimizer import Mean, Optimizer
 
@@ -127,7 +128,7 @@ def test_clipping_is_that_of_torch(here: ranks.Here) -> None:
 
 
 def test_a_state_is_as_it_was_when_it_was_saved(here: ranks.Here, tmp_path: Path) -> None:
-    def training() -> tuple[nn.Module, torch.optim.Optimizer]:
+    def training() -> tuple[nn.Module, torch.optim.AdamW]:
         model = network()
         fsdp.shard([model], fsdp.mesh(here.device))
         return model, torch.optim.AdamW(model.parameters(), 0.1)
@@ -143,20 +144,30 @@ def test_a_state_is_as_it_was_when_it_was_saved(here: ranks.Here, tmp_path: Path
     for _ in range(3):
         step(model, optimizer)
     saver = Saver(Keeper(tmp_path, Checkpoints(), {}, here.writers()), here.files)
-    saver.save(3, state_of(model, optimizer, ema.begin(model), 2))
+    means = [ema.begin(model), {name: 2 * one for name, one in ema.begin(model).items()}]
+    state = functools.partial(state_of, model, optimizer, means)
+    saver.save(2, state(2, 0))  # its memory is taken again by the next
+    step(model, optimizer)
+    saver.save(4, state(4, 2, rate=0.5))
     after = [step(model, optimizer) for _ in range(3)]  # while it is written
     saver.wait()
+    there = tmp_path / "iter_000000004"
+    assert {path.parent.name for path in there.glob("*/.metadata")} == {"model", "optim", "scheduler", "trainer"}
     model, optimizer = training()
-    mean = ema.begin(model)
-    load(state := state_of(model, optimizer, mean, 0), tmp_path / "iter_000000003", here.files)
-    assert put_back(state, model, optimizer) == 2
-    for name, weight in model.named_parameters():
-        assert torch.equal(mean[name].full_tensor(), weight.full_tensor())  # type: ignore[attr-defined]
+    means = [ema.begin(model) for _ in range(2)]
+    load(found := state_of(model, optimizer, means, 0, 0), there, here.files)
+    assert found["scheduler"] == {"last_epoch": 4, "_last_lr": [0.5]}
+    assert found["trainer"] == {"iteration": 4, "skipped": 2}
+    for name in means[0]:
+        assert torch.equal(means[1][name].full_tensor(), 2 * means[0][name].full_tensor())  # type: ignore[attr-defined]
     assert [step(model, optimizer) for _ in range(3)] == after
-    held = copied(state)
-    save(held, tmp_path / "again")
-    whole = fsdp.whole(dict(model.named_parameters()))
-    assert all(torch.equal(whole[name], one.full_tensor()) for name, one in dict(model.named_parameters()).items())  # type: ignore
+    held = copied(found)
+    kept = held["model"]["net.0.weight"].to_local().data_ptr()
+    step(model, optimizer)
+    again = copied(state_of(model, optimizer, means, 0, 0), held)
+    now = model.get_parameter("0.weight").to_local()  # type: ignore[attr-defined]
+    assert again["model"]["net.0.weight"].to_local().data_ptr() == kept != now.data_ptr()
+    assert torch.equal(again["model"]["net.0.weight"].to_local(), now)
 
 
 def test_what_went_wrong_while_writing_is_told(here: ranks.Here, tmp_path: Path) -> None:

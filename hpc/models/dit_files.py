@@ -143,8 +143,20 @@ def published(name: str, names: Names) -> str:
 
 
 def fit(model: DiT, state: dict[str, Any], where: str, weights: Weights = "net", lack: tuple[str, ...] = ()) -> Account:
-    """Puts the weights of a file into a model, whose types and device stay. Raises RuntimeError unless every weight of
-    the model is there, of its size, and nothing is left over.
+    """Puts the weights of a file into a model, whose types and device stay. The rest is as of `placed`."""
+    found, account = placed(model, state, where, weights, lack)
+    own = model.state_dict()
+    with torch.no_grad():
+        for ours, value in found.items():
+            own[ours].copy_(value)
+    return account
+
+
+def placed(
+    model: DiT, state: dict[str, Any], where: str, weights: Weights = "net", lack: tuple[str, ...] = ()
+) -> tuple[dict[str, Tensor], Account]:
+    """The tensors of a file by our names of a model's weights. Raises RuntimeError unless every weight of the model,
+    whose own may have no values, is there, of its size, and nothing is left over.
 
     weights: which, of a file that has both.
     lack: beginnings of our names, e.g. ("log_variance.",), that the file may lack.
@@ -152,7 +164,7 @@ def fit(model: DiT, state: dict[str, Any], where: str, weights: Weights = "net",
     names = guess(state, where)
     own = model.state_dict()
     places = {published(name, names): name for name in own}
-    found: dict[str, tuple[str, Tensor]] = {}
+    found: dict[str, Tensor] = {}
     ignored: dict[str, int] = {}
     left: list[str] = []
     wrong: list[str] = []
@@ -173,7 +185,7 @@ def fit(model: DiT, state: dict[str, Any], where: str, weights: Weights = "net",
         elif ours is None or ours in found:
             left.append(name)
         else:
-            found[ours] = (name, value)
+            found[ours] = value
             if value.shape != own[ours].shape:
                 wrong.append(f"{name} {list(value.shape)} for {list(own[ours].shape)}")
     absent = [name for name in own if name not in found and not name.endswith("_extra_state")]
@@ -187,10 +199,7 @@ def fit(model: DiT, state: dict[str, Any], where: str, weights: Weights = "net",
             f"{where}: these are not the weights of this transformer of {c.blocks} blocks of {c.channels} channels: "
             f"{words}"
         )
-    with torch.no_grad():
-        for ours, (_, value) in found.items():
-            own[ours].copy_(value)
-    return Account(names, len(found), ignored, fresh)
+    return found, Account(names, len(found), ignored, fresh)
 
 
 def exported(state: dict[str, Tensor], names: Names, weights: Weights | None = "net") -> dict[str, Tensor]:

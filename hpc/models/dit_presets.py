@@ -13,6 +13,8 @@ import difflib
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+Form = Literal["predict1", "predict2"]
+"""Of published files: their names, and those of the weights in them."""
 PATCH = 2
 """Latent pixels along an edge of what becomes a token; of time it is one latent frame."""
 MLP = 4
@@ -132,6 +134,11 @@ class Preset:
     """How it was shown to generate, one of SOLVERS."""
     steps: int = 35
     guidance: float = 7.0
+
+    @property
+    def form(self) -> Form:
+        """Of its generation."""
+        return "predict1" if self.objective == "edm" else "predict2"
 
 
 _1 = Config(channels=4096, blocks=28, heads=32, condition_mask=False, rope_stretch=(2.0, 1.0, 1.0), rope_fps=True,

@@ -15,18 +15,17 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from hpc.models import dit_files
-from hpc.models.dit_presets import PATCH, Config
+from hpc.models.dit_presets import PATCH, Config, Form
 
 COUNTERS = ("accum_video_sample_counter", "accum_image_sample_counter", "accum_iteration", "accum_train_in_hours")
 
 
-def kept(config: Config, form: Literal["predict1", "predict2"], step: int) -> dict[str, Tensor]:
+def kept(config: Config, form: Form, step: int) -> dict[str, Tensor]:
     """What the published code keeps beside weights, by its names without a prefix."""
     space = config.head_channels // 6 * 2
     time = config.head_channels - 2 * space
@@ -43,10 +42,41 @@ def kept(config: Config, form: Literal["predict1", "predict2"], step: int) -> di
     return found
 
 
+def beside(config: Config, form: Form, step: int) -> dict[str, Tensor]:
+    """The same by the names of a file that has both weights and average."""
+    return {f"{prefix}.{name}": value for prefix in ("net", "net_ema")
+            for name, value in kept(config, form, step).items()}  # fmt: skip
+
+
+def file(name: str, config: Config, form: Form, step: int, weights: Mapping[str, Tensor],
+         average: Mapping[str, Tensor] | None) -> dict[str, Tensor]:  # fmt: skip
+    """What the file of a name has in it: _reg_model the weights; _ema_model, _ema_fp32 and _ema_bf16 the average, in
+    its own type or this one; any other name both. Raises ValueError for an average that is not there."""
+    same = kept(config, form, step)
+
+    def named(state: Mapping[str, Tensor], prefix: dit_files.Weights = "net") -> dict[str, Tensor]:
+        return dit_files.exported(dict(state), form, prefix) | {f"{prefix}.{n}": one.clone() for n, one in same.items()}
+
+    stem = name.rpartition(".")[0]
+    if stem.endswith("_reg_model"):
+        return named(weights)
+    if stem.endswith(("_ema_model", "_ema_fp32", "_ema_bf16")):
+        if average is None:
+            raise ValueError(f"{name}: there is no average of weights here: these have none")
+        found = named(average)
+        if stem.endswith("_model"):
+            return found
+        exact = {n: one.float() if one.is_floating_point() else one for n, one in found.items()}
+        if stem.endswith("_fp32"):
+            return exact
+        return {n: one.bfloat16() if one.is_floating_point() else one for n, one in exact.items()}
+    return named(weights) | (named(average, "net_ema") if average is not None else {})
+
+
 def publish(
     folder: Path,
     config: Config,
-    form: Literal["predict1", "predict2"],
+    form: Form,
     step: int,
     weights: Mapping[str, Tensor],
     average: Mapping[str, Tensor] | None,
@@ -55,28 +85,24 @@ def publish(
     average lacks (buffers) is as in the weights. Returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
     mean = dict(weights) | dict(average) if average is not None else None
-    beside = kept(config, form, step)
-
-    def named(state: Mapping[str, Tensor], prefix: dit_files.Weights = "net") -> dict[str, Tensor]:
-        same = {f"{prefix}.{name}": value.clone() for name, value in beside.items()}
-        return dit_files.exported(dict(state), form, prefix) | same
-
-    files: dict[str, dict[str, Tensor]] = {}
     if form == "predict1":
-        files[f"iter_{step:09}_reg_model.pt"] = named(weights)
-        if mean is not None:
-            files[f"iter_{step:09}_ema_model.pt"] = named(mean)
+        names = [f"iter_{step:09}_reg_model.pt", f"iter_{step:09}_ema_model.pt"]
     else:
-        files["model.pt"] = named(weights) | (named(mean, "net_ema") if mean is not None else {})
-        if mean is not None:
-            exact = {name: value.float() if value.is_floating_point() else value for name, value in named(mean).items()}
-            files["model_ema_fp32.pt"] = exact
-            files["model_ema_bf16.pt"] = {
-                name: value.bfloat16() if value.dtype == torch.float32 else value for name, value in exact.items()
-            }
-    for name, state in files.items():
-        part = folder / f".{name}.{os.getpid()}"
-        torch.save({key: value.contiguous() for key, value in state.items()}, part)
-        part.replace(folder / name)
+        names = ["model.pt", "model_ema_fp32.pt", "model_ema_bf16.pt"]
+    names = names if mean is not None else names[:1]
+    for name in names:
+        write(folder / name, file(name, config, form, step, weights, mean))
     dit_files.save(dict(weights if mean is None else mean), config, folder / "ours")
-    return [folder / name for name in files]
+    return [folder / name for name in names]
+
+
+def write(path: Path, state: Mapping[str, Tensor]) -> None:
+    """A .pt or .safetensors, whole or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    if path.suffix == ".safetensors":
+        from safetensors.torch import save_file
+
+        save_file({name: value.contiguous().clone() for name, value in state.items()}, part)
+    else:
+        torch.save({name: value.contiguous() for name, value in state.items()}, part)
+    part.replace(path)

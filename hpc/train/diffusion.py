@@ -37,7 +37,7 @@ from hpc.data import gpu_types, storage
 from hpc.data.video import nvdec
 from hpc.data.work import Made, Stopped, Work
 from hpc.kernels import choose
-from hpc.models import context_parallel
+from hpc.models import context_parallel, dit_files, dit_publish
 from hpc.models.diffusion import EDM, Condition, Objective
 from hpc.models.dit import DiT
 from hpc.models.dit_presets import flops, parameters
@@ -52,7 +52,7 @@ from hpc.train.diffusion_model import begin, build, computing, objective, publis
 from hpc.train.loader import Batch, Batches
 from hpc.train.metrics import Metrics, lines
 from hpc.train.ranks import Here
-from hpc.train.saver import Saver, load, put_back, state_of
+from hpc.train.saver import Saver, load, state_of
 from hpc.train.schedule import cycled, rate, set_rate
 from hpc.train.settings import TrainDiffusion
 from hpc.train.settings.diffusion import Latent, fits
@@ -123,11 +123,12 @@ def train(
     means = [ema.begin(model) for _ in settings.ema]
     saver = Saver(keeper, here.files)
     step = skipped = bad = 0
-    state = functools.partial(state_of, model, optimizer, by_number(means))
+    state = functools.partial(state_of, model, optimizer, means, called=functools.partial(
+        dit_files.published, names=settings.preset.form))  # fmt: skip
     if newest:
         step, where = newest
-        load(found := state(skipped), where, here.files)
-        skipped = put_back(found, model, optimizer)
+        load(found := state(step, skipped), where, here.files)
+        skipped = found["trainer"]["skipped"]
     look = functools.partial(measure.look, settings, model, of, inputs, clips, group, here)
 
     told = Metrics(folder / "metrics.jsonl", step) if here.rank == 0 else None
@@ -168,7 +169,8 @@ def train(
             if told:
                 told.step(step, **line)
             if leave or due:
-                saver.save(step, state(skipped), {"loss": line["loss"]})
+                beside = dit_publish.beside(settings.config, settings.preset.form, step)
+                saver.save(step, state(step, skipped, speed, beside=beside), {"loss": line["loss"]})
             progress(step / settings.steps,
                      f"step {step} of {settings.steps}, loss {line['loss']:.4f}, {count / seconds:.1f} videos a second")
             if bad == o.bad_steps or leave:
@@ -197,11 +199,6 @@ def train(
                   **{why: len(keys) for why, keys in batches.left_out.items()}},
         "last": said[-1], "settings": plain(settings),
     }  # fmt: skip
-
-
-def by_number(means: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """As a checkpoint names them."""
-    return {f"{number}.{name}": value for number, mean in enumerate(means) for name, value in mean.items()}
 
 
 def gradients(settings: TrainDiffusion, model: DiT, of: Objective, inputs: Inputs, batch: Batch,

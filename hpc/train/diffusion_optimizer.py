@@ -39,13 +39,9 @@ def step(model: nn.Module, optimizer: torch.optim.AdamW, o: Optimizer, means: Se
             ema.update(mean, model, share)
         return norm
     own = [n for n, weight in enumerate(weights) if weight.grad is not None and local(weight).numel()]
-    for weight in weights:
-        if not optimizer.state[weight]:
-            counter = torch.zeros((), dtype=torch.float32, device=weight.device)  # on the weight's, as the fused one
-            optimizer.state[weight] = {"step": counter, "exp_avg": torch.zeros_like(weight),
-                                       "exp_avg_sq": torch.zeros_like(weight)}  # fmt: skip
-    torch._foreach_add_([optimizer.state[weight]["step"] for weight in weights], 1)
-    states = [optimizer.state[weights[n]] for n in own]
+    every = [fsdp.moments(optimizer, weight) for weight in weights]
+    torch._foreach_add_([state["step"] for state in every], 1)
+    states = [every[n] for n in own]
     values = [list(mean.values()) for mean in means]
     averages = [[local(mean[n]) for n in own] for mean in values]
     [group] = optimizer.param_groups
@@ -53,7 +49,7 @@ def step(model: nn.Module, optimizer: torch.optim.AdamW, o: Optimizer, means: Se
         [local(weights[n]).detach() for n in own], [local(weights[n].grad) for n in own],  # type: ignore[arg-type]
         [local(state["exp_avg"]) for state in states], [local(state["exp_avg_sq"]) for state in states],
         lr=group["lr"], betas=o.betas, eps=o.eps, weight_decay=o.weight_decay,
-        step=int(optimizer.state[weights[0]]["step"]),
+        step=int(every[0]["step"]),
         averages=averages[:MOST_AVERAGES], average_betas=list(kept)[:MOST_AVERAGES],
         grad_scale=torch.tensor(min(1.0, o.clip / norm) if norm else 1.0, device=weights[0].device), kernels=kernels,
     )  # fmt: skip

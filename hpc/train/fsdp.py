@@ -66,6 +66,16 @@ def clip(weights: Iterable[nn.Parameter], limit: float) -> float:
     return norm
 
 
+def moments(optimizer: torch.optim.AdamW, weight: Tensor) -> dict[str, Tensor]:
+    """AdamW's state of a weight, before its first step as after it."""
+    state = optimizer.state[weight]
+    if not state:  # as the optimizer makes it itself: the counter lies beside the weight where steps are fused
+        where = weight.device if optimizer.defaults["fused"] else "cpu"
+        state |= {"step": torch.zeros((), dtype=torch.float32, device=where),
+                  "exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}  # fmt: skip
+    return state
+
+
 def whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """All of each tensor, on the CPU of rank 0; {} on the others. Every rank calls it."""
     found = {}

@@ -49,7 +49,7 @@ from hpc.train.loader import Batch, Batches, taken
 from hpc.train.metrics import Metrics, lines
 from hpc.train.randomness import generator, key, numbers
 from hpc.train.ranks import Here
-from hpc.train.saver import Saver, load, put_back, state_of
+from hpc.train.saver import Saver, load, state_of
 from hpc.train.schedule import rate, set_rate
 from hpc.train.settings import TrainTokenizer
 from hpc.train.settings.tokenizer import Sizes, unfit
@@ -129,8 +129,8 @@ def train(
     step = skipped = bad = 0
     if newest := keeper.newest():
         step, where = newest
-        load(state := state_of(tokenizer, optimizer, mean, skipped), where, here.files)
-        skipped = put_back(state, tokenizer, optimizer)
+        load(found := state_of(tokenizer, optimizer, [mean], step, skipped), where, here.files)
+        skipped = found["trainer"]["skipped"]
 
     told = Metrics(folder / "metrics.jsonl", step) if here.rank == 0 else None
     with told or contextlib.nullcontext():
@@ -164,7 +164,7 @@ def train(
             if told:
                 told.step(step, **line)
             if leave or due:
-                saver.save(step, state_of(tokenizer, optimizer, mean, skipped), {"loss": line["loss"]})
+                saver.save(step, state_of(tokenizer, optimizer, [mean], step, skipped, speed), {"loss": line["loss"]})
             progress(step / settings.steps,
                      f"step {step} of {settings.steps}, loss {line['loss']:.4f}, {count / seconds:.1f} clips a second")
             if bad == o.bad_steps or leave:
