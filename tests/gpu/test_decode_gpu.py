@@ -116,7 +116,7 @@ def test_a_damaged_file(tmp_path: Path) -> None:
 def test_side_by_side_beside_training() -> None:
     """Several threads, while the default stream is busy: nothing is read too early, or written over."""
     clips = [range(start, start + 33) for start in range(0, 1280 if ON_GPU else 160, 80)]
-    expected = [Sampler(CPU)(TRAILER, clip, 228, 128) for clip in clips[:6]]
+    expected = [Sampler(DEVICE)(TRAILER, clip, 228, 128).cpu() for clip in clips[:6]]  # one by one
     busy = torch.randn(2048, 2048, device=DEVICE) if ON_GPU else torch.randn(64, 64)
     with ThreadPoolExecutor(LANES) as pool:
         for _ in range(3 if ON_GPU else 1):
