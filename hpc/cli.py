@@ -105,6 +105,16 @@ def build_parser() -> argparse.ArgumentParser:
                    help="write once, for node_exporter's textfile collector, and exit")  # fmt: skip
     p.add_argument("--dashboards", type=Path, metavar="DIR",
                    help="copy the Grafana dashboards and alert rules there, and exit")  # fmt: skip
+    p = verb("dashboard", dashboard, "a web page of all runs under a folder: live, or as files (--export)")
+    p.add_argument("folder", type=Path, nargs="?", help="the folder of the run folders (default: that of --runs)")
+    p.add_argument("--port", type=int, default=8765, help="where it answers (default 8765; 0: any free one)")
+    p.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine's loopback alone; "
+                   "others are given a random token to ask for)")  # fmt: skip
+    p.add_argument("--export", type=Path, metavar="DIR", help="write the page as it is now into this new folder, and "
+                   "exit")  # fmt: skip
+    p = verb("top", top, "all runs under a folder in this terminal, live; q leaves. Text once where there is none")
+    p.add_argument("folder", type=Path, nargs="?", help="the folder of the run folders (default: that of --runs)")
+    p.add_argument("--every", type=float, default=5.0, metavar="SECONDS", help="how often it looks (default 5)")
     p = verb("calibrate", calibrate, "propose thresholds for a run's filters from the scores of its clips", run=True)
     p.add_argument("--stage", help="whose filters (default: the first stage that has any)")
     p.add_argument("--keep", type=float, default=0.9, metavar="SHARE",
@@ -401,10 +411,7 @@ def exporter(args: argparse.Namespace) -> int:
         files = ex.copy_dashboards(args.dashboards)
         emit(args, {"files": files}, [str(file) for file in files])
         return 0
-    folder = args.folder or args.runs
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder; give the one that the run folders are in")
-    here = ex.Exporter(folder, args.days)
+    here = ex.Exporter(_folder(args), args.days)
     if args.textfile:
         ex.write(here, args.textfile)
         emit(args, {"file": str(args.textfile), "runs": len(here.seen)}, [f"{args.textfile}: {len(here.seen)} runs"])
@@ -415,6 +422,39 @@ def exporter(args: argparse.Namespace) -> int:
         sys.stdout.flush()
         server.serve_forever()
     return 0
+
+
+def dashboard(args: argparse.Namespace) -> int:
+    from hpc.batch import dashboard as db
+
+    gc.enable()  # it stays
+    board = db.Dashboard(_folder(args))
+    if args.export:
+        from hpc.batch import dashboard_export as ex
+
+        made = ex.export(board, args.export)
+        emit(args, made, [f"{made['page']}: {made['runs']} runs, {made['clips']} clips, {made['files']} files"])
+        return 0
+    server, address = db.serve(board, args.host, args.port)
+    with server:
+        emit(args, {"address": address, "folder": str(board.watch.folder)}, [f"{board.watch.folder} at {address}"])
+        sys.stdout.flush()
+        server.serve_forever()
+    return 0
+
+
+def top(args: argparse.Namespace) -> int:
+    from hpc.batch import top as tp
+
+    gc.enable()  # it stays
+    return tp.show(_folder(args), args.every, args.json)
+
+
+def _folder(args: argparse.Namespace) -> Path:
+    folder: Path = args.folder or args.runs
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder; give the one that the run folders are in")
+    return folder
 
 
 def calibrate(args: argparse.Namespace) -> int:

@@ -27,7 +27,7 @@ def collect(run: Run, stage: str | None, failed: bool, lines: int) -> list[Entry
         for name, fold in gathered.folds.items():
             if stage in (None, name):
                 for shard, record in sorted(fold.failed.items()):
-                    path = _of(run, name, fold.where[shard].job)
+                    path = of_task(run, name, fold.where[shard].job)
                     if path:
                         chosen.setdefault(path, f"shard {shard}: {record.failure}: {record.detail[:120]}")
         stages = {j.job: j.stage for j in gathered.jobs}
@@ -35,7 +35,7 @@ def collect(run: Run, stage: str | None, failed: bool, lines: int) -> list[Entry
             if task.state.startswith(slurm.DONE) and not task.state.startswith("COMPLETED"):
                 for index in task.indices or (-1,):
                     job = f"{task.job}_{index}" if index >= 0 else task.job
-                    path = _of(run, stages.get(task.job, ""), job)
+                    path = of_task(run, stages.get(task.job, ""), job)
                     if path and stage in (None, stages.get(task.job)):
                         chosen.setdefault(path, f"task {job}: {task.state}")
     else:
@@ -43,10 +43,10 @@ def collect(run: Run, stage: str | None, failed: bool, lines: int) -> list[Entry
         found = [p for f in folders for p in f.glob("*") if p.suffix in (".out", ".err")]
         for path in sorted(found, key=lambda p: -p.stat().st_mtime):
             chosen[path] = path.parent.name
-    return [Entry(str(p), why, _tail(p, lines)) for p, why in list(chosen.items())[:MOST]]
+    return [Entry(str(p), why, tail(p, lines)) for p, why in list(chosen.items())[:MOST]]
 
 
-def _of(run: Run, stage: str, job: str) -> Path | None:
+def of_task(run: Run, stage: str, job: str) -> Path | None:
     """The log of an array task. Local tasks' logs are named by process, so the newest that speaks of the row is it."""
     local = re.fullmatch(r"local(\d+)_(\d+)", job)
     if local:
@@ -59,7 +59,7 @@ def _of(run: Run, stage: str, job: str) -> Path | None:
     return None
 
 
-def _tail(path: Path, lines: int) -> list[str]:
+def tail(path: Path, lines: int) -> list[str]:
     with path.open("rb") as f:
         f.seek(0, 2)
         f.seek(max(0, f.tell() - 400 * (lines + 1)))

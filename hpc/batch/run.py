@@ -220,6 +220,25 @@ class Attempt(msgspec.Struct, frozen=True):
     def rows(self, domain: str) -> int:
         return self._rows(domain)[1].stat().st_size // 8 - 1
 
+    def shards(self, domain: str) -> list[list[str]]:
+        """The shards of each row, without what they are made of; none where a barrier has still to write them."""
+        try:
+            data = self._rows(domain)[0].read_bytes()
+        except FileNotFoundError:
+            return []
+        return [[shard.id for shard in row.shards] for row in msgspec.json.Decoder(_RowIds).decode_lines(data)]
+
+
+class _Id(msgspec.Struct, array_like=True):
+    id: str
+
+
+class _RowIds(msgspec.Struct, array_like=True):
+    """A plan.Row, of which the items are passed over."""
+
+    row: int
+    shards: list[_Id]
+
 
 def new_attempt(run: Run) -> Attempt:
     """Make the folder of the next attempt, never one that another planner has begun (it may still be at it)."""
