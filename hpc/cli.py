@@ -179,7 +179,7 @@ def find(args: argparse.Namespace) -> Run:
 
 
 def check(args: argparse.Namespace) -> int:
-    from hpc.batch import container, inputs, prepare, slurm
+    from hpc.batch import container, doctor, inputs, preflight, prepare, slurm
 
     facts, lines, status = [], [], 0
     for spec in load(args):
@@ -201,11 +201,39 @@ def check(args: argparse.Namespace) -> int:
             refused = prepare.refused(spec, cluster)
             lines += [f"  Slurm would refuse {stage}: {why}" for stage, why in refused.items()]
             lines += [] if refused else [f"  Slurm would take every stage on {spec.cluster}"]
-        status = 1 if refused else status
+        rows = [*preflight.examine(spec, cluster, args.runs, total), *_data_sets(preflight.data_sets(spec))]
+        lines += [f"  {line}" for line in doctor.lines(rows)]
+        status = 1 if refused or any(row.verdict == "bad" for row in rows) else status
         facts.append({"name": spec.name, "hash": spec.hash, "inputs": len(listing.entries), "bytes": total,
-                      "ignored": listing.ignored, "domains": where, "refused": refused})  # fmt: skip
+                      "ignored": listing.ignored, "domains": where, "refused": refused, "rows": rows})  # fmt: skip
     emit(args, facts, lines)
     return status
+
+
+def _data_sets(found: list[Any]) -> list[Any]:
+    """A sample of each data set that a training will read and that is there already, looked at by its reader's rules:
+    before a GPU is allocated."""
+    from hpc.batch import preflight
+    from hpc.batch.doctor import Row
+
+    rows = []
+    for one in found:
+        what = f"{one.stage}: data"
+        try:
+            from hpc import validate as rules
+
+            report = rules.validate(one.folder, one.consumer, one.frames, sample=16)
+        except ModuleNotFoundError as error:
+            rows.append(Row(what, "unknown", f"{one.folder}: {error.name} is not installed here",
+                            f"where it is: hpc validate {one.folder} --as {one.consumer}"))  # fmt: skip
+            continue
+        except (OSError, ValueError) as error:
+            rows.append(Row(what, "bad", str(error)))
+            continue
+        *_, last = rules.lines(report)
+        verdict = preflight.verdict_of(report)
+        rows.append(Row(what, verdict, last, f"hpc validate {one.folder} --as {one.consumer}" if report.errors else ""))
+    return rows
 
 
 def _prepared(args: argparse.Namespace, spec: Any, cluster: Any, on_slurm: bool) -> Any:

@@ -45,6 +45,7 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
     """None: not known; there are no times then."""
     per_node: int = 8
     fabric: float = FABRIC
+    """Bytes a second that each GPU sends to other nodes, where all of its node send."""
     latents: bool = False
     """The data set has latents: nothing is encoded."""
 
@@ -54,8 +55,10 @@ class Place(msgspec.Struct, frozen=True, kw_only=True):
         return LINKED * self.gpu.link if self.gpu else FABRIC
 
     def between(self, ranks: int, neighbours: int = 1) -> float:
-        """The same within a group of ranks, each `neighbours` after the one before."""
-        return self.link if ranks * neighbours <= self.per_node else min(self.link, self.fabric)
+        """The same within a group of ranks, each `neighbours` after the one before. Those of a node send over all of
+        the node's adapters that are theirs."""
+        own = max(1, min(ranks, self.per_node // neighbours))
+        return self.link if ranks * neighbours <= self.per_node else min(self.link, self.fabric * own)
 
 
 class Estimate(msgspec.Struct, kw_only=True):
