@@ -351,18 +351,21 @@ def _launch_quantize(
 
 
 class _ModulateFp8(torch.autograd.Function):
-    """(z, wrap(out in FP8)); the gradient of the second is taken as out's."""
+    """(z, wrap(out in FP8)); the gradient of the second is taken as out's. y and gate None: z is no output."""
 
     @staticmethod
     def forward(ctx, x, y, gate, shift, scale, eps, given, wrap):  # type: ignore[no-untyped-def]
         amax = torch.zeros(1, dtype=torch.float32, device=x.device)
         z, _, mean, r = _launch_forward(x, y, gate, shift, scale, eps, amax)
         ctx.save_for_backward(z, y, gate, shift, scale, mean, r)
-        return z, wrap(_launch_quantize(z, shift, scale, mean, r, amax, given))
+        out = wrap(_launch_quantize(z, shift, scale, mean, r, amax, given))
+        return (out,) if y is None else (z, out)
 
     @staticmethod
-    def backward(ctx, dz, d_out):  # type: ignore[no-untyped-def]
-        return *_launch_backward(*ctx.saved_tensors, dz, d_out.view(dz.shape)), None, None, None
+    def backward(ctx, *grads):  # type: ignore[no-untyped-def]
+        dz, d_out = (None, *grads)[-2:]
+        z = ctx.saved_tensors[0]
+        return *_launch_backward(*ctx.saved_tensors, dz, d_out.reshape(z.shape)), None, None, None
 
 
 def gated_modulate_fp8(
@@ -383,6 +386,17 @@ def gated_modulate_fp8(
         )
     vectors = _rows(gate_GD, shift_GD, scale_GD)
     return _ModulateFp8.apply(x_GLD.contiguous(), y_GLD.contiguous(), *vectors, eps, fp8_scale, wrap)
+
+
+def modulate_fp8(
+    x_GLD: Tensor, shift_GD: Tensor, scale_GD: Tensor, *,
+    wrap: Callable[[Quantized], Tensor], fp8_scale: Tensor | None = None, eps: float = 1e-6, kernels: str = "auto",
+) -> Tensor:  # fmt: skip
+    """modulate with out in FP8: see gated_modulate_fp8."""
+    _check(x_GLD, None, shift=shift_GD, scale=scale_GD)
+    if choose(kernels, x_GLD) == "torch":
+        return _quantized_reference(x_GLD, shift_GD, scale_GD, wrap, fp8_scale, eps)
+    return _ModulateFp8.apply(x_GLD.contiguous(), None, None, *_rows(shift_GD, scale_GD), eps, fp8_scale, wrap)[0]
 
 
 def modulate_reference(x_GLD: Tensor, shift_GD: Tensor, scale_GD: Tensor, *, eps: float = 1e-6) -> Tensor:
@@ -420,6 +434,13 @@ def gated_modulate_fp8_reference(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The same in FP8."""
     z = gated_modulate_reference(x_GLD, y_GLD, gate_GD, shift_GD, scale_GD, eps=eps)[0]
+    return z, _quantized_reference(z, shift_GD, scale_GD, wrap, fp8_scale, eps)
+
+
+def _quantized_reference(
+    z: Tensor, shift_GD: Tensor, scale_GD: Tensor, wrap: Callable[[Quantized], Tensor], fp8_scale: Tensor | None,
+    eps: float,
+) -> Tensor:  # fmt: skip
     wide_ND = modulate_reference(z.to(maths(z)), shift_GD, scale_GD, eps=eps).flatten(0, 1)
     out_ND = wide_ND.detach()
     amax = out_ND.abs().amax().view(1)
@@ -428,4 +449,4 @@ def gated_modulate_fp8_reference(
         by = torch.where((amax > 0) & amax.isfinite(), FP8_MAX / amax, torch.ones_like(amax))
     rows_ND = (out_ND * by).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
     quantized = Quantized(rows_ND, rows_ND.t().contiguous(), 1 / by, amax)
-    return z, _Straight.apply(wide_ND, quantized, wrap)
+    return _Straight.apply(wide_ND, quantized, wrap)

@@ -1,145 +1,439 @@
-"""What a diffusion transformer alone costs on one GPU: a forward pass as in generation, forward and backward as in
-training, without optimizer, data and VAE.
+"""What a training step of a diffusion transformer costs on one GPU, beside the same model in plain PyTorch.
 
-    python tests/bench_dit.py [--models predict2.5-2b,...] [--sizes 480,720] [--how eager,compiled] [--save 0,8]
-                              [--blocks N] [--tiny]
+    python tests/bench_dit.py [--only eager,compiled,bf16,fp8-current,fp8-delayed,...] [--sizes 480,720]
+                              [--model predict2.5-2b] [--blocks N] [--rounds 3] [--steps 2] [--budget 450]
+                              [--recompute NAME=WORDS ...] [--alone] [--profile] [--out FILE] [--tiny]
 
-Random weights of the published sizes in bfloat16, batch 1, 512 tokens of text. Sizes are those of training: 93 frames
-of 432x768 (31,104 tokens) and of 704x1280 (84,480 tokens); Predict1's 121 frames of 704x1280 are 56,320 tokens.
---save N: blocks whose activations are kept, the others are computed twice (recompute is no model FLOP); "all": of all.
---blocks: a slice of the model. --tiny: small sizes, to see that it runs; also on a CPU.
+Rows, all of them the trainer's own step (hpc.train): the loss, forward and backward, norm and clipping, AdamW, one mean
+of the weights; float32 weights in FSDP2 of one rank, random latents, a text of 512 tokens, batch 1.
 
-Each time is the median of 5 runs after 2 to warm up. MFU: model FLOPs (hpc.models.dit_presets.flops: attention all to
-all, blocks' matrices) / time / 989 TFLOP/s. `attention`, `matrices`: the time of these alone, forward and backward, at
-the same shapes: what a step cannot be shorter than.
+    eager, compiled     PyTorch's operators and nn.Linear in bfloat16, without our kernels; compiled: torch.compile
+    bf16                the same with kernels between matmuls and attention, and the update in one pass
+    fp8-current, fp8-delayed, fp8-blockwise    that with transformer-engine's layers in FP8, by how numbers are scaled
+    torch-fp8           fp8-current without our kernels
+    fp8-dpa             fp8-current with attention in FP8 too (transformer-engine's fp8_dpa, cuDNN)
+    te-attention        bf16 with transformer-engine's attention instead of PyTorch's
+
+Sizes are those of training: 93 frames of 432x768 (31,104 tokens) and of 704x1280 (84,480); Predict1's 121 frames of
+704x1280 are 56,320 tokens. What a row computes again is in RECOMPUTE, and --recompute 480:bf16=attention,matmuls:16
+says otherwise: `attention`, but of the first 16 blocks `matmuls` (`recompute`, `spared` of a spec). All rows compute
+as little again as memory allows.
+
+Rows take turns: in each round each is built anew, warmed up by a step (the first time by two), and makes --steps steps.
+Told are medians over all rounds of the whole step, and of forward and backward alone, by the GPU's clock. Nothing
+starts that would end after --budget seconds, by what it took before. MFU: model FLOPs (hpc.models.dit_presets.flops:
+attention all to all counted 3x its forward, blocks' matrices; what is computed again is not counted) / time / 989
+TFLOP/s whatever the precision. --alone: attention by itself, by each library, and matrices: what a step cannot be
+shorter than. --profile: of one step more, where the GPU's time went. A row that fails says why, and the others go on.
+--tiny: small sizes, also on a CPU, where all is float32 and kernels need TRITON_INTERPRET=1.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import contextlib
 import gc
+import json
+import os
 import statistics
 import time
-from collections.abc import Callable
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 import torch
-from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+import torch._dynamo
+import torch.distributed as dist
+from torch import Tensor, nn
 
+from hpc.kernels import choose
 from hpc.models.attention import attend, backend
-from hpc.models.dit import DiT
-from hpc.models.dit_presets import MLP, PRESETS, Config, flops, parameters
+from hpc.models.diffusion import Condition, Draws
+from hpc.models.dit_presets import MLP, Config, flops, parameters
+from hpc.train import diffusion_model, diffusion_optimizer, ema, ranks
+from hpc.train.settings import TrainDiffusion
+from hpc.train.settings.data import Shape
+from hpc.train.settings.diffusion import Sizes
+from hpc.train.settings.optimizer import Mean
 
 PEAK = 989e12  # dense bfloat16, of an H100 SXM and an H200 alike
 LATENTS = {"480": (24, 54, 96), "720": (24, 88, 160)}
 GPU = torch.cuda.is_available()
-DEVICE = "cuda" if GPU else "cpu"
+
+ROWS: dict[str, dict[str, Any]] = {
+    "eager": {"kernels": "torch"},
+    "compiled": {"kernels": "torch", "compile": True},
+    "bf16": {},
+    "fp8-current": {"precision": "fp8-current"},
+    "fp8-delayed": {"precision": "fp8-delayed"},
+    "fp8-blockwise": {"precision": "fp8-blockwise"},
+    "torch-fp8": {"precision": "fp8-current", "kernels": "torch"},
+    "fp8-dpa": {"precision": "fp8-current"},
+    "te-attention": {},
+}
+MAIN = "eager,compiled,bf16,fp8-current,fp8-delayed"
+RECOMPUTE = {
+    "480": "none | matmuls,none:14 | matmuls",
+    "480:eager": "matmuls,none:9 | matmuls",
+    "480:torch-fp8": "attention,none:9 | attention",
+    "480:fp8-current": "none | attention,none:20 | attention",
+    "480:fp8-delayed": "none | blocks,none:20 | blocks",
+    "480:fp8-dpa": "none | blocks,none:20 | blocks",
+    "720": "attention,none:6 | attention",
+    "720:eager": "attention",
+    "720:compiled": "attention",
+    "720:bf16": "attention,matmuls:14 | attention,matmuls:10 | attention",
+    "720:fp8-delayed": "blocks,none:6 | blocks",
+    "720:fp8-dpa": "blocks,none:6 | blocks",
+    "720:te-attention": "blocks,none:6 | blocks",
+}
+"""By size and row, or by size; of a 139 GiB GPU. Where memory does not reach, the next of them."""
+
+OURS = {"_forward", "_backward", "_quantize", "_sum_parts", "_sum_rows"}
+KINDS = {
+    "attention": ("sdpa", "attention", "attn", "flash", "fmha", "cudnn_generated"),
+    "matmul": ("gemm", "nvjet", "cutlass", "cublas", "xmma", "splitk", "aten::mm", "aten::addmm"),
+    "compiled": ("triton_",),
+    "optimizer, norm": ("multi_tensor", "foreach", "adam", "lpnorm"),
+    "fp8 casts": ("transpose", "amax", "fp8", "transformer_engine"),
+    "copies, casts": ("copy", "cast", "memcpy", "memset", "cat", "fill"),
+    "messages": ("nccl",),
+}
+"""Kinds of GPU kernels, by words in their names; the first that fits."""
 
 
-def seconds(run: Callable[[], object], rounds: int = 5, warm: int = 2) -> float:
+def kind_of(kernel: str) -> str:
+    if kernel in OURS:
+        return "our kernels"
+    if kernel == "_step":
+        return "optimizer, norm"
+    low = kernel.lower()
+    return next((kind for kind, words in KINDS.items() if any(word in low for word in words)), "elementwise, rest")
+
+
+def settings_of(row: str, model: str, size: str, tiny: bool, blocks: int, words: str) -> TrainDiffusion:
+    """words: what is computed again."""
+    first, *spared = words.strip().split(",")
+    more = dict(ROWS[row])
+    if tiny:
+        sizes = {"channels": 128, "heads": 2, "blocks": 2, "adaln_rank": 8, "text_channels": 32}
+        shape = Shape(frames=5, height=64, width=64, batch=1)
+        if not GPU:
+            more["precision"], more["compile"] = "fp32", False
+    else:
+        sizes = {"blocks": blocks} if blocks else {}
+        t, h, w = LATENTS[size]
+        shape = Shape(frames=1 + 4 * (t - 1), height=8 * h, width=8 * w, batch=1)
+    if model.startswith("predict1"):
+        shape = Shape(frames=9, height=64, width=64, batch=1) if tiny else Shape(frames=121, height=704, width=1280,
+                                                                                 batch=1)  # fmt: skip
+    return TrainDiffusion(**{
+        "model": model, "sizes": Sizes(**sizes), "shapes": (shape,), "steps": 1000, "ema": (Mean(rate=0.999),),
+        "recompute": first, "spared": {name: int(count) for name, count in (one.split(":") for one in spared)}, **more,
+    })  # fmt: skip
+
+
+class Row:
+    """A model with its optimizer, mean and inputs."""
+
+    def __init__(self, row: str, settings: TrainDiffusion, here: ranks.Here, text: int) -> None:
+        self.settings, self.here = settings, here
+        self.objective = diffusion_model.objective(settings)
+        self.model = diffusion_model.build(settings, here)
+        self.filled()
+        for layer in self.model.blocks if row in ("fp8-dpa", "te-attention") else ():
+            layer.self_attn.attend = te_attention(settings.config)
+        self.eight = row == "fp8-dpa"
+        self.optimizer = diffusion_optimizer.make(self.model, settings.optimizer)
+        self.means = [ema.begin(self.model)]
+        self.at_once = choose(settings.kernels, torch.empty(0, device=here.device)) == "fused"
+        c, [latent] = settings.config, settings.latents(settings.compression or (4, 8))
+        random = torch.Generator(here.device).manual_seed(1)
+        shape = (1, c.latent_channels, *latent)
+
+        def normal(*size: int) -> Tensor:
+            return torch.randn(size, generator=random, device=here.device)
+
+        given = torch.zeros(1, latent.frames, device=here.device) if c.condition_mask else None
+        self.x0 = normal(*shape)
+        self.condition = Condition(normal(1, text, c.text_input), given, None, torch.tensor([24.0], device=here.device))
+        self.draws = Draws(normal(*shape), normal(1), torch.ones(1, 2, device=here.device), normal(1), normal(*shape))
+        self.losses: list[float] = []
+
+    @torch.no_grad()
+    def filled(self) -> None:
+        """Random weights, made where they are: blocks are no identity, as they are at first."""
+        torch.manual_seed(1)
+        for name, weight in (*self.model.named_parameters(), *self.model.named_buffers()):
+            one = ema.local(weight)
+            one.fill_(1.0) if "norm" in name else one.normal_(0, 0.02)
+
+    def step(self) -> tuple[Any, Any, Any]:
+        """Marks: where it began, after the backward pass, at the end."""
+        began = mark()
+        with computing(self.settings, self.here.device, self.eight):
+            loss = self.objective.loss(self.model, self.x0, self.condition, self.draws).loss
+        loss.backward()
+        between = mark()
+        diffusion_optimizer.step(self.model, self.optimizer, self.settings.optimizer, self.means, [0.999], self.at_once)
+        self.optimizer.zero_grad()
+        ended = mark()
+        self.losses.append(loss.item())
+        return began, between, ended
+
+
+@contextlib.contextmanager
+def computing(settings: TrainDiffusion, device: torch.device, eight: bool) -> Iterator[None]:
+    """The trainer's, or with attention in FP8 too."""
+    if not eight:
+        with diffusion_model.computing(settings, device):
+            yield
+        return
+    import transformer_engine.pytorch as te
+    from transformer_engine.common import recipe
+
+    with te.autocast(enabled=True, recipe=recipe.Float8CurrentScaling(fp8_dpa=True)):
+        yield
+
+
+def te_attention(c: Config) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """transformer-engine's, in FP8 where its recipe says so."""
+    from transformer_engine.pytorch import DotProductAttention
+
+    one = DotProductAttention(c.heads, c.head_channels, qkv_format="bshd", attn_mask_type="no_mask")
+    return lambda q, k, v: one(q, k, v).unflatten(-1, (c.heads, -1))
+
+
+def mark() -> Any:
+    if not GPU:
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def between(one: Any, other: Any) -> float:
+    return one.elapsed_time(other) / 1e3 if GPU else other - one
+
+
+def release() -> None:
+    gc.collect()
+    if GPU:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def turn(row: str, settings: TrainDiffusion, here: ranks.Here, text: int, warm: int, steps: int,
+         profile: bool) -> dict[str, Any]:  # fmt: skip
+    """Seconds of steps, memory, the losses."""
+    one = Row(row, settings, here, text)
+    for _ in range(warm):
+        one.step()
+    marks = [one.step() for _ in range(steps)]
+    if GPU:
+        torch.cuda.synchronize()
+    found = {
+        "step": [between(a, c) for a, _, c in marks], "both": [between(a, b) for a, b, _ in marks],
+        "memory": torch.cuda.max_memory_allocated() / 2**30 if GPU else 0.0, "losses": one.losses,
+    }  # fmt: skip
+    if profile:
+        print_profile(row, one.step)
+    return found
+
+
+def print_profile(row: str, work: Callable[[], object]) -> None:
+    """Of a step: shares of kinds of kernels, and the longest of each."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA if GPU else
+                                            torch.profiler.ProfilerActivity.CPU]) as seen:  # fmt: skip
+        work()
+        if GPU:
+            torch.cuda.synchronize()
+    times: dict[str, list[float]] = {}
+    spans = []
+    for event in seen.events():
+        if (event.device_type == torch.autograd.DeviceType.CUDA) == GPU and not event.is_user_annotation:
+            taken = event.time_range.elapsed_us() if GPU else event.self_cpu_time_total
+            spans.append((event.time_range.start, event.time_range.end))
+            entry = times.setdefault(event.name, [0.0, 0])
+            entry[0] += taken / 1e3
+            entry[1] += 1
+    whole = busy = 0.0
+    if spans:
+        spans.sort()
+        end = spans[0][0]
+        for a, b in spans:
+            busy += max(0.0, b - max(a, end)) / 1e3
+            end = max(end, b)
+        whole = (end - spans[0][0]) / 1e3
+    kinds: dict[str, list[tuple[float, int, str]]] = {}
+    for name, (taken, calls) in times.items():
+        kinds.setdefault(kind_of(name), []).append((taken, int(calls), name))
+    print(f"  profile of {row}: {whole:.1f} ms, of which idle {whole - busy:.1f} ms")
+    for kind, found in sorted(kinds.items(), key=lambda one: -sum(taken for taken, _, _ in one[1])):
+        total = sum(taken for taken, _, _ in found)
+        print(f"    {kind:18} {total:9.1f} ms {total / max(whole, 1e-9):6.1%}")
+        for taken, calls, name in sorted(found, reverse=True)[: 8 if kind == "elementwise, rest" else 5]:
+            print(f"        {taken:9.2f} ms {calls:6} x {taken / calls * 1e3:9.1f} us  {name[:120]}", flush=True)
+
+
+def seconds(run: Callable[[], object], rounds: int = 3, warm: int = 1) -> float:
     times = []
     for i in range(warm + rounds):
-        began = time.perf_counter()
+        began = mark()
         run()
+        ended = mark()
         if GPU:
             torch.cuda.synchronize()
         if i >= warm:
-            times.append(time.perf_counter() - began)
+            times.append(between(began, ended))
     return statistics.median(times)
 
 
-def alone(c: Config, tokens: int, text: int) -> tuple[float, float]:
-    """Seconds of all blocks' attention, and of their matrices, forward and backward."""
+def alone(c: Config, tokens: int, text: int, work: float, device: torch.device) -> None:
+    """Prints the time of all blocks' self-attention by each library, and of their matrices, forward and backward."""
+    head = (c.heads, c.head_channels)
 
     def random(*shape: int) -> Tensor:
-        return torch.randn(shape, device=DEVICE, dtype=torch.bfloat16, requires_grad=True)
+        return torch.randn(shape, device=device, dtype=torch.bfloat16, requires_grad=True)
 
-    def both(q: Tensor, k: Tensor, v: Tensor) -> None:
-        attend(q, k, v).backward(torch.ones_like(q))
+    def tell(name: str, attention: Callable[..., Tensor], around: Callable[[], Any] = contextlib.nullcontext) -> float:
+        qkv = [random(1, tokens, *head) for _ in range(3)]
+        kept: list[Tensor] = []
 
-    head = (c.heads, c.head_channels)
-    ours = matrices = 0.0
-    for length in (tokens, text):
-        qkv = [random(1, tokens, *head), random(1, length, *head), random(1, length, *head)]
-        ours += seconds(lambda qkv=qkv: both(*qkv), 3, 1)
+        def forward() -> None:
+            with around():
+                kept[:] = [attention(*qkv)]
+
+        try:
+            forward()
+            gradient = torch.ones_like(kept[0])
+            ahead = seconds(forward)
+            back = seconds(lambda: kept[0].backward(gradient, retain_graph=True))
+        except Exception as error:
+            print(f"  attention alone, {name:24} {type(error).__name__}: {str(error)[:150]}")
+            return float("inf")
+        done = 4 * tokens**2 * c.channels
+        print(f"  attention alone, {name:24} forward {1e3 * ahead:8.2f} ms {done / ahead / 1e12:5.0f} TFLOP/s, "
+              f"backward {1e3 * back:8.2f} ms {2.5 * done / back / 1e12:5.0f}", flush=True)  # fmt: skip
+        return c.blocks * (ahead + back)
+
+    best = tell("ours (PyTorch's SDPA)", attend)
+    if GPU:
+        from transformer_engine.common import recipe
+        from transformer_engine.pytorch import autocast
+
+        best = min(best, tell("transformer-engine", te_attention(c)))
+        tell("transformer-engine, FP8", te_attention(c),
+             lambda: autocast(enabled=True, recipe=recipe.Float8CurrentScaling(fp8_dpa=True)))  # fmt: skip
+    matrices = 0.0
     for inside, outside, count in ((c.channels, c.channels, 6), (c.channels, MLP * c.channels, 1),
                                    (MLP * c.channels, c.channels, 1)):  # fmt: skip
         x, w = random(tokens, inside), random(outside, inside)
-        gradient = torch.ones(tokens, outside, device=DEVICE, dtype=torch.bfloat16)
-        matrices += count * seconds(lambda x=x, w=w, g=gradient: torch.nn.functional.linear(x, w).backward(g), 3, 1)
-    return c.blocks * ours, c.blocks * matrices
-
-
-def row(name: str, c: Config, size: tuple[int, int, int], how: str, save: str, text: int) -> str:
-    gc.collect()
-    if GPU:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    with torch.device(DEVICE):
-        model = DiT(c).to(torch.bfloat16)
-        x, words = torch.randn(1, c.latent_channels, *size), torch.randn(1, text, c.text_input, dtype=torch.bfloat16)
-        level, fps = torch.tensor([0.5]), torch.tensor([24.0])
-    keep = c.blocks if save == "all" else min(int(save), c.blocks)
-    for i, block in enumerate(model.blocks):
-        if how == "compiled":
-            block.compile(fullgraph=True)
-        if i >= keep:
-            block.forward = lambda *x, f=block.forward: (
-                checkpoint(f, *x, use_reentrant=False) if torch.is_grad_enabled() else f(*x)
-            )
-
-    def forward() -> Tensor:
-        return model(x, level, words, None, fps).latents_BCTHW
-
-    def step() -> None:
-        forward().square().mean().backward()
-        model.zero_grad()
-
-    tokens = size[0] * size[1] * size[2] // 4
-    words_of = f"{name:24} {c.blocks:3} blocks {tokens:7} tokens  {how:8} save {keep:3}"
-    try:
-        with torch.no_grad():
-            generation = seconds(forward)
-        training = seconds(step)
-    except torch.OutOfMemoryError:
-        return f"{words_of}  out of memory: keep fewer"
-    work = flops(c, *size, text)
-    memory = torch.cuda.max_memory_allocated() / 2**30 if GPU else 0.0
-    told = f"forward {generation:7.3f} s {work / generation / PEAK:5.1%}  training {training:7.3f} s "
-    told += f"{3 * work / training / 1e12:5.0f} TFLOP/s MFU {3 * work / training / PEAK:5.1%}"
-    return f"{words_of}  {told}  peak {memory:5.1f} GiB"
+        gradient = torch.ones(tokens, outside, device=device, dtype=torch.bfloat16)
+        taken = seconds(lambda x=x, w=w, g=gradient: nn.functional.linear(x, w).backward(g))
+        print(f"  matrix alone {inside} x {outside}: {6 * tokens * inside * outside / taken / 1e12:.0f} TFLOP/s")
+        matrices += count * c.blocks * taken
+    most = 3 * work / (best + matrices) / PEAK
+    print(f"  self-attention {best:.3f} s, matrices {matrices:.3f} s: MFU at most {most:.1%}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default="predict2.5-2b")
-    parser.add_argument("--sizes", default="480,720")
-    parser.add_argument("--how", default="eager,compiled")
-    parser.add_argument("--save", default="0")
+    parser.add_argument("--model", default="predict2.5-2b")
+    parser.add_argument("--only", default=MAIN)
+    parser.add_argument("--sizes", default="480")
+    parser.add_argument("--recompute", action="append", default=[])
     parser.add_argument("--blocks", type=int, default=0)
-    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=2)
+    parser.add_argument("--budget", type=float, default=450)
+    parser.add_argument("--out", type=Path)
+    for flag in ("--alone", "--profile", "--tiny"):
+        parser.add_argument(flag, action="store_true")
     args = parser.parse_args()
-    if GPU:
-        print(torch.cuda.get_device_name(), "torch", torch.__version__)
-    for name in args.models.split(","):
-        c = PRESETS[name].config
-        if args.tiny:
-            c = dataclasses.replace(c, channels=64, heads=2, blocks=2, text_projection=None, text_channels=32)
-        c = dataclasses.replace(c, blocks=args.blocks or c.blocks)
-        print(f"{name}: {parameters(c) / 1e9:.2f}e9 weights, attention by",
-              backend(torch.device(DEVICE, 0 if GPU else None), torch.bfloat16, c.head_channels))  # fmt: skip
-        for size in args.sizes.split(","):
-            latents = (16, 88, 160) if name.startswith("predict1") else LATENTS[size]
-            latents, text = ((2, 8, 12), 16) if args.tiny else (latents, 512)
-            tokens = latents[0] * latents[1] * latents[2] // 4
-            least = alone(c, tokens, text)
-            print(f"{name:24} {c.blocks:3} blocks {tokens:7} tokens  attention {least[0]:.3f} s, matrices "
-                  f"{least[1]:.3f} s: MFU at most {3 * flops(c, *latents, text) / sum(least) / PEAK:.1%}")  # fmt: skip
-            for how in args.how.split(","):
-                for save in args.save.split(","):
-                    print(row(name, c, latents, how, save, text), flush=True)
+    begun = time.monotonic()
+    torch._dynamo.config.recompile_limit = 64  # rows are built anew in each round
+    again = RECOMPUTE | dict(one.split("=") for one in args.recompute)
+    here = ranks.start()
+    told: list[dict[str, Any]] = []
+    for size in args.sizes.split(","):
+        told += of_size(args, size, again, here, begun)
+        if args.out:
+            about = {"arguments": {name: str(value) for name, value in vars(args).items()}, "torch": torch.__version__,
+                     "device": torch.cuda.get_device_name() if GPU else "CPU"}  # fmt: skip
+            args.out.write_text(json.dumps(about | {"rows": told}, indent=1))
+    dist.destroy_process_group()
+
+
+def of_size(args: argparse.Namespace, size: str, again: dict[str, str], here: ranks.Here,
+            begun: float) -> list[dict[str, Any]]:  # fmt: skip
+    rows = args.only.split(",")
+    text = 16 if args.tiny else 512
+    ways = {row: ["none"] if args.tiny else again.get(f"{size}:{row}", again[size]).split(" | ") for row in rows}
+    c = settings_of("eager", args.model, size, args.tiny, args.blocks, "none")
+    [latent], config = c.latents(c.compression or (4, 8)), c.config
+    work = flops(config, *latent, text)
+    print(f"{args.model}: {parameters(config) / 1e9:.2f}e9 weights, {config.blocks} blocks, {latent.tokens} tokens, "
+          f"attention by {backend(here.device, torch.bfloat16, config.head_channels)}", flush=True)  # fmt: skip
+    if args.alone:
+        alone(config, latent.tokens, text, work, here.device)
+    turns: dict[str, list[dict[str, Any]]] = {row: [] for row in rows}
+    failed: dict[str, str] = {}
+    takes: dict[str, float] = {}
+    for number in range(args.rounds):
+        for row in rows:
+            left = args.budget - (time.monotonic() - begun)
+            if row in failed or left < takes.get(row, 0.0):
+                continue
+            since = time.monotonic()
+            while row not in failed and len(turns[row]) == number:
+                release()
+                try:
+                    settings = settings_of(row, args.model, size, args.tiny, args.blocks, ways[row][0])
+                    found = turn(row, settings, here, text, 1 if number else 2, args.steps, args.profile and not number)
+                    turns[row].append(found)
+                    print(f"  round {number + 1} {size} {row:14} {[round(t, 4) for t in found['step']]} s", flush=True)
+                except torch.OutOfMemoryError as error:
+                    print(f"  {size} {row}: out of memory with {ways[row][0]}", flush=True)
+                    if len(ways[row]) == 1:
+                        failed[row] = str(error)[:200]
+                    else:
+                        del ways[row][0]
+                except Exception as error:
+                    failed[row] = f"{type(error).__name__}: {str(error)[:300]}"
+                    print(f"  {size} {row} failed: {failed[row]}", flush=True)
+                    traceback.print_exc()
+            takes[row] = time.monotonic() - since
+    release()
+    return [summary(row, size, ways[row][0], turns[row], failed.get(row), latent.tokens, work) for row in rows]
+
+
+def summary(row: str, size: str, words: str, turns: list[dict[str, Any]], failed: str | None, tokens: int,
+            work: float) -> dict[str, Any]:  # fmt: skip
+    """Printed, and for the file."""
+    said: dict[str, Any] = {"row": row, "size": size, "tokens": tokens, "recompute": words}
+    name = f"{size} {row:14} recompute {words:22}"
+    if not turns:
+        print(f"{name} {failed or 'no time left'}", flush=True)
+        return said | {"failed": failed or "no time left"}
+    step, both = (statistics.median(t for turn in turns for t in turn[kind]) for kind in ("step", "both"))
+    said |= {
+        "step_seconds": step, "forward_backward_seconds": both, "update_seconds": step - both,
+        "steps": sum(len(turn["step"]) for turn in turns), "all": [t for turn in turns for t in turn["step"]],
+        "tflops": 3 * work / step / 1e12, "mfu": 3 * work / step / PEAK, "mfu_forward_backward": 3 * work / both / PEAK,
+        "memory_gib": max(turn["memory"] for turn in turns), "losses": turns[0]["losses"],
+    }  # fmt: skip
+    print(f"{name} step {step:8.4f} s (forward, backward {both:8.4f})  {said['tflops']:4.0f} TFLOP/s  MFU "
+          f"{said['mfu']:5.1%} (forward, backward {said['mfu_forward_backward']:5.1%})  {said['memory_gib']:5.1f} GiB  "
+          f"loss {turns[0]['losses'][-1]:.4f}  {said['steps']} steps", flush=True)  # fmt: skip
+    return said
 
 
 if __name__ == "__main__":
+    warnings.filterwarnings("ignore", message=".*torch.distributed.*|.*NCCL.*|.*FSDP.*")
     main()

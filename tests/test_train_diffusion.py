@@ -33,11 +33,11 @@ from hpc.models.tokenizers import files
 from hpc.train import clips, diffusion, diffusion_model, diffusion_optimizer, ema, ranks, saver
 from hpc.train.checkpoint import Checkpoints, complete
 from hpc.train.diffusion_input import embedding
+from hpc.train.estimate import Place
+from hpc.train.estimate_diffusion import KEPT, memory
 from hpc.train.metrics import lines
 from hpc.train.samples import listed
 from hpc.train.schedule import cycled
-from hpc.train.estimate import Place
-from hpc.train.estimate_diffusion import KEPT, memory
 from hpc.train.settings import TrainDiffusion
 from hpc.train.settings.data import Shape, Validation
 from hpc.train.settings.diffusion import AdamW, Lora, Mesh, Objective, Pictures, Text
@@ -464,7 +464,7 @@ def test_a_block_keeps_what_is_estimated(recompute: str) -> None:
 
     forward = block.forward
     if recompute != "none":
-        forward = diffusion_model.recomputed(forward, settings(recompute=recompute), torch.device("cpu"))
+        forward = diffusion_model.recomputed(forward, recompute, settings(), torch.device("cpu"))
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda one: one):
         forward(x, *given, None)
     found = sum(one.untyped_storage().nbytes() for one in kept.values()) / tokens / 256

@@ -2,7 +2,8 @@
 
 On a GPU attention is most of a step (85 % of one at 84,480 tokens), and PyTorch falls back to a slow kernel without a
 word where a fast one does not take the tensors. Here the order is cuDNN, FlashAttention, the memory-efficient one, and
-whoever gets less than FlashAttention is told so, once for each kind of tensors.
+whoever gets a slow one is told so, once for each kind of tensors. PyTorch's FlashAttention is the second version: on an
+H200 it is half as fast as cuDNN, and counts as slow.
 """
 
 from __future__ import annotations
@@ -16,7 +17,11 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 ORDER = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-FAST = ORDER[:2]
+
+
+def fast(device: torch.device) -> list[SDPBackend]:
+    """None slower than another by much."""
+    return ORDER[:1] if torch.cuda.get_device_capability(device) >= (9, 0) else ORDER[:2]
 
 
 def attend(q_BSHD: Tensor, k_BLHD: Tensor, v_BLHD: Tensor) -> Tensor:
@@ -45,12 +50,13 @@ def backend(device: torch.device, dtype: torch.dtype, head_channels: int) -> str
         except RuntimeError:
             continue
         break
-    if kind not in FAST:
+    if kind not in fast(device):
         words = f"{str(dtype).removeprefix('torch.')} with {head_channels} channels a head"
         warnings.warn(
-            f"attention of {words} runs on PyTorch's {kind.name} kernel on {torch.cuda.get_device_name(device)}: cuDNN "
-            "and FlashAttention, several times as fast, take bfloat16 or float16 with a multiple of 8 channels, 256 at "
-            "most. Set the precision to bf16, or another number of heads",
+            f"attention of {words} runs on PyTorch's {kind.name} kernel on {torch.cuda.get_device_name(device)}, where "
+            f"{' and '.join(one.name for one in fast(device))} would be two to ten times as fast: they take bfloat16 "
+            "or float16 with a multiple of 8 channels, 128 at most. Set the precision to bf16, or another number of "
+            "heads; with those, this PyTorch's cuDNN is too old or does not load (torch.backends.cudnn.version())",
             stacklevel=2,
         )
     return str(kind.name)

@@ -20,12 +20,16 @@ bfloat16 weights and activations, float32 where rounding would show: norms, rota
 level, what it modulates with, and the last layer (Predict2.5 was trained so, "use_wan_fp32_strategy"; the others in
 bfloat16, which this rounds less).
 
+What stands between a block's parts (gated residual, norm, modulation; norms of heads and their rotation) is written out
+in torch's operators, and there are kernels of the same (hpc.kernels): `kernels` says which compute.
+
 cosmos_predict1 4ed35fa: diffusion/training/networks/general_dit.py, general_dit_lvg.py, module/blocks.py
 cosmos_predict2 661da47: models/text2image_dit.py; cosmos_predict2.5 50369b8: networks/minimal_v4_dit.py
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
@@ -34,6 +38,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hpc.kernels import choose, gated, modulate, qk_norm_rope
 from hpc.models.attention import attend
 from hpc.models.dit_presets import FOURIER, MLP, PATCH, Config
 
@@ -42,6 +47,10 @@ FPS = 24.0
 EPS = 1e-6
 
 Linear = Callable[[int, int], nn.Module]
+Wrap = Callable[[modulate.Quantized], Tensor]
+Quantizing = Callable[[Tensor], Wrap | None]
+"""Of hidden states, whose shape and type count: what makes the input of linear layers of them in FP8, if such layers
+take it now."""
 
 
 class Output(NamedTuple):
@@ -61,9 +70,62 @@ def modulated(x_BTND: Tensor, shift_BT1D: Tensor, scale_BT1D: Tensor) -> Tensor:
     return torch.addcmul(shift_BT1D, normal, 1 + scale_BT1D).to(x_BTND.dtype)
 
 
-def gated(x_BTND: Tensor, gate_BT1D: Tensor, y_BSD: Tensor) -> Tensor:
+def joined(x_BTND: Tensor, gate_BT1D: Tensor, y_BSD: Tensor) -> Tensor:
     """x + gate y."""
     return torch.addcmul(x_BTND, gate_BT1D.to(x_BTND.dtype), y_BSD.reshape(x_BTND.shape))
+
+
+class Joints:
+    """What stands between a block's parts, by torch's operators or by kernels.
+
+    quantizing: see Quantizing; the modulated then are in FP8 where layers take them so.
+    """
+
+    def __init__(self, kernels: str = "auto", quantizing: Quantizing | None = None) -> None:
+        self.kernels, self.quantizing = kernels, quantizing
+
+    def fused(self, x: Tensor) -> bool:
+        return choose(self.kernels, x) == "fused"
+
+    def modulated(self, x_BTND: Tensor, shift_BT1D: Tensor, scale_BT1D: Tensor) -> Tensor:
+        """[B, S, D]: the input of a block's part."""
+        if not self.fused(x_BTND):
+            return modulated(x_BTND, shift_BT1D, scale_BT1D).flatten(1, 2)
+        x_GLD, shift_GD, scale_GD = grouped(x_BTND, shift_BT1D), rows(shift_BT1D), rows(scale_BT1D)
+        if self.quantizing and (wrap := self.quantizing(x_BTND.flatten(1, 2))):
+            return modulate.modulate_fp8(x_GLD, shift_GD, scale_GD, wrap=wrap, eps=EPS, kernels="fused")
+        out_GLD = modulate.modulate(x_GLD, shift_GD, scale_GD, eps=EPS, kernels="fused")
+        return out_GLD.view(len(x_BTND), -1, x_BTND.shape[-1])
+
+    def joined(self, x_BTND: Tensor, gate_BT1D: Tensor, y_BSD: Tensor) -> Tensor:
+        if not self.fused(x_BTND):
+            return joined(x_BTND, gate_BT1D, y_BSD)
+        x_GLD = grouped(x_BTND, gate_BT1D)
+        return gated.gated(x_GLD, y_BSD.view(x_GLD.shape), rows(gate_BT1D), kernels="fused").view(x_BTND.shape)
+
+    def joined_modulated(
+        self, x_BTND: Tensor, gate_BT1D: Tensor, y_BSD: Tensor, shift_BT1D: Tensor, scale_BT1D: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(x + gate y, that modulated [B, S, D])."""
+        if not self.fused(x_BTND):
+            z_BTND = joined(x_BTND, gate_BT1D, y_BSD)
+            return z_BTND, modulated(z_BTND, shift_BT1D, scale_BT1D).flatten(1, 2)
+        x_GLD = grouped(x_BTND, gate_BT1D)
+        given = x_GLD, y_BSD.view(x_GLD.shape), rows(gate_BT1D), rows(shift_BT1D), rows(scale_BT1D)
+        if self.quantizing and (wrap := self.quantizing(x_BTND.flatten(1, 2))):
+            z_GLD, out = modulate.gated_modulate_fp8(*given, wrap=wrap, eps=EPS, kernels="fused")
+            return z_GLD.view(x_BTND.shape), out
+        z_GLD, out_GLD = modulate.gated_modulate(*given, eps=EPS, kernels="fused")
+        return z_GLD.view(x_BTND.shape), out_GLD.view(len(x_BTND), -1, x_BTND.shape[-1])
+
+
+def grouped(x_BTND: Tensor, vector_BT1D: Tensor) -> Tensor:
+    """[groups, tokens, D]: a group of tokens has one shift, scale and gate."""
+    return x_BTND.reshape(vector_BT1D.shape[0] * vector_BT1D.shape[1], -1, x_BTND.shape[-1])
+
+
+def rows(vector_BT1D: Tensor) -> Tensor:
+    return vector_BT1D.reshape(-1, vector_BT1D.shape[-1])
 
 
 def float32(layer: nn.Module, x: Tensor) -> Tensor:
@@ -93,9 +155,9 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """Of tokens to each other, or to a text."""
 
-    def __init__(self, c: Config, text: bool, linear: Linear) -> None:
+    def __init__(self, c: Config, text: bool, linear: Linear, kernels: str = "auto") -> None:
         super().__init__()
-        self.heads = c.heads
+        self.heads, self.kernels = c.heads, kernels
         self.attend = attend  # hpc.models.context_parallel puts its own here
         inside = c.text_channels if text else c.channels
         self.q_proj = linear(c.channels, c.channels)
@@ -109,10 +171,25 @@ class Attention(nn.Module):
         from_BLE = x_BSD if text_BLE is None else text_BLE
         projected = self.q_proj(x_BSD), self.k_proj(from_BLE), self.v_proj(from_BLE)
         q, k, v = (y.unflatten(-1, (self.heads, -1)) for y in projected)
-        q, k = self.q_norm(q), self.k_norm(k)
+        q, k = self.normed(q, k, rope)
+        return self.output_proj(self.attend(q, k, v).flatten(-2))
+
+    def normed(self, q_BSHD: Tensor, k_BLHD: Tensor, rope: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+        """Each head by its norm, and turned; of their own type."""
+        of_q, of_k = self.q_norm.weight, self.k_norm.weight
+        if choose(self.kernels, q_BSHD) == "fused":
+            if rope is None:
+                head_norm = functools.partial(qk_norm_rope.head_norm, eps=EPS, kernels="fused")
+                return head_norm(q_BSHD, of_q), head_norm(k_BLHD, of_k)
+            cos, sin = (table[:, :, 0, : table.shape[-1] // 2] for table in rope)
+            cos, sin = (cos[0], sin[0]) if len(cos) == 1 else (cos, sin)
+            return qk_norm_rope.qk_norm_rope(
+                q_BSHD, k_BLHD, of_q, of_k, cos, sin, eps=EPS, layout="bshd", kernels="fused"
+            )
+        q, k = self.q_norm(q_BSHD), self.k_norm(k_BLHD)
         if rope is not None:
             q, k = rotated(q, *rope), rotated(k, *rope)
-        return self.output_proj(self.attend(q.to(v.dtype), k.to(v.dtype), v).flatten(-2))
+        return q.to(q_BSHD.dtype), k.to(k_BLHD.dtype)
 
 
 class Feedforward(nn.Module):
@@ -139,14 +216,17 @@ class Modulation(nn.Sequential):
 
 
 class Block(nn.Module):
-    def __init__(self, c: Config, linear: Linear) -> None:
+    def __init__(
+        self, c: Config, linear: Linear, kernels: str = "auto", quantizing: Quantizing | None = None
+    ) -> None:
         super().__init__()
-        self.self_attn = Attention(c, False, linear)
-        self.cross_attn = Attention(c, True, linear)
+        self.self_attn = Attention(c, False, linear, kernels)
+        self.cross_attn = Attention(c, True, linear, kernels)
         self.mlp = Feedforward(c, linear)
         self.adaln_modulation_self_attn = Modulation(c, 3)
         self.adaln_modulation_cross_attn = Modulation(c, 3)
         self.adaln_modulation_mlp = Modulation(c, 3)
+        self.joints = Joints(kernels, quantizing)
 
     def forward(
         self,
@@ -160,11 +240,13 @@ class Block(nn.Module):
         """T of the noise level is 1 where all frames have the same. Tokens are the latent pixels of all frames."""
         x = x_BTND if positions_1TND is None else x_BTND + positions_1TND
         shift, scale, gate = self.adaln_modulation_self_attn(level_BTD, shared_BT3D)
-        x = gated(x, gate, self.self_attn(modulated(x, shift, scale).flatten(1, 2), None, rope))
-        shift, scale, gate = self.adaln_modulation_cross_attn(level_BTD, shared_BT3D)
-        x = gated(x, gate, self.cross_attn(modulated(x, shift, scale).flatten(1, 2), text_BLE, None))
-        shift, scale, gate = self.adaln_modulation_mlp(level_BTD, shared_BT3D)
-        return gated(x, gate, self.mlp(modulated(x, shift, scale).flatten(1, 2)))
+        y = self.self_attn(self.joints.modulated(x, shift, scale), None, rope)
+        shift, scale, next_gate = self.adaln_modulation_cross_attn(level_BTD, shared_BT3D)
+        x, h = self.joints.joined_modulated(x, gate, y, shift, scale)
+        y, gate = self.cross_attn(h, text_BLE, None), next_gate
+        shift, scale, next_gate = self.adaln_modulation_mlp(level_BTD, shared_BT3D)
+        x, h = self.joints.joined_modulated(x, gate, y, shift, scale)
+        return self.joints.joined(x, next_gate, self.mlp(h))
 
 
 class LearnedPositions(nn.Module):
@@ -233,9 +315,12 @@ class LastLayer(nn.Module):
 
 class DiT(nn.Module):
     """linear: makes the layers that nearly all multiplications are in, those of the blocks' attention and MLP, of
-    (channels inside, outside); without bias. The rest are torch's own, in float32."""
+    (channels inside, outside); without bias. The rest are torch's own, in float32. kernels: auto, torch or fused, see
+    hpc.kernels.choose; quantizing: of such layers in FP8."""
 
-    def __init__(self, config: Config, linear: Linear = linear) -> None:
+    def __init__(
+        self, config: Config, linear: Linear = linear, kernels: str = "auto", quantizing: Quantizing | None = None
+    ) -> None:
         super().__init__()
         c = self.config = config
         if c.channels % c.heads or c.head_channels % 2 or c.head_channels < 12:
@@ -246,7 +331,7 @@ class DiT(nn.Module):
         self.t_embedding_norm = RMSNorm(c.channels)
         self.extra_pos_embedder = LearnedPositions(c) if c.learned_positions else None
         self.crossattn_proj = nn.Linear(c.text_projection, c.text_channels) if c.text_projection else None
-        self.blocks = nn.ModuleList(Block(c, linear) for _ in range(c.blocks))
+        self.blocks = nn.ModuleList(Block(c, linear, kernels, quantizing) for _ in range(c.blocks))
         self.final_layer = LastLayer(c)
         self.log_variance = LogVariance() if c.log_variance else None
         self.init_weights()

@@ -5,7 +5,9 @@
     with computing(settings, here.device): loss = of.loss(model, ...)
 
 FP8 is transformer-engine's: float32 weights spread over the ranks, gathered in bf16, and cast by te.Linear in each
-forward pass. What is computed again on the way back enters FP8 anew, since the way back is outside of it.
+forward pass. Kernels of norms and modulation write FP8 with its transpose themselves, by the largest number of each
+tensor, so that no layer casts what it is given by them. What is computed again on the way back enters FP8 anew, since
+the way back is outside of it.
 (TransformerEngine 2.11, fd91bae^: pytorch/module/linear.py, distributed.py, quantization.py)
 """
 
@@ -26,13 +28,14 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from hpc.models import diffusion, dit, dit_files, dit_publish, hub, lora
+from hpc.models import attention, diffusion, dit, dit_files, dit_publish, hub, lora
 from hpc.models.diffusion import Objective
 from hpc.models.dit import DiT
 from hpc.train import fsdp
 from hpc.train.randomness import generator, key
 from hpc.train.ranks import Here
 from hpc.train.settings import TrainDiffusion
+from hpc.train.settings.diffusion import Recompute
 
 ATTENTION = ("_scaled_dot_product_cudnn_attention", "_scaled_dot_product_flash_attention",
              "_scaled_dot_product_efficient_attention", "_scaled_dot_product_flash_attention_for_cpu")  # fmt: skip
@@ -49,12 +52,12 @@ def objective(settings: TrainDiffusion) -> Objective:
 def build(settings: TrainDiffusion, here: Here) -> DiT:
     """Its weights lie on this rank's device, with no values yet. Raises RuntimeError for FP8 without
     transformer-engine."""
-    with torch.device("meta"):
-        model = DiT(settings.config, linear_of(settings, here.device))
-        adapted(model, settings)
-    for block in model.blocks:
-        if settings.recompute != "none":
-            block.forward = recomputed(block.forward, settings, here.device)
+    model = network(settings, here.device)
+    dtype = torch.float32 if settings.precision == "fp32" else torch.bfloat16
+    attention.backend(here.device, dtype, settings.config.head_channels)  # warns here, before anything is computed
+    for block, again in zip(model.blocks, settings.policies, strict=True):
+        if again != "none":
+            block.forward = recomputed(block.forward, again, settings, here.device)
         if settings.compile:
             block.compile()
     exact = settings.precision == "fp32" or here.device.type == "cpu"
@@ -65,6 +68,14 @@ def build(settings: TrainDiffusion, here: Here) -> DiT:
     shard = settings.mesh.sharded(here.count)
     fsdp.shard([*model.blocks, model], fsdp.mesh(here.device, shard), policy)
     return model.to_empty(device=here.device).train()
+
+
+def network(settings: TrainDiffusion, device: torch.device) -> DiT:
+    """As it computes on such a device, of one rank; on none yet. Raises RuntimeError as `build` does."""
+    with torch.device("meta"):
+        model = DiT(settings.config, linear_of(settings, device), settings.kernels, quantizing(settings, device))
+        adapted(model, settings)
+    return model
 
 
 def begin(model: DiT, settings: TrainDiffusion, here: Here) -> None:
@@ -136,6 +147,30 @@ def linear_of(settings: TrainDiffusion, device: torch.device) -> dit.Linear:
     return lambda inside, outside: Linear(inside, outside, bias=False, params_dtype=torch.float32, device="meta")
 
 
+def quantizing(settings: TrainDiffusion, device: torch.device) -> dit.Quantizing | None:
+    """Kernels' output in FP8 as te.Linear takes it. None where it takes another kind: with blockwise scales, or as what
+    adapters take too."""
+    if not in_fp8(settings, device) or settings.precision == "fp8-blockwise" or settings.lora:
+        return None
+    from transformer_engine.pytorch.quantization import FP8GlobalStateManager
+    from transformer_engine.pytorch.tensor.float8_tensor import Float8CurrentScalingQuantizer, Float8Tensor
+    from transformer_engine_torch import DType
+
+    quantizer = Float8CurrentScalingQuantizer(DType.kFloat8E4M3, device)
+
+    def of(x_BSD: Tensor) -> dit.Wrap | None:
+        if x_BSD.dtype != torch.bfloat16 or not FP8GlobalStateManager.is_fp8_enabled():
+            return None
+        b, s, d = x_BSD.shape
+        return lambda found: Float8Tensor(
+            shape=(b, s, d), dtype=torch.bfloat16, data=found.rows_ND.view(torch.uint8).view(b, s, d),
+            fp8_scale_inv=found.scale_inv, fp8_dtype=DType.kFloat8E4M3,
+            data_transpose=found.columns_DN.view(torch.uint8).view(d, b, s), quantizer=quantizer,
+        )  # fmt: skip
+
+    return of
+
+
 def in_fp8(settings: TrainDiffusion, device: torch.device) -> bool:
     return settings.precision.startswith("fp8") and device.type == "cuda"
 
@@ -162,7 +197,9 @@ def recipe(precision: str) -> Any:
     return recipes.Float8CurrentScaling(fp8_format=recipes.Format.HYBRID)
 
 
-def recomputed(forward: Callable[..., Tensor], settings: TrainDiffusion, device: torch.device) -> Callable[..., Tensor]:
+def recomputed(
+    forward: Callable[..., Tensor], again: Recompute, settings: TrainDiffusion, device: torch.device
+) -> Callable[..., Tensor]:
     """A block's forward pass that keeps less, and does it again on the way back."""
     if settings.precision == "fp8-delayed" and in_fp8(settings, device):
         import transformer_engine.pytorch as te
@@ -175,15 +212,15 @@ def recomputed(forward: Callable[..., Tensor], settings: TrainDiffusion, device:
             return forward(*x)
 
     options: dict[str, Any] = {}
-    if kept := KEPT.get(settings.recompute):
+    if kept := KEPT.get(again):
         options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, functools.partial(policy, kept))
 
-    def again(*x: Any) -> Tensor:
+    def twice(*x: Any) -> Tensor:
         if not torch.is_grad_enabled():
             return inside(*x)
         return checkpoint(inside, *x, use_reentrant=False, preserve_rng_state=False, **options)
 
-    return again
+    return twice
 
 
 def policy(kept: tuple[str, ...], context: Any, operator: Any, *given: Any, **more: Any) -> CheckpointPolicy:

@@ -111,9 +111,7 @@ def off(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 
 def on_one(given: TrainDiffusion, rank: int, device: torch.device) -> dict[str, Tensor]:
     """Gradients of a rank's samples on one GPU, without FSDP: the same layers, with the weights that it gathers."""
-    with torch.device("meta"):
-        model = DiT(given.config, diffusion_model.linear_of(given, device))
-    model = model.to_empty(device=device)
+    model = diffusion_model.network(given, device).to_empty(device=device)
     model.load_state_dict(diffusion_model.first(given).state_dict())
     if device.type == "cuda" and given.precision != "fp32":
         model = model.to(torch.bfloat16)
@@ -184,6 +182,39 @@ def test_fp8_is_near_bf16_and_not_the_same(here: ranks.Here, tmp_path: Path, pre
         grads.append(whole(model))
     assert off(grads[1], grads[2]) < 0.05
     assert 0.01 < off(grads[0], grads[1]) < 0.3
+
+
+@pytest.mark.skipif(not GPU, reason="no GPU")
+@pytest.mark.parametrize("precision", FP8)
+def test_kernels_hand_fp8_to_the_layers(here: ranks.Here, tmp_path: Path, precision: str) -> None:
+    """...but blockwise, with about the gradients of layers that cast themselves."""
+    pytest.importorskip("transformer_engine.pytorch")
+    from transformer_engine.pytorch.tensor.float8_tensor import Float8Tensor
+
+    grads = {}
+    for kernels in ("fused", "torch"):
+        given = awake(tmp_path, precision=precision, kernels=kernels)
+        model = spread(given, here)
+        seen: list[bool] = []
+        for block in model.blocks:
+            for layer in (block.self_attn.q_proj, block.self_attn.v_proj, block.cross_attn.q_proj, block.mlp.layer1):
+                layer.register_forward_pre_hook(lambda _, x, seen=seen: seen.append(isinstance(x[0], Float8Tensor)))
+        run(given, model, 0, here.device)
+        assert seen == [kernels == "fused" and precision != "fp8-blockwise"] * 4 * len(model.blocks)
+        grads[kernels] = whole(model)
+    assert off(grads["fused"], grads["torch"]) < 0.1
+
+
+@pytest.mark.skipif(not GPU, reason="no GPU")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_kernels_have_the_gradients_of_torchs_operators(here: ranks.Here, tmp_path: Path, precision: str) -> None:
+    grads = []
+    for kernels, spared in (("torch", {}), ("fused", {}), ("fused", {"matmuls": 1})):
+        given = awake(tmp_path, precision=precision, kernels=kernels, recompute="attention", spared=spared)
+        run(given, model := spread(given, here), 0, here.device)
+        grads.append(whole(model))
+    assert off(grads[1], grads[0]) < {"fp32": 1e-4, "bf16": 0.02}[precision]
+    assert off(grads[2], grads[1]) < 1e-3
 
 
 def tar(place: Path) -> Path:

@@ -81,7 +81,7 @@ def test_attention_goes_to_a_fast_kernel(head: int) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         kind = attention.backend(torch.device("cuda", 0), torch.bfloat16, head)
-    assert kind in {one.name for one in attention.FAST}
+    assert kind in {one.name for one in attention.fast(torch.device("cuda", 0))}
     with pytest.warns(UserWarning, match="float32 with .* channels a head runs on PyTorch's"):
         attention.backend.__wrapped__(torch.device("cuda", 0), torch.float32, head)
 
@@ -98,9 +98,9 @@ def test_the_fast_kernels_backward_is_attentions() -> None:
         assert difference(mine.grad, wanted.grad) < 0.02
 
 
-def wide(dtype: torch.dtype) -> tuple[DiT, tuple[Tensor, ...]]:
+def wide(dtype: torch.dtype, kernels: str = "auto") -> tuple[DiT, tuple[Tensor, ...]]:
     torch.manual_seed(0)
-    model = DiT(WIDE)
+    model = DiT(WIDE, kernels=kernels)
     for block in model.blocks:
         for name in ("self_attn", "cross_attn", "mlp"):
             torch.nn.init.normal_(getattr(block, f"adaln_modulation_{name}")[2].weight, std=0.3)
@@ -122,6 +122,15 @@ def test_bfloat16_is_near_float32() -> None:
     assert difference(rounded["gradient"], exact["gradient"]) < 0.05
 
 
+@pytest.mark.skipif(not GPU, reason="no GPU: tests/kernels/test_dit_kernel.py has it under Triton's interpreter")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kernels_compute_what_torchs_operators_do(dtype: torch.dtype) -> None:
+    limit = 1e-4 if dtype == torch.float32 else 0.03
+    fused, plain = (run(*wide(dtype, kernels)) for kernels in ("fused", "torch"))
+    for name, value in plain.items():
+        assert difference(fused[name], value) < limit, name
+
+
 def test_recomputed_blocks_have_the_same_gradients() -> None:
     model, inputs = wide(torch.bfloat16)
     plain = run(model, inputs)
@@ -131,10 +140,11 @@ def test_recomputed_blocks_have_the_same_gradients() -> None:
         assert difference(value, plain[name]) < 1e-3, name
 
 
+@pytest.mark.parametrize("kernels", ["fused", "torch"] if GPU else ["torch"])
 @pytest.mark.parametrize("backend", ["inductor"] if GPU else ["aot_eager"])
-def test_compiled_blocks_compute_the_same(backend: str) -> None:
+def test_compiled_blocks_compute_the_same(backend: str, kernels: str) -> None:
     """Each block as one graph."""
-    model, inputs = wide(torch.bfloat16)
+    model, inputs = wide(torch.bfloat16, kernels)
     plain = run(model, inputs)
     for block in model.blocks:
         block.compile(backend=backend, fullgraph=True)

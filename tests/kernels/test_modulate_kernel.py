@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from hpc.kernels import modulate as module
-from hpc.kernels.modulate import Quantized, gated_modulate, gated_modulate_fp8, gated_modulate_reference, modulate
+from hpc.kernels.modulate import (
+    Quantized,
+    gated_modulate,
+    gated_modulate_fp8,
+    gated_modulate_reference,
+    modulate,
+    modulate_fp8,
+)
 
 
 def near(found: Tensor | None, wanted: Tensor | None, dtype: torch.dtype) -> None:
@@ -127,6 +134,19 @@ def test_gradients_pass_fp8_as_if_it_were_not_there(device: torch.device) -> Non
     for kernels in ("fused", "torch"):
         found = torch.autograd.grad(in_fp8(inputs, None, kernels)[:2], inputs, grads)
         for one, other in zip(found, wanted, strict=True):
+            near(one, other, torch.float32)
+
+
+def test_fp8_without_a_part_before(device: torch.device) -> None:
+    x, _, _, shift, scale = example(2, 5, 24, torch.float32, device)
+    grad = torch.randn(2, 5, 24, device=device)
+    exact = modulate(x, shift, scale, kernels="torch")
+    wanted = torch.autograd.grad(exact, (x, shift, scale), grad)
+    for kernels in ("fused", "torch"):
+        wrap = lambda one: (one.rows_ND.float() * one.scale_inv).view(x.shape)
+        out = modulate_fp8(x, shift, scale, kernels=kernels, wrap=wrap)
+        torch.testing.assert_close(out, exact, rtol=1 / 16, atol=float(exact.detach().abs().max()) / 448 * 2**-9)
+        for one, other in zip(torch.autograd.grad(out, (x, shift, scale), grad), wanted, strict=True):
             near(one, other, torch.float32)
 
 

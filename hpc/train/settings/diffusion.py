@@ -22,6 +22,7 @@ from hpc.train.settings.tokenizer import PUBLISHED, unfit
 
 Count = Annotated[int, Meta(ge=1)]
 Precision = Literal["bf16", "fp8-current", "fp8-delayed", "fp8-blockwise", "fp32"]
+Recompute = Literal["none", "matmuls", "attention", "blocks"]
 FP8_TOKENS = 16
 """Rows of a matrix in FP8 are a multiple of this."""
 
@@ -158,8 +159,8 @@ class TrainDiffusion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     INPUT_SUFFIXES: ClassVar[tuple[str, ...]] = (".tar", ".mp4", ".mov", ".mkv", ".webm", ".avi")
     VERSION: ClassVar[int] = 1
     NEUTRAL: ClassVar[tuple[str, ...]] = (
-        "checkpoints", "folder", "readers", "micro_batch", "compile", "recompute", "mesh", "gpu_memory", "pictures",
-        "kernels",
+        "checkpoints", "folder", "readers", "micro_batch", "compile", "recompute", "spared", "mesh", "gpu_memory",
+        "pictures", "kernels",
     )  # fmt: skip
     SECONDS_PER_GIB: ClassVar[float] = 1.0
 
@@ -189,16 +190,18 @@ class TrainDiffusion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     float32. fp8: multiplications of the blocks in FP8 besides, by transformer-engine, scaled by the largest number of
     each tensor (current), of blocks of it (blockwise), or of the steps before (delayed: its history is not in
     checkpoints). Without a GPU all is float32."""
-    recompute: Literal["none", "matmuls", "attention", "blocks"] = "none"
+    recompute: Recompute = "none"
     """What of a block is computed again on the way back: nothing; all but matmuls and attention; all but attention; all
     of it."""
+    spared: dict[Recompute, Count] = {}
+    """Blocks, the first ones, that compute less again than that, as far as memory reaches: {matmuls: 16}, {none: 8}."""
     micro_batch: Count | None = None
     """Samples that a rank computes at a time; gradients of the others are added up. Null: its whole share at once."""
     compile: bool = False
     """torch.compile of each block: a slow first step of each shape, then faster ones."""
     kernels: Literal["auto", "torch", "fused"] = "auto"
-    """Of the update, on GPUs. auto: weights, moments and means in one pass where that can run. torch: one by one.
-    fused: an error where it cannot run."""
+    """Of what stands between a block's matmuls and attention, and of the update. auto: fused where there is a GPU.
+    torch: PyTorch's operators; weights, moments and means one by one. fused: an error where it cannot run."""
     lora: Lora | None = None
     optimizer: AdamW = AdamW(rate=2**-14.5, warmup=100, betas=(0.9, 0.999), weight_decay=1e-3)
     ema: Annotated[tuple[Mean, ...], Meta(min_length=1)] = (Mean(width=0.1),)
@@ -243,6 +246,12 @@ class TrainDiffusion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     @property
     def text_model(self) -> str:
         return self.text.encoder or ENCODERS[self.preset.text]
+
+    @property
+    def policies(self) -> list[Recompute]:
+        """`recompute` of each block."""
+        first = [policy for policy, blocks in self.spared.items() for _ in range(blocks)]
+        return first + [self.recompute] * (self.config.blocks - len(first))
 
     def models(self) -> dict[str, tuple[str, ...]]:
         known = self.preset
@@ -295,8 +304,11 @@ class TrainDiffusion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             unfit(self.shapes, *self.compression)
             for number, one in enumerate(self.latents(self.compression)):
                 fits(c, one, number)
-        if self.precision == "fp8-delayed" and self.recompute in ("matmuls", "attention"):
-            raise ValueError(f"recompute: {self.recompute} does not go with fp8-delayed: none or blocks")
+        policies = self.policies
+        if len(policies) != c.blocks:
+            raise ValueError(f"spared: {self.spared}: {len(policies)} blocks in all; there are {c.blocks}")
+        if self.precision == "fp8-delayed" and not {"none", "blocks"}.issuperset(policies):
+            raise ValueError("recompute, spared: with fp8-delayed there are none and blocks")
         if not self.optimizer.cycle and self.optimizer.warmup > self.steps:
             words = f"the rate would still be rising at the last of {self.steps} steps"
             raise ValueError(f"optimizer: warmup of {self.optimizer.warmup} steps: {words}")
