@@ -388,7 +388,7 @@ def of_size(args: argparse.Namespace, size: str, again: dict[str, str], here: ra
     for number in range(args.rounds):
         for row in rows:
             left = args.budget - (time.monotonic() - begun)
-            if row in failed or left < takes.get(row, 0.0):
+            if row in failed or left < takes.get(row, max(takes.values(), default=0.0)):
                 continue
             since = time.monotonic()
             while row not in failed and len(turns[row]) == number:

@@ -92,7 +92,8 @@ def memory(s: TrainDiffusion, place: Place) -> dict[str, float]:
     gradients = 4 * (block + ends) if not s.lora else 4 * trained / c.blocks
     fp8 = s.precision.startswith("fp8")
     whole = KEPT["none"] if s.kernels == "torch" or s.precision == "fp32" else FUSED
-    each = whole * c.blocks if s.recompute == "none" else KEPT[s.recompute] * c.blocks + whole
+    full = s.policies.count("none")
+    each = sum(whole if policy == "none" else KEPT[policy] for policy in s.policies) + whole * (full < c.blocks)
     sizes = list(zip(s.shapes, s.latents(s.compression), strict=True))
     at_once = [s.micro_batch or shape.batch // data for shape, _ in sizes]
     tokens = max(count * one.tokens / s.mesh.cp for count, (_, one) in zip(at_once, sizes, strict=True))
@@ -101,7 +102,7 @@ def memory(s: TrainDiffusion, place: Place) -> dict[str, float]:
     passing = {
         "gathered": (2 * block + ends) * wide + gradients,
         # transformer-engine keeps a block's weights in FP8, as they are and transposed, until the way back
-        **({"fp8 weights": 2 * c.blocks * block} if fp8 and s.recompute == "none" else {}),
+        **({"fp8 weights": 2 * full * block} if fp8 and full else {}),
         "activations": tokens * c.channels * each * wide / 2,
     }
     a_pixel = next((size for word, size in ENCODING.items() if re.search(word, s.video_tokenizer)), 0.0)
