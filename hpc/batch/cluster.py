@@ -100,6 +100,8 @@ class Override(Placement, frozen=True, kw_only=True):
     """Workers per array task."""
     nodes: Count | None = None
     """Stages that train only."""
+    patience: Seconds | None = None
+    """Stages that train only."""
 
 
 class Rates(Struct, frozen=True, kw_only=True):

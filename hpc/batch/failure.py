@@ -4,6 +4,7 @@ node       the machine: full scratch disk, I/O errors, a node that died     -> e
 memory     killed for memory                                                -> with twice the memory
 timeout    the time limit came first, again and again                       -> with more time
 preempted  a job of higher priority took the place                          -> again
+hang       ranks waited for each other, and none of them got on             -> again, in another place
 stuck      ranks were started again and again, and reached no new checkpoint -> after a person looked; `hpc retry`
 lost       the task ended without a word (killed, cancelled by hand)        -> again
 storage    the object store or shared file system did not take or give      -> again
@@ -37,6 +38,7 @@ REMEDIES = {
     "memory": Remedy(True, "again, with twice the memory", memory=2.0),
     "timeout": Remedy(True, "again, with twice the time", time=2.0),
     "preempted": Remedy(True, "again"),
+    "hang": Remedy(True, "again; the log says which rank was behind, and the run's ranks/ has all stacks"),
     "stuck": Remedy(False, "look at the log; checkpoint more often, or give it more time; `hpc retry` tries again"),
     "lost": Remedy(True, "again"),
     "storage": Remedy(True, "again"),
@@ -47,10 +49,15 @@ REMEDIES = {
 }
 AGAIN_AT_ONCE = {"crash", "memory", "storage", "node"}
 """The worker itself tries these a second time before it records a failure: most pass."""
+BROKEN = ("uncorrectable ecc", "fallen off the bus", "gpu is lost", "hardware stack error", "no cuda-capable device",
+          "cuda driver initialization failed", "system not yet initialized")  # fmt: skip
+"""Words of CUDA's errors of which the GPU is to blame, or its driver: never the stage."""
 
 
 def of_exception(error: BaseException) -> str:
     """The class of what a stage raised. Storage errors are known by name: this module imports no stage code."""
+    if any(word in str(error).lower() for word in BROKEN):
+        return "node"
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return "memory"
     names = {cls.__name__ for cls in type(error).__mro__}

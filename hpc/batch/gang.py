@@ -61,19 +61,20 @@ class Line(msgspec.Struct):
     rank: int
     failure: str
     detail: str
+    node: str = ""
 
 
-def leave(file: str, rank: int, why: str, detail: str) -> NoReturn:
-    """Say why this rank failed and end its process, at once: the others may be waiting for it, and whoever started them
+def leave(file: str, rank: int, why: str, detail: str, node: str) -> NoReturn:
+    """Say why a rank failed and end this process, at once: the others may be waiting for it, and whoever started them
     ends them now."""
     with Path(file).open("ab") as out:
-        out.write(msgspec.json.encode(Line(rank, why, detail)) + b"\n")
+        out.write(msgspec.json.encode(Line(rank, why, detail, node)) + b"\n")
     os._exit(1)
 
 
-def reason(file: str, status: int) -> tuple[str, str]:
-    """(class of failure, detail) of a gang that ended: what the rank said that failed by itself. One that was killed
-    says nothing, and the others tell of their lost connection."""
+def reason(file: str, status: int) -> tuple[str, str, str]:
+    """(class of failure, detail, node) of a gang that ended: what the rank said that failed by itself. One that was
+    killed says nothing, and the others tell of their lost connection."""
     try:
         lines = msgspec.json.Decoder(Line).decode_lines(Path(file).read_bytes())
         Path(file).unlink()
@@ -81,9 +82,9 @@ def reason(file: str, status: int) -> tuple[str, str]:
         lines = []
     for line in lines:
         if not any(word in line.detail.lower() for word in ECHOES):
-            return line.failure, f"rank {line.rank}: {line.detail}"
+            return line.failure, f"rank {line.rank}: {line.detail}", line.node
     said = f"; rank {lines[0].rank} said {lines[0].detail[:200]}" if lines else ""
-    return "lost", f"a rank was killed, or lost its node (exit {status}){said}: see the log"
+    return "lost", f"a rank was killed, or lost its node (exit {status}){said}: see the log", ""
 
 
 def newest(file: Path) -> str:

@@ -56,6 +56,7 @@ ABOUT = {
     "train_data_wait_ratio": "Share of the time in which ranks waited for data.",
     "train_mfu_ratio": "Share of the GPUs' dense bfloat16 peak that the model's own arithmetic takes.",
     "train_skipped_steps_total": "Steps whose gradients were not finite.",
+    "train_own_seconds": "Time of a step that a rank does not wait for others: of ranks the median, and the slowest.",
     "train_memory_peak_bytes": "The most that a rank held on its GPU.",
     "exporter_runs": "Runs whose figures are here.",
     "exporter_unreadable_runs": "Run folders that could not be read.",
@@ -158,6 +159,9 @@ def of(report: Report) -> dict[str, Family]:
         }  # fmt: skip
         for name, now in said.items():
             out.add(f"train_{name}", now, stage=one.stage)
+        if one.slow:
+            out.add("train_own_seconds", one.slow.median, stage=one.stage, of="median")
+            out.add("train_own_seconds", one.slow.slowest, stage=one.stage, of="slowest")
     return out.found
 
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 import os
 import sys
 
+from hpc.batch.heartbeat import NODE
+
 
 def main(arguments: list[str]) -> None:
     if arguments[:1] != ["--"] or len(arguments) < 2:
@@ -25,6 +27,7 @@ def main(arguments: list[str]) -> None:
 
     from submitit.helpers import TorchDistributedEnvironment
 
+    os.environ.setdefault(NODE, os.environ.get("SLURMD_NODENAME", ""))
     os.environ["SUBMITIT_EXECUTOR"] = "slurm"  # by which submitit knows that Slurm's variables are the ones to read
     TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
     os.execv(sys.executable, [sys.executable, *arguments[1:]])

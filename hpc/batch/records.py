@@ -66,6 +66,8 @@ class Record(msgspec.Struct, tag="shard", omit_defaults=True):
     """What NVML said while it was made: {"seconds", "busy", "joules", "bytes"}, as hpc.batch.gpus has it."""
     memory: float = 0.0
     """Bytes: the most that the process which made it has held so far, and its largest child."""
+    node: str = ""
+    """Of ranks: the one that failed, where it is known."""
     checkpoint: str = ""
     """The newest one when ranks were started; hpc.batch.gang.NONE for none."""
 

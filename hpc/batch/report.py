@@ -122,7 +122,7 @@ def build(run: Run, gathered: status.Gathered) -> Report:
     attempts = len(run.attempts())
     return Report(
         status=rows, provenance=provenance, account=accounting.of(gathered, provenance, run),
-        trainings=[t for stage in gathered.stages.values() if (t := training.look(stage))],
+        trainings=[t for stage in gathered.stages.values() if (t := training.look(run, stage))],
         attempts=attempts, cluster=gathered.plan.cluster,
         made=time.strftime("%Y-%m-%d %H:%M:%S %Z"), started=min(first, default=0.0),
         wall_seconds=max(last, default=0.0) - min(first, default=0.0), times=times, failures=failures, quarantined=bad,

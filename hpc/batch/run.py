@@ -11,6 +11,7 @@ runs/<name>-<hash>/
     code/                 the code that runs, laid out as installed
     barrier-<stage>.json .jsonl .idx    written by a barrier: what it froze, and its rows
   logs/<stage>/  records/<stage>/
+  ranks/<stage>/<start>/              heartbeats of ranks, and their stacks where they hung (hpc.batch.heartbeat)
   report.txt  report.json  report.html
 """
 
@@ -134,6 +135,9 @@ class Run(msgspec.Struct, frozen=True):
 
     def logs(self, stage: str) -> Path:
         return self.folder / "logs" / stage
+
+    def ranks(self, stage: str) -> Path:
+        return self.folder / "ranks" / stage
 
     def report(self, form: str) -> Path:
         return self.folder / f"report.{form}"

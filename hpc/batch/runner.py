@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import importlib
 import os
 import resource
@@ -19,11 +20,12 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 
 from hpc.batch import failure, gang, gpus, jsons
+from hpc.batch.heartbeat import NODE, Heart
 from hpc.batch.run import StagePlan
 from hpc.batch.spec import settings_of
 from hpc.data import storage
@@ -42,6 +44,8 @@ class Setup(msgspec.Struct):
     """Of a gang: the file in which ranks say why they failed."""
     saves: str = ""
     """...and the folder in which they say what their newest checkpoint is, in a file for each shard."""
+    ranks: str = ""
+    """...and the one of their heartbeats."""
 
 
 class Order(msgspec.Struct):
@@ -86,12 +90,15 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     rank = 0
+    heart: Heart | None = None
 
     def send(reply: Reply) -> None:
         if rank == 0:
             channel.write(msgspec.json.encode(reply) + b"\n")
 
     def check() -> None:
+        if heart:
+            heart.beat()
         if stopping:
             raise Stopped
 
@@ -100,6 +107,10 @@ def main() -> None:
     if setup.failures:
         rank = int(os.environ["RANK"])
         signal.signal(signal.SIGUSR2, lambda signum, frame: stopping.append(signum))  # ...and passes it on to ranks
+        os.environ.setdefault("TORCH_NCCL_ENABLE_TIMING", "1")  # by which a heart knows who waits for whom
+        patience, tell = stage.resources.patience, functools.partial(hang, setup.failures)
+        heart = Heart(Path(setup.ranks), rank, int(os.environ["WORLD_SIZE"]), setup.progress_every / 3,
+                      float(patience) if patience else None, tell)  # fmt: skip
     begun = time.monotonic()
     settings = settings_of(stage.kind, stage.settings)
     try:
@@ -123,7 +134,7 @@ def main() -> None:
         try:
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir(parents=True)
-            reply = _one(order, setup, process, scratch, check, send, look, publishes=rank == 0)
+            reply = _one(order, setup, process, scratch, check, send, look, heart, publishes=rank == 0)
         except Stopped:
             reply = Reply("stopped", order.shard)
         except Exception as error:
@@ -132,11 +143,19 @@ def main() -> None:
             words = f"{type(error).__name__}: {str(error)[:1500]} ({Path(last.filename).name}:{last.lineno})"
             if setup.failures:
                 sys.stderr.flush()
-                gang.leave(setup.failures, rank, failure.of_exception(error), words)
+                node = os.environ.get(NODE, "")
+                gang.leave(setup.failures, rank, failure.of_exception(error), words, node)
             reply = Reply("failed", order.shard, failure=failure.of_exception(error), detail=words)
         reply.gpu, reply.memory = look(), held()
         shutil.rmtree(scratch, ignore_errors=True)
         send(reply)
+
+
+def hang(failures: str, rank: int, node: str, words: str, stacks: str) -> NoReturn:
+    """The end of a gang of which no rank gets on: rank is the one that others wait for."""
+    sys.stderr.write(f"{words}\n{stacks}")
+    sys.stderr.flush()
+    gang.leave(failures, rank, "hang", words, node)
 
 
 def held() -> float:
@@ -150,8 +169,8 @@ def saved(folder: str, shard: str) -> Path:
     return Path(folder, f"{shard}.checkpoint")
 
 
-def _one(order: Order, setup: Setup, process: Any, scratch: Path, check: Any, send: Any, look: Any, *,
-         publishes: bool) -> Reply:  # fmt: skip
+def _one(order: Order, setup: Setup, process: Any, scratch: Path, check: Any, send: Any, look: Any, heart: Heart | None,
+         *, publishes: bool) -> Reply:  # fmt: skip
     """Make one shard and publish it."""
     stage = setup.stage
     own = stage.domain == "inputs"
@@ -165,16 +184,16 @@ def _one(order: Order, setup: Setup, process: Any, scratch: Path, check: Any, se
             return Reply("failed", order.shard, failure="upstream", detail=f"{name} has no shard {order.shard}: {last}")
     begun = time.monotonic()
     items = [msgspec.convert(i, Item) for i in order.items] if own else []
-    made: Made = process(
-        Work(
-            shard=order.shard,
-            items=[item for place, item in enumerate(items) if place not in order.without],
-            rows=[] if own else order.items,
-            upstream=upstream, folder=stage.folder, scratch=scratch, fingerprint=stage.fingerprint, check=check,
-            progress=_reporter(send, look, order.shard, setup.progress_every),
-            on=_teller(send, order.shard, items), alone=order.alone,
-        )
+    work = Work(
+        shard=order.shard,
+        items=[item for place, item in enumerate(items) if place not in order.without],
+        rows=[] if own else order.items,
+        upstream=upstream, folder=stage.folder, scratch=scratch, fingerprint=stage.fingerprint, check=check,
+        progress=_reporter(send, look, order.shard, setup.progress_every, heart),
+        on=_teller(send, order.shard, items), alone=order.alone,
     )  # fmt: skip
+    with heart.watched() if heart else contextlib.nullcontext():
+        made: Made = process(work)
     crashed = [Bad(items[place].uri, "crash", "the process died on it, twice: see the log") for place in order.without]
     worked = time.monotonic()
     objects = publish(stage.folder, order.shard, stage.objects, made) if publishes else []
@@ -253,10 +272,12 @@ def _teller(send: Any, shard: str, items: list[Item]) -> Any:
     return on
 
 
-def _reporter(send: Any, look: Any, shard: str, every: float) -> Any:
+def _reporter(send: Any, look: Any, shard: str, every: float, heart: Heart | None) -> Any:
     last = [time.monotonic()]
 
     def progress(fraction: float, words: str = "") -> None:
+        if heart:
+            heart.mine.words = words
         now = time.monotonic()
         if now - last[0] >= every:
             last[0] = now

@@ -1,4 +1,5 @@
-"""Where a training stands, from the end of its metrics.jsonl: a file that grows by a line a step."""
+"""Where a training stands, from the end of its metrics.jsonl: a file that grows by a line a step; and which of its
+ranks are slow, from their heartbeats."""
 
 from __future__ import annotations
 
@@ -9,7 +10,8 @@ from typing import Any
 
 import msgspec
 
-from hpc.batch.run import StagePlan
+from hpc.batch import heartbeat
+from hpc.batch.run import Run, StagePlan
 
 TAIL = 1 << 16
 """Bytes at the end of the file that are read, however long it is."""
@@ -39,6 +41,8 @@ class Training(msgspec.Struct, omit_defaults=True):
     skipped: float | None = None
     memory: float | None = None
     """Bytes on a GPU, at most."""
+    slow: heartbeat.Slow | None = None
+    """Of its last start."""
 
     def words(self) -> str:
         of = f" of {self.steps:,}" if self.steps else ""
@@ -50,6 +54,7 @@ class Training(msgspec.Struct, omit_defaults=True):
         said += [f"MFU {self.mfu:.1%}"] if self.mfu is not None else []
         said += [f"waited for data {self.data_wait:.1%}"] if self.data_wait is not None else []
         said += [f"{self.skipped:,.0f} steps skipped"] if self.skipped else []
+        said += [words] if self.slow and (words := self.slow.words()) else []
         return ", ".join(said)
 
 
@@ -82,11 +87,15 @@ def tail(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def look(stage: StagePlan) -> Training | None:
+def look(run: Run, stage: StagePlan) -> Training | None:
     path = metrics_file(stage)
     lines = tail(path) if path else []
-    if not lines:
-        return None
+    beats = heartbeat.newest(run.ranks(stage.name))
+    slow = heartbeat.slowest(beats)
+    if not lines:  # a stage of one's own
+        if not beats:
+            return None
+        return Training(stage.name, beats[0].steps, beats[0].t, step_seconds=beats[0].step_seconds, slow=slow)
     some, last = lines[-STEPS:], lines[-1]
     took = [_sum(some, name) for name in ("seconds", "waited", "checkpoint_seconds")]
     total = sum(filter(None, took))
@@ -104,6 +113,7 @@ def look(stage: StagePlan) -> Training | None:
         tokens_per_second=rate("tokens"), samples_per_second=rate("samples"),
         step_seconds=total / len(some) if total else None, data_wait=took[1] / total if total and took[1] is not None
         else None, mfu=sum(mfu) / len(mfu) if mfu else None, skipped=newest("skipped"), memory=newest("memory_bytes"),
+        slow=slow,
     )  # fmt: skip
 
 

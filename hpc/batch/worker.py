@@ -97,6 +97,7 @@ class State(msgspec.Struct):
     """Seconds between USR2 and the time limit."""
     gang: bool = False
     """Its processes are ranks, which leave together and with a checkpoint."""
+    on_slurm: bool = False
     saves: str = ""
     """Where a gang says what its newest checkpoint is."""
     starts: dict[str, list[str]] = {}
@@ -167,7 +168,7 @@ def work(run: Run, attempt: Attempt, plan: AttemptPlan, stage: StagePlan, row: i
     earlier = earlier_starts(run, stage, here)
     finished = earlier.done.keys() | earlier.failed.keys() | set(stage.done)
     left = [s for s in shards if s.id not in finished]
-    state = State(left, warning(stage.resources.time), is_gang(stage))
+    state = State(left, warning(stage.resources.time), is_gang(stage), here.on_slurm)
     if state.gang:
         state.saves, state.most_starts = str(run.records(stage.name)), stage.starts
         state.starts = gang.counted(earlier, here.job, here.restart, here.on_slurm)
@@ -227,7 +228,7 @@ def work(run: Run, attempt: Attempt, plan: AttemptPlan, stage: StagePlan, row: i
     log.close()
     why = state.closing or "finished"
     print(f"row {row} of {stage.name}: {state.done} shards done, {unfinished} left ({why})", flush=True)
-    if state.closing == "time limit" and unfinished:
+    if state.closing in ("time limit", "hang") and unfinished:
         if here.on_slurm and not os.environ.get(CONTAINED):
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             slurm.requeue(here.job)
@@ -345,7 +346,8 @@ def start_child(run: Run, attempt: Attempt, plan: AttemptPlan, stage: StagePlan,
             upstream[need] = (needed.folder, needed.objects)
     failures = str(run.logs(stage.name) / f"{here.job}.{here.restart}.failures.jsonl") if is_gang(stage) else ""
     saves = str(run.records(stage.name)) if is_gang(stage) else ""
-    setup = Setup(stage, upstream, str(scratch), 30.0 if here.on_slurm else 0.5, failures, saves)
+    ranks = str(run.ranks(stage.name) / f"{here.job}.{here.restart}.{time.time():.0f}") if is_gang(stage) else ""
+    setup = Setup(stage, upstream, str(scratch), 30.0 if here.on_slurm else 0.5, failures, saves, ranks)
     assert process.stdin and process.stdout
     process.stdin.write(jsons.encode(setup) + b"\n")
     process.stdin.flush()
@@ -411,7 +413,7 @@ def receive(child: Child, state: State, log: records.Log) -> bool:
                                counts=reply.counts, bad=reply.bad, gpu=reply.gpu, memory=reply.memory)
             )  # fmt: skip
         else:
-            failed(order, reply.failure, reply.detail, seconds, state, log)
+            failed(order, reply.failure, reply.detail, "", seconds, state, log)
     return True
 
 
@@ -421,15 +423,15 @@ def culprits(shard: str, state: State) -> list[int]:
     return sorted({item for item in died_on if died_on.count(item) == MAX_TRIES})
 
 
-def failed(order: Order, why: str, detail: str, seconds: float, state: State, log: records.Log) -> None:
-    """Try again later in this row, or record the failure."""
+def failed(order: Order, why: str, detail: str, node: str, seconds: float, state: State, log: records.Log) -> None:
+    """Try again later in this row, or record the failure. node: of the rank that failed."""
     tries = state.tries[order.shard] = state.tries.get(order.shard, 0) + 1
     print(f"shard {order.shard}: {why}: {detail} (try {tries})", file=sys.stderr, flush=True)
     state.node_failures = state.node_failures + 1 if why == "node" else 0
     leave = state.node_failures >= MAX_NODE_FAILURES  # recorded as a failure, so that the next attempt shuns this node
     without = len(culprits(order.shard, state))
     possible = without <= MAX_CULPRITS and (without < len(order.items) or not without)
-    again = why in failure.AGAIN_AT_ONCE or (state.gang and why == "lost")
+    again = why in failure.AGAIN_AT_ONCE or (state.gang and why in ("lost", "hang"))
     if state.gang:
         if again and (words := stuck(state, order.shard)):
             again, why, detail = False, "stuck", f"{words}; the last one: {why}: {detail}"
@@ -437,11 +439,11 @@ def failed(order: Order, why: str, detail: str, seconds: float, state: State, lo
         again = again and tries < MAX_TRIES * (1 + without) and possible
     if again and not leave:
         state.todo.append(RowShard(order.shard, order.items))
-        log.write(records.Record("stopped", order.shard, time.time(), seconds=seconds, failure=why, detail=detail))
-    else:
-        log.write(records.Record("failed", order.shard, time.time(), seconds=seconds, failure=why, detail=detail))
-    if leave and not state.closing:
-        state.closing = "node"
+    log.write(records.Record("stopped" if again and not leave else "failed", order.shard, time.time(), seconds=seconds,
+                             failure=why, detail=detail, node=node))  # fmt: skip
+    # of a hang Slurm is asked for another start, on nodes that may be others
+    if not state.closing and (leave or (again and why == "hang" and state.on_slurm)):
+        state.closing = "node" if leave else "hang"
         state.deadline = time.monotonic()
 
 
@@ -452,12 +454,12 @@ def bury(child: Child, state: State, log: records.Log) -> bool:
     if child.order:
         order, child.order = child.order, None
         seconds, why = time.monotonic() - child.begun, failure.of_exit(status)
-        detail = f"its process ended with {words}"
+        detail, node = f"its process ended with {words}", ""
         if child.failures:
-            why, detail = gang.reason(child.failures, status)
+            why, detail, node = gang.reason(child.failures, status)
         if why == "crash" and child.items:
             state.died_on.setdefault(order.shard, []).extend(child.items)
-        failed(order, why, detail, seconds, state, log)
+        failed(order, why, detail, node, seconds, state, log)
         return True
     if not child.ready and not child.stopping:  # it never came up: an import error, a model too large for the memory
         state.bad_starts += 1

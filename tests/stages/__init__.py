@@ -157,4 +157,5 @@ class Gang(Count, frozen=True, forbid_unknown_fields=True, kw_only=True):
     seconds: float = 0.02
     """Of a step."""
     flags: str = ""
-    """A folder. A file "fail-<rank>" or "kill-<rank>" there is taken away, and the rank does that."""
+    """A folder. A file "fail-<rank>", "kill-<rank>", "hang-<rank>" or "stop-<rank>" there is taken away, and the rank
+    does that; "doom-<rank>" and "slow-<rank>" stay."""

@@ -61,9 +61,19 @@ def _misbehave(flags: Path, rank: int, steps: int) -> None:
     doom = flags / f"doom-{rank}"  # after so many steps, at every start
     if flags.name and doom.exists() and steps >= int(doom.read_text()):
         os.kill(os.getpid(), signal.SIGKILL)
-    for word in ("fail", "kill"):
-        if flags.name and (flags / f"{word}-{rank}").exists():
+    slow = flags / f"slow-{rank}"  # so many seconds, each step
+    if flags.name and slow.exists():
+        time.sleep(float(slow.read_text()))
+    for word in ("fail", "kill", "hang", "stop"):
+        if steps > 3 and flags.name and (flags / f"{word}-{rank}").exists():
             (flags / f"{word}-{rank}").unlink()
             if word == "fail":
                 raise RuntimeError(f"rank {rank} was told to fail")
-            os.kill(os.getpid(), signal.SIGKILL)
+            if word == "hang":
+                for_ever()
+            os.kill(os.getpid(), signal.SIGSTOP if word == "stop" else signal.SIGKILL)
+
+
+def for_ever() -> None:
+    while True:
+        time.sleep(1)
