@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import re
 import zlib
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,15 @@ import torch.distributed as dist
 
 from hpc.models.ar import cpu, keys
 from hpc.models.ar.presets import Preset, preset
-from hpc.train.settings.ar import Layout
+from hpc.train.settings.ar import Layout, Lora
 from hpc.train.settings.optimizer import Optimizer
 from hpc.train.token_data import sample
 
 SMALL = {"classes": 512, "bov": 512, "pad": 514, "layers": 2}
 BASE = msgspec.structs.replace(preset("ar-tiny"), vocab=512, **SMALL)
 WORLD = msgspec.structs.replace(preset("ar-tiny-video2world"), vocab=576, **SMALL)
+ACTION = msgspec.structs.replace(preset("ar-tiny-action"), vocab=576, shape=(2, 8, 12), **SMALL)
+LORA = {"lora": Lora(rank=4, alpha=24.0)}
 RATES = (1e-3, 5e-4, 1e-3, 1e-3)
 TOGETHER: dict[str, dict[str, Any]] = {
     "tp2": {"layout": {"tensor": 2, "sequence": False}, "save": True},
@@ -32,6 +35,14 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "world tp2+sp": {"layout": {"tensor": 2}, "preset": WORLD},
     "world pp2": {"layout": {"pipeline": 2}, "preset": WORLD},
     "world cp2": {"layout": {"context": 2}, "preset": WORLD},
+    "action tp2+sp": {"layout": {"tensor": 2}, "preset": ACTION, "save": True},
+    "action cp2": {"layout": {"context": 2}, "preset": ACTION},
+    "lora tp2": {"layout": {"tensor": 2, "sequence": False}, "save": True} | LORA,
+    "lora tp2+sp": {"layout": {"tensor": 2}} | LORA,
+    "lora pp2": {"layout": {"pipeline": 2}} | LORA,
+    "lora cp2": {"layout": {"context": 2}, "save": True} | LORA,
+    "lora dp2": {"layout": {}, "save": False} | LORA,
+    "action lora tp2+sp": {"layout": {"tensor": 2}, "preset": ACTION} | LORA,
 }
 """Of two ranks. save: after two of four steps; True: for any layout."""
 ALONE: dict[str, dict[str, Any]] = {
@@ -42,6 +53,14 @@ ALONE: dict[str, dict[str, Any]] = {
     "deterministic": {"compute": {"deterministic": True}},
     "world": {"preset": WORLD},
     "world full": {"preset": WORLD, "compute": {"recompute": "full"}},
+    "action": {"preset": ACTION},
+    "action from tp2+sp": {"preset": ACTION, "load": "action tp2+sp"},
+    "lora": LORA,
+    "lora full": {"compute": {"recompute": "full"}} | LORA,
+    "lora from tp2": {"load": "lora tp2"} | LORA,
+    "lora from cp2": {"load": "lora cp2"} | LORA,
+    "lora from dp2": {"load": "lora dp2"} | LORA,
+    "action lora": {"preset": ACTION} | LORA,
     "from tp2": {"load": "tp2"},
     "from dp2": {"load": "dp2"},
     "from cp2": {"load": "cp2"},
@@ -58,8 +77,11 @@ def microbatches(shape_of: Preset, engine: Any) -> list[Any]:
     for _ in range(4):
         ids = torch.randint(0, 512, (shape_of.video_tokens,), generator=generator).numpy()
         one = sample(ids, before, after, shape_of.shape, given=1)
-        context = torch.randn(6, 1, 1024, generator=generator) if world else None
-        made.append(Microbatch(one.tokens[None], one.labels[None], one.loss_mask[None], context))
+        told = torch.randn(6, 1, 1024, generator=generator) if world else None
+        if shape_of.action_dim:
+            told = (None, torch.randn(1, 7, generator=generator))
+        made.append(Microbatch(one.tokens[None], one.labels[None], one.loss_mask[None],
+                               *(told if isinstance(told, tuple) else (told,))))  # fmt: skip
     return made[engine.data_rank :: engine.data_ranks]
 
 
@@ -69,10 +91,12 @@ def run(case: dict[str, Any], name: str, folder: Path) -> list[tuple[float, floa
     from hpc.train.ar_engine import Compute, Engine
 
     shape_of = case.get("preset", BASE)
-    weights = keys.Initial(shape_of, lambda word: torch.Generator().manual_seed(zlib.crc32(word.encode())))
+    adapters = case.get("lora")
+    made = lambda word: torch.Generator().manual_seed(zlib.crc32(word.encode()))
+    weights = keys.Initial(shape_of, made, adapters.rank if adapters else 0)
     compute = Compute(**({"precision": "fp32"} | case.get("compute", {})))
-    engine = Engine(shape_of, Layout(**case.get("layout", {})), compute, Optimizer(weight_decay=0.1), weights)
-    batches, out, rates = microbatches(shape_of, engine), [], list(RATES)
+    engine = Engine(shape_of, Layout(**case.get("layout", {})), compute, Optimizer(weight_decay=0.1), weights, adapters)
+    batches, out, rates = microbatches(shape_of, engine), [], [30 * rate if adapters else rate for rate in RATES]
     again = dict(engine.published())
     assert again.keys() == set(weights)
     assert all(torch.equal(again[word], weights[word].to(engine.config.params_dtype)) for word in weights)
@@ -88,6 +112,12 @@ def run(case: dict[str, Any], name: str, folder: Path) -> list[tuple[float, floa
         out.append((done.loss, done.grad_norm))
     if "save" in case:
         writing.finish()  # two steps later: what was saved is what was there then
+    if adapters:
+        moved = {word for word, tensor in engine.published() if not torch.equal(tensor, weights[word])}
+        apart = {source for rule in keys.trained(shape_of, adapters.rank).values() for source in rule.sources}
+        # attention to one token does not depend on what q and k are
+        still = {word for word in apart if re.search(r"cross_attention\.w[qk]\.", word)} if shape_of.action_dim else {}
+        assert apart - set(still) <= moved <= apart, "adapters alone are trained, and all of them"
     if name == "one":
         out.append(not_finite(engine, batches))
     parallel_state.destroy_model_parallel()
@@ -141,7 +171,8 @@ def curves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[flo
 
 @pytest.mark.parametrize("name", [name for name in [*TOGETHER, *ALONE] if name != "bf16"])
 def test_the_losses_are_the_same(curves: dict[str, list[tuple[float, float]]], name: str) -> None:
-    expected = curves["world" if name.startswith("world") else "one"][:4]
+    like = [one for one in ("world", "action lora", "action", "lora", "one") if name.startswith(one)]
+    expected = curves[[*like, "one"][0]][:4]
     found = curves[name][:4]
     for (loss, norm), (a, b) in zip(found, expected[-len(found) :], strict=True):
         assert loss == pytest.approx(a, abs=1e-5)

@@ -6,7 +6,8 @@ train       the loop: a batch, a step of hpc.train.ar_engine, a line of metrics,
 ...         then what these call, in that order
 
 <output>/<stage>@v1/training/      while it trains: checkpoints/, metrics.jsonl
-<output>/<stage>@v1/model/         in the end: model.safetensors, under the published names, and config.json
+<output>/<stage>@v1/model/         in the end: model.safetensors, under the published names, and config.json;
+                                   of adapters adapters.safetensors too, which are in model.safetensors already
 <output>/<stage>@v1/000000.json    what came of it; .jsonl its metrics
 """
 
@@ -25,18 +26,19 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from hpc.data import gpu_types, storage
 from hpc.data.tokens import CALLED
+from hpc.data.tokens.action import FRAMES
 from hpc.data.upstream import meta_of, table
 from hpc.data.work import Made, Stopped, Work
-from hpc.models.ar import cpu, keys
+from hpc.models import lora
+from hpc.models.ar import cpu, keys, nemo
 from hpc.models.ar.model import Backend
-from hpc.models.ar.nemo import Nemo
-from hpc.models.hub import is_path, located
 from hpc.train import ranks, token_data
 from hpc.train.agree import agreed
 from hpc.train.ar_engine import Compute, Engine, Microbatch, Writing
@@ -56,17 +58,18 @@ COUNTED = 4000
 
 def freeze(settings: TrainAr, upstream: Upstream, superseded: set[tuple[str, str]]) -> Iterator[list[Any]]:
     """One shard: the files of the needed stage of tokens. Raises ValueError for a form that the model does not take."""
-    world = settings.preset.context_dim is not None
+    world, action = settings.preset.context_dim is not None, settings.preset.action_dim is not None
+    mark = f"train/{FRAMES}" if action else token_data.video2world.METADATA
     for shards in upstream.values():
         made = shards[0][1]
         if {".bin", ".idx", ".parquet"} <= made.keys() and not world:
             yield [files for _, files in shards]
             return
         folder = next(iter(made.values())).rpartition("/")[0]
-        if world and storage.stat(storage.join(folder, token_data.video2world.METADATA)):
+        if world and storage.stat(storage.join(folder, mark)):
             yield [folder]
             return
-    form = "video2world (or instruction)" if world else "megatron"
+    form = settings.forms[0] + (f" (or {settings.forms[1]})" if settings.forms[1:] else "")
     raise ValueError(f"{settings.model} is trained on tokens of the form {form}: `needs` must name a stage "
                      f"prepare.tokens with `form: {form.split()[0]}`; it has {', '.join(upstream)}")  # fmt: skip
 
@@ -113,7 +116,7 @@ def train(
         compute = Compute(precision=settings.precision, recompute=settings.recompute, kernels=settings.kernels,
                           backend=backend(settings), deterministic=settings.deterministic,
                           z_loss=settings.z_loss)  # fmt: skip
-        engine = Engine(preset, settings.layout, compute, o, first(settings, here.device))
+        engine = Engine(preset, settings.layout, compute, o, first(settings, here.device), settings.lora)
         batches = token_data.Batches(data, settings.batch, settings.seed)
         shown = held_out(settings, held, engine.data_rank, engine.data_ranks)
         keeper = Keeper(folder / "checkpoints", settings.checkpoints, identity(settings, data), here.writers())
@@ -146,7 +149,7 @@ def train(
                     "memory_bytes": ranks.memory(here.device), "tokens_per_second": tokens / each,
                     "tokens_per_second_per_gpu": tokens / each / here.count,
                     "gpu_hours": each * here.count / 3600,
-                    **speeds(settings.batch * preset.flops() / each / here.count, here.device),
+                    **speeds(settings.batch * settings.flops / each / here.count, here.device),
                 }  # fmt: skip
                 if shown and (step % settings.validation.every == 0 or step == steps):
                     line["validation_nll"], _ = engine.run(shown, backward=False)
@@ -181,8 +184,9 @@ def train(
         rival = {"previous_frame_nll": previous_frame_nll(settings, data, held, measured)} if measured else {}
         return rival | {
             "steps": step, "tokens": int(sum(line["tokens"] for line in said)), "skipped": skipped,
-            "ranks": here.count, "device": str(here.device), "parameters": preset.parameters, "clips": len(data),
-            "gpu_hours": sum(line["gpu_hours"] for line in said), "last": said[-1], "settings": plain(settings),
+            "ranks": here.count, "device": str(here.device), "parameters": preset.parameters,
+            "trained": settings.moving, "clips": len(data), "gpu_hours": sum(line["gpu_hours"] for line in said),
+            "last": said[-1], "settings": plain(settings),
             "flops": "causal attention counted once; MFU is a share of the GPU's dense bfloat16",
         }  # fmt: skip
 
@@ -223,12 +227,16 @@ class Saver:
 def dataset(settings: TrainAr, rows: list[Any], split: str) -> token_data.Data:
     """A split (train, valid or test) of what `freeze` found. Raises ValueError where its clips have another shape."""
     preset = settings.preset
-    if isinstance(rows[0], str):
+    if isinstance(rows[0], str) and preset.action_dim is None:
         return token_data.Video2World(rows[0], CALLED[split], preset.shape, settings.condition)
-    shape = tuple(meta_of(rows[0][".parquet"])["shape"])
-    if shape != preset.shape:
-        raise ValueError(f"shape: clips of these tokens are {list(shape)} (latent frames, rows, columns), the model's "
-                         f"are {list(preset.shape)}: write `shape: {list(shape)}`, or make other tokens")  # fmt: skip
+    if isinstance(rows[0], str):
+        folder = storage.join(rows[0], CALLED[split])
+        if split != "train" and storage.stat(storage.join(folder, FRAMES)) is None:
+            return ()  # Bridge data sets have the splits that they have
+        pairs = token_data.Action(folder)
+        shaped(preset.shape, pairs.latent)
+        return pairs
+    shaped(preset.shape, tuple(meta_of(rows[0][".parquet"])["shape"]))
     splits = [table(files[".parquet"], ["split"])["split"].to_pylist() for files in rows]
     ends = accumulate(map(len, splits), initial=0)
     documents = [begin + n for begin, some in zip(ends, splits, strict=False) for n, one in enumerate(some)
@@ -237,11 +245,19 @@ def dataset(settings: TrainAr, rows: list[Any], split: str) -> token_data.Data:
     return token_data.Clips(prefixes, preset.shape, documents, settings.condition)
 
 
+def shaped(model: tuple[int, ...], found: tuple[int, ...]) -> None:
+    """Raises ValueError where clips are not as the model's are."""
+    if found != model:
+        raise ValueError(f"shape: clips of these tokens are {list(found)} (latent frames, rows, columns), the model's "
+                         f"are {list(model)}: write `shape: {list(found)}`, or make other tokens")  # fmt: skip
+
+
 def microbatches(batch: Any, size: int) -> list[Microbatch]:
     """Of a batch or of anything else with its tensors."""
     ids, labels, masks = (t.split(size) for t in (batch.tokens, batch.labels, batch.loss_mask))
     context = batch.context.transpose(0, 1).split(size, 1) if batch.context is not None else [None] * len(ids)
-    return list(map(Microbatch, ids, labels, masks, context))
+    action = batch.action.split(size) if batch.action is not None else [None] * len(ids)
+    return list(map(Microbatch, ids, labels, masks, context, action))
 
 
 def held_out(settings: TrainAr, held: token_data.Data, rank: int, ranks: int) -> list[Microbatch]:
@@ -277,14 +293,16 @@ def backend(settings: TrainAr) -> Backend:
 
 
 def first(settings: TrainAr, device: torch.device) -> Mapping[str, Tensor]:
-    """The weights that training begins with, under the published names."""
-    if settings.start is None:
-        return keys.Initial(settings.preset, lambda name: generator(device, settings.seed, "weights", name))
-    folder = Path(settings.start).expanduser()
-    if is_path(settings.start) and (folder / "weights").is_dir():
-        return Nemo(folder, settings.preset)
-    [path] = located(settings.start, "model.pt")
-    return keys.Published(path)
+    """The weights that training begins with, under the published names, and adapters. Of a model for actions `start`
+    may be a video2world model, without an MLP. Raises ValueError naming what is missing, left over or of another
+    shape."""
+    preset, there = settings.preset, None
+    if settings.start is not None:
+        there = nemo.published(settings.start, preset)
+        given = preset if any(name.startswith(keys.ACTION) for name in there) else preset.without_actions
+        keys.account(keys.rules(given), there, f"the weights that {settings.model} begins with, {settings.start}")
+    rank = settings.lora.rank if settings.lora else 0
+    return keys.Initial(preset, lambda name: generator(device, settings.seed, "weights", name), rank, there)
 
 
 def continued(said: dict[str, Any], settings: TrainAr, where: Path) -> None:
@@ -323,7 +341,12 @@ def export(published: Iterator[tuple[str, Tensor]], settings: TrainAr, to: Path,
         if here.rank == 0:
             kept[name] = tensor.to("cpu", copy=True).contiguous()
     if here.rank == 0:
-        save_file(kept, to / "model.safetensors")
         config = {"preset": settings.model, "shape": settings.preset.shape, **plain(settings.preset)}
+        if one := settings.lora:
+            apart = {source for rule in keys.trained(settings.preset, one.rank).values() for source in rule.sources}
+            save_file({name: kept[name] for name in apart}, to / "adapters.safetensors")
+            kept = lora.merged(kept, one.alpha / one.rank)
+            config["lora"] = msgspec.to_builtins(one)
+        save_file(kept, to / "model.safetensors")
         (to / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     dist.barrier(group=here.words)

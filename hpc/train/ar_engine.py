@@ -4,6 +4,8 @@
     done = engine.step(microbatches, rate)                           # forward, backward, all reduced, weights moved
     engine.save(folder, reshard=True); engine.load(folder)
 
+With adapters they alone are trained and saved: the model's own weights are those that it was given.
+
 Losses are sums over the tokens of a step divided by their number in the whole batch, so that every layout gives the
 same number. The distributed optimizer is used throughout: at one data-parallel rank it has all.
 """
@@ -38,7 +40,7 @@ from hpc.models.ar.positions import zigzag
 from hpc.models.ar.presets import Preset
 from hpc.models.hub import shorten
 from hpc.train.ar_optimizer import fused_step
-from hpc.train.settings.ar import Kernels, Layout, Precision, Recompute
+from hpc.train.settings.ar import Kernels, Layout, Lora, Precision, Recompute
 from hpc.train.settings.optimizer import Optimizer
 
 FP8 = {"fp8-delayed": ("hybrid", "delayed"), "fp8-current": ("hybrid", "tensorwise"),
@@ -67,6 +69,7 @@ class Microbatch(NamedTuple):
     mask_BS: Tensor
     """bool: where the cross entropy counts."""
     context_CBD: Tensor | None = None
+    action_BA: Tensor | None = None
 
 
 class Done(NamedTuple):
@@ -146,10 +149,12 @@ class Engine:
     """Of one rank. Every rank has one, and calls it at the same time."""
 
     def __init__(
-        self, preset: Preset, layout: Layout, compute: Compute, optimizer: Optimizer, weights: Mapping[str, Tensor]
-    ) -> None:
-        """weights: published ones, or keys.Initial."""
-        self.preset, self.layout, self.compute, self.settings = preset, layout, compute, optimizer
+        self, preset: Preset, layout: Layout, compute: Compute, optimizer: Optimizer, weights: Mapping[str, Tensor],
+        lora: Lora | None = None,
+    ) -> None:  # fmt: skip
+        """weights: published ones, or keys.Initial; with adapters of `lora`, which alone are trained then."""
+        self.preset, self.layout, self.compute, self.settings, self.lora = preset, layout, compute, optimizer, lora
+        self.trained = keys.trained(preset, lora.rank if lora else 0)
         if not parallel_state.is_initialized():
             parallel_state.initialize_model_parallel(
                 layout.tensor, layout.pipeline, context_parallel_size=layout.context
@@ -160,7 +165,10 @@ class Engine:
         self.data_rank = parallel_state.get_data_parallel_rank()
         self.data_ranks = parallel_state.get_data_parallel_world_size()
         self.last = parallel_state.is_pipeline_last_stage()
-        self.config = config(preset, **settings_of(preset, layout, compute))
+        fields = settings_of(preset, layout, compute)
+        if lora:
+            fields["gradient_accumulation_fusion"] = False  # no linear of transformer-engine has a gradient to add
+        self.config = config(preset, **fields)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = self._built(weights).to(self.device)
         on_gpus = self.device.type == "cuda"
@@ -188,8 +196,9 @@ class Engine:
 
     def _built(self, weights: Mapping[str, Tensor]) -> torch.nn.Module:
         first, kind = parallel_state.is_pipeline_first_stage(), self.compute
-        model = ARModel(self.preset, self.config, kind.backend, first, self.last, kind.kernels)
-        keys.fill(model, self.preset, weights, self.tp.rank(), self.tp.size())
+        lora = (self.lora.rank, self.lora.alpha) if self.lora else None
+        model = ARModel(self.preset, self.config, kind.backend, first, self.last, kind.kernels, lora)
+        keys.fill(model, self.preset, weights, self.tp.rank(), self.tp.size(), lora[0] if lora else 0)
         return model
 
     # A step
@@ -225,8 +234,9 @@ class Engine:
     def _forward(self, batches: Iterator[Microbatch], model: torch.nn.Module) -> tuple[Tensor, Callable]:
         batch = next(batches)
         part = lambda t: zigzag(t, self.cp.rank(), self.cp.size(), dim=1).to(self.device, non_blocking=True)
-        context = None if batch.context_CBD is None else batch.context_CBD.to(self.device, non_blocking=True)
-        out = model(part(batch.tokens_BS), context)
+        told = (None if one is None else one.to(self.device, non_blocking=True)
+                for one in (batch.context_CBD, batch.action_BA))  # fmt: skip
+        out = model(part(batch.tokens_BS), *told)
         counted, labelled = int(batch.mask_BS.sum()), int((batch.labels_BS != NO_LABEL).sum())
         return out, partial(self._loss, part(batch.labels_BS), part(batch.mask_BS), counted, labelled)
 
@@ -291,9 +301,10 @@ class Engine:
 
     @torch.no_grad()
     def published(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) of model.pt, on every rank's device, one after the other; all ranks go through all of them."""
+        """(name, tensor) of model.pt, on every rank's device, one after the other; all ranks go through all of them.
+        Adapters are there as well, by the names of their own."""
         mine = keys.parameters(self.model, self.preset)
-        for name, rule in keys.rules(self.preset).items():
+        for name, rule in (keys.rules(self.preset) | self.trained).items():
             part = mine.get(name)
             first = torch.tensor(dist.get_rank() if part is not None else dist.get_world_size(), device=self.device)
             dist.all_reduce(first, dist.ReduceOp.MIN)
@@ -317,6 +328,8 @@ class Engine:
             "dp_cp_group": group,
         }
         model = self.model.sharded_state_dict(metadata=metadata)
+        frozen = {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
+        model = {name: one for name, one in model.items() if name not in frozen}
         optimizer = self.optimizer.sharded_state_dict(model, is_loading=loading, metadata=metadata)
         return {"model": model, "optimizer": optimizer}
 

@@ -1,6 +1,7 @@
 """convert.ar, and `hpc convert`: weights of autoregressive models from one form into another, each name accounted for.
 
     convert("training", "model.pt")         the newest checkpoint of a training, by any layout of ranks
+    convert("training", "adapters.safetensors")     of a training of adapters: they alone
     convert("model.pt", "nemo", "ar-4b")    published weights, as NeMo reads them
 
     iter_000000500/  training/              checkpoints of train.ar, and their folder: from these only
@@ -8,7 +9,8 @@
     nemo/                                   a folder with weights/, a distributed checkpoint
 
 Numbers stay as they are, to the last bit and in their type: there and back again is the same. What train.ar begins with
-(`start`) is any of the last two lines.
+(`start`) is any of the last two lines. Checkpoints of adapters have no other weights: those are taken from where the
+training took them, and what is written has the adapters added to them.
 
 <output>/<stage>@v1/model.pt, config.json    what was asked for, and which model it is
 <output>/<stage>@v1/000000.json              where it is, of which step
@@ -21,7 +23,7 @@ import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import torch
@@ -30,12 +32,14 @@ from torch import Tensor
 
 from hpc.data import storage
 from hpc.data.work import Made, Work
+from hpc.models import lora
 from hpc.models.ar import cpu, keys, nemo
 from hpc.models.ar.presets import PRESETS, Preset, preset
 from hpc.train.checkpoint import COMPLETE, complete
 from hpc.train.settings.convert import ConvertAr
 
 FACTS = "training.json"
+ADAPTERS = "adapters.safetensors"
 
 
 def freeze(
@@ -57,21 +61,22 @@ def start(settings: ConvertAr) -> Callable[[Work], Made]:
 
 def process(settings: ConvertAr, work: Work) -> Made:
     checkpoint = found(Path(work.rows[0]), settings.step)
-    name, shape_of, source = opened(checkpoint)
+    one = opened(checkpoint)
     tree = {}
     for form in settings.forms:
-        for path in write(work.scratch / form, shape_of, source):
+        for path in write(work.scratch / form, one):
             tree[storage.join(work.folder, str(path.relative_to(work.scratch)))] = path
     described = work.scratch / "config.json"
-    described.write_text(describe(name, shape_of))
+    described.write_text(describe(one))
     tree[storage.join(work.folder, "config.json")] = described
     told = {
         "stage": settings.KIND, "fingerprint": work.fingerprint, "step": number(checkpoint), "model": work.folder,
-        "files": sorted(settings.forms), "parameters": shape_of.parameters,
+        "files": sorted(settings.forms), "parameters": one.preset.parameters,
     }  # fmt: skip
     out = work.scratch / f"{work.shard}.json"
     out.write_text(json.dumps(told, indent=1) + "\n")
-    counts = {"tensors": float(len(source)), "bytes_out": float(sum(path.stat().st_size for path in tree.values()))}
+    size = sum(path.stat().st_size for path in tree.values())
+    counts = {"tensors": float(len(one.weights)), "bytes_out": float(size)}
     return Made([out], counts, tree=tree)
 
 
@@ -83,9 +88,9 @@ def convert(
     target = Path(to).expanduser()
     if target.exists():
         raise FileExistsError(f"{target} is there already: give another name, or remove it")
-    name, shape_of, weights = opened(found(Path(source).expanduser()), model, shape)
-    files = write(target, shape_of, weights)
-    return {"model": name, "parameters": shape_of.parameters, "tensors": len(weights),
+    one = opened(found(Path(source).expanduser()), model, shape)
+    files = write(target, one)
+    return {"model": one.name, "parameters": one.preset.parameters, "tensors": len(one.weights),
             "files": [str(path) for path in files]}  # fmt: skip
 
 
@@ -108,11 +113,22 @@ def number(checkpoint: Path) -> int:
     return int(json.loads((checkpoint / FACTS).read_text())["step"])
 
 
-def opened(
-    path: Path, model: str | None = None, shape: tuple[int, int, int] | None = None
-) -> tuple[str, Preset, Mapping[str, Tensor]]:
-    """(name of the model, its sizes, its tensors under their published names). Raises ValueError where it is not said
-    which model it is, or it is another one."""
+class Opened(NamedTuple):
+    """A model, wherever it was."""
+
+    name: str
+    preset: Preset
+    weights: Mapping[str, Tensor]
+    """Under their published names."""
+    adapters: Mapping[str, Tensor]
+    """That are in them already; {} where there are none."""
+    lora: dict[str, Any] | None
+    """Rank and alpha of these."""
+
+
+def opened(path: Path, model: str | None = None, shape: tuple[int, int, int] | None = None) -> Opened:
+    """Raises ValueError where it is not said which model it is, or it is another one; FileNotFoundError and ValueError
+    where the weights that adapters were trained for are not to be had."""
     said: dict[str, Any] = {}
     if (path / FACTS).is_file():
         said = json.loads((path / FACTS).read_text())["identity"]
@@ -130,19 +146,31 @@ def opened(
     if given := shape or said.get("shape"):
         shape_of = msgspec.structs.replace(shape_of, shape=tuple(given))
     source: Mapping[str, Tensor]
-    if path.is_file():
+    adapters: Mapping[str, Tensor] = {}
+    if said.get("lora"):
+        size = said["lora"]
+        adapters = nemo.Megatron(path, shape_of, size["rank"])
+        source = lora.merged({**nemo.published(said["start"], shape_of), **adapters}, size["alpha"] / size["rank"])
+    elif path.is_file():
         source = keys.Published(path)
     elif (path / "weights").is_dir():
         source = nemo.Nemo(path, shape_of)
     else:
         source = nemo.Megatron(path, shape_of)
     keys.account(keys.rules(shape_of), source, f"the weights of {name}, {path}")
-    return name, shape_of, {one: source[one] for one in source if keys.NOT_WEIGHTS not in one}
+    weights = {one: source[one] for one in source if keys.NOT_WEIGHTS not in one}
+    return Opened(name, shape_of, weights, adapters, said.get("lora"))
 
 
-def write(to: Path, shape_of: Preset, source: Mapping[str, Tensor]) -> list[Path]:
-    """By the name: .pt, .safetensors, or a folder as NeMo has it. Returns the files, which are there whole or not."""
+def write(to: Path, one: Opened) -> list[Path]:
+    """By the name: .pt, .safetensors, or a folder as NeMo has it; adapters.safetensors: of adapters alone. Returns the
+    files, which are there whole or not. Raises ValueError for another name, and for adapters where there are none."""
     part = to.with_name(f".{to.name}.part")
+    source = one.weights
+    if to.name == ADAPTERS:
+        if not one.adapters:
+            raise ValueError(f"{ADAPTERS}: this model was trained without `lora`: take another form")
+        source = one.adapters
     if to.suffix == ".pt":
         torch.save({name: tensor.contiguous().clone() for name, tensor in source.items()}, part)
     elif to.suffix == ".safetensors":
@@ -153,7 +181,7 @@ def write(to: Path, shape_of: Preset, source: Mapping[str, Tensor]) -> list[Path
         raise ValueError(f"{to.name}: known are names that end in .pt or .safetensors, and folders for NeMo")
     else:
         with alone():
-            nemo.save(part, shape_of, source)
+            nemo.save(part, one.preset, source)
     part.rename(to)
     return sorted(path for path in to.rglob("*") if path.is_file()) if to.is_dir() else [to]
 
@@ -173,7 +201,8 @@ def alone() -> Iterator[None]:
                 dist.destroy_process_group()
 
 
-def describe(name: str, shape_of: Preset) -> str:
+def describe(one: Opened) -> str:
     """Which model it is, as JSON: what stands beside its weights."""
-    said = {"preset": name, "shape": shape_of.shape, **msgspec.to_builtins(shape_of)}
+    said = {"preset": one.name, "shape": one.preset.shape, **msgspec.to_builtins(one.preset)}
+    said |= {"lora": one.lora} if one.adapters else {}
     return json.dumps(said, indent=1) + "\n"

@@ -6,6 +6,8 @@ context-parallel ranks (core 0.16.1: distributed/param_and_grad_buffer.py, optim
     bfloat16    2 weights + 4 gradients + 12 / d   float32 weights and two moments
     float32     4 weights + 4 gradients +  8 / d
 
+With adapters only they have gradients and moments.
+
 Activations follow Korthikanti et al., "Reducing Activation Recomputation in Large Transformer Models", 2022
 (https://arxiv.org/abs/2205.05198), section 4, for these layers: no dropout, SwiGLU, grouped queries, attention that
 keeps no scores. A layer keeps for each token, with h channels, q and k of queries and keys, f of the feed-forward:
@@ -29,7 +31,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from hpc.models.ar.presets import CONTEXT_TOKENS
 from hpc.train.estimate import SUSTAINED, UPDATE, Estimate, Place, busy
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def estimate(s: TrainAr, place: Place) -> Estimate:
     return Estimate(
         what=f"{s.model} over {place.ranks} GPU{'s' * (place.ranks > 1)}" + "".join(f", {each}" for each in lies),
         memory=fullest, samples=f"{s.batch} x {m.length:,} tokens", steps=s.steps, ranks=place.ranks,
-        flops=s.batch * m.flops(), kept=m.parameters * (12 if s.precision == "fp32" else 14),
+        flops=s.batch * s.flops, kept=s.moving * (12 if s.precision == "fp32" else 14),
         times=times(s, place, sides) if place.gpu else {}, peak=place.gpu.bf16 if place.gpu else 0.0,
     )  # fmt: skip
 
@@ -91,10 +92,11 @@ def memory(s: TrainAr, ranks: int, stage: int = 0) -> dict[str, float]:
         activations = tokens * (entry * layers * at_once + each)
     else:
         activations = tokens * each * layers * at_once
+    moving = weights if s.lora is None else s.moving / one.pipeline / one.tensor
     parts = {
         "weights": weights * wide + eight,
-        "gradients": weights * 4,
-        "optimizer": weights * (8 if s.precision == "fp32" else 12) / data,
+        "gradients": moving * 4,
+        "optimizer": moving * (8 if s.precision == "fp32" else 12) / data,
         "activations": activations,
     }
     if stage == one.pipeline - 1:  # plain kernels: the softmax and its gradient in float32
@@ -110,9 +112,9 @@ def times(s: TrainAr, place: Place, sides: list[dict[str, float]]) -> dict[str, 
     data = place.ranks // one.ranks
     micro = s.batch // data // s.micro_batch
     q, t = m.heads * m.head_dim, m.length
-    attention = 3 * m.layers * 2.0 * t**2 * q + (12.0 * m.layers * t * CONTEXT_TOKENS * q if m.context_dim else 0.0)
-    output = 6.0 * t * m.dim * m.classes
-    linear = m.flops() - attention - output
+    attention = 3 * m.layers * 2.0 * t**2 * q + 12.0 * m.layers * t * m.context_tokens * q
+    output = (4.0 if s.lora else 6.0) * t * m.dim * m.classes
+    linear = s.flops - attention - output
     again = {"none": (1.0, 1.0), "selective": (1.0, 4 / 3), "full": (4 / 3, 4 / 3)}[s.recompute]
     linear, attention = linear * again[0], attention * again[1]
     share = s.batch / place.ranks

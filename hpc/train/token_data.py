@@ -52,8 +52,6 @@ class Sample(msgspec.Struct):
 class Data(Protocol):
     """Samples by number."""
 
-    latent: Latent
-
     def __len__(self) -> int: ...
 
     def __getitem__(self, number: int) -> Sample: ...

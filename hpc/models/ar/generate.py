@@ -59,6 +59,8 @@ class Prompt(NamedTuple):
     seed: int = 0
     context_CD: Tensor | None = None
     """A prompt's embedding, for video2world models."""
+    action_A: Tensor | None = None
+    """What is done, for models that are given an action in its place."""
 
 
 class Decoder:
@@ -106,6 +108,8 @@ class Decoder:
                     cross_k_norm=taken(f"{cross}.k_norm", split=None), cross_out=taken(f"{cross}.wo", split=1),
                 )  # fmt: skip
             self.layers.append(layer)
+        self.mlp = [source[f"{keys.ACTION}{place}.{what}"].to(self.device, dtype)
+                    for place in (0, 2) if preset.action_dim is not None for what in ("weight", "bias")]  # fmt: skip
         angles = rope_angles(preset).to(self.device)
         signs = torch.ones(preset.head_dim, device=self.device)
         signs[: preset.head_dim // 2] = -1
@@ -150,6 +154,18 @@ class Decoder:
             dist.all_gather_into_tensor(parts, mine, group=self.group)
             mine = parts.unflatten(0, (self.ranks, -1)).transpose(0, 1).flatten(1)
         return mine.float()
+
+    def told(self, one: Prompt) -> Tensor | None:
+        """[C, D]: what a prompt's video attends to. Raises ValueError for a prompt of another kind of model."""
+        p = self.preset
+        if (one.context_CD is None) != (p.context_dim is None or p.action_dim is not None):
+            raise ValueError("video2world models need a prompt's embedding, and no other takes one")
+        if (one.action_A is None) != (p.action_dim is None):
+            raise ValueError("models for actions need an action, and no other takes one")
+        if one.action_A is None:
+            return one.context_CD
+        inside = F.linear(one.action_A[None].to(self.device, self.dtype), *self.mlp[:2])
+        return F.linear(inside.relu(), *self.mlp[2:])
 
     def context(self, layer: Layer, context_BCD: Tensor) -> tuple[Tensor, Tensor]:
         """k_BCGd, v_BCGd of a prompt's embedding."""
@@ -289,13 +305,12 @@ class Generator:
         self.finite.fill_(True)
         last = torch.zeros(self.batch, p.dim, dtype=model.dtype, device=model.device)
         for row, one in enumerate(prompts):
-            if (one.context_CD is None) != (p.context_dim is None):
-                raise ValueError("video2world models need a prompt's embedding, and no other takes one")
+            context_CD = model.told(one)
             draws = np.random.Generator(np.random.Philox(key=one.seed)).random(p.video_tokens)
             self.uniform[row] = torch.from_numpy(draws)
             self.ids[row, :given] = one.ids_N.to(model.device)
             tokens = torch.cat([torch.tensor(before, dtype=torch.long), one.ids_N.long().cpu()])[None].to(model.device)
-            context = None if one.context_CD is None else one.context_CD[None]
+            context = None if context_CD is None else context_CD[None]
             if context is not None and not self.contexts:
                 self.contexts = [Slots(context.shape[1], self.batch, model) for _ in model.layers]
                 places = torch.arange(len(self.contexts[0].keys) * PIECE, device=model.device)

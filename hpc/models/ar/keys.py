@@ -6,7 +6,8 @@
 One table says for each parameter of megatron-core which published tensors it is made of and how (NVIDIA/Cosmos 71f19b0:
 autoregressive/nemo/cosmos.py and cosmos_video2world.py, the importers; their order of rows is in the golden arrays):
 q, k and v of each group of queries side by side in linear_qkv, k and v in the context's linear_kv, w1 above w3 in
-linear_fc1. Accounting is strict: every name is used and every parameter filled, or an error lists both.
+linear_fc1. Adapters are of the published tensors one by one, by the names of hpc.models.lora. Accounting is strict:
+every name is used and every parameter filled, or an error lists both.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from hpc.models.ar.presets import Preset
 from hpc.models.hub import shorten
 
 NOT_WEIGHTS = "_extra_state"  # of transformer-engine; upstream leaves them out too
+ACTION = "model.action_mlp."
+"""Of the names that models for actions have besides. Nobody published any; NeMo's is "module.action_mlp."."""
 LOCAL_NAMES = {
     ".input_layernorm.weight": ".self_attention.linear_qkv.layer_norm_weight",
     ".pre_mlp_layernorm.weight": ".mlp.linear_fc1.layer_norm_weight",
@@ -110,7 +113,38 @@ def rules(preset: Preset) -> dict[str, Rule]:
             }
     made["decoder.final_layernorm.weight"] = Rule(("model.norm.weight",), norm)
     made["output_layer.weight"] = Rule(("model.output.weight",), ((preset.classes, dim),), axis=0)
+    if preset.action_dim is not None and preset.context_dim is not None:
+        sizes = (preset.action_dim, preset.context_dim // 4, preset.context_dim)
+        for place, inside, outside in ((0, *sizes[:2]), (2, *sizes[1:])):
+            for what, shape in (("weight", (outside, inside)), ("bias", (outside,))):
+                made[f"action_mlp.{place}.{what}"] = Rule((f"{ACTION}{place}.{what}",), (shape,))
     return made
+
+
+def adapters(preset: Preset, rank: int) -> dict[str, Rule]:
+    """The same of adapters to all linear layers of the decoder: each published tensor has its own A and B. Of layers
+    that tensor-parallel ranks split by rows they split B, of those by columns A."""
+    made = {}
+    for name, rule in rules(preset).items():
+        if not name.startswith("decoder.layers.") or rule.axis is None:
+            continue
+        layer = name.removesuffix(".weight")
+        for source, (outside, inside) in zip(rule.sources, rule.shapes, strict=True):
+            source = source.removesuffix(".weight")
+            for letter, shape, split in (("A", (rank, inside), 1), ("B", (outside, rank), 0)):
+                theirs = (f"{source}.lora_{letter}.default.weight",)
+                axis = split if rule.axis == split else None
+                made[f"{layer}.lora_{letter}.{source.rpartition('.')[2]}"] = Rule(theirs, (shape,), axis=axis)
+    return made
+
+
+def trained(preset: Preset, rank: int) -> dict[str, Rule]:
+    """What is trained with adapters of this rank, 0 for none: they, and an MLP for actions; else everything."""
+    if not rank:
+        return rules(preset)
+    return {name: rule for name, rule in rules(preset).items() if name.startswith("action_mlp.")} | adapters(
+        preset, rank
+    )
 
 
 def parameters(model: nn.Module, preset: Preset) -> dict[str, nn.Parameter]:
@@ -120,17 +154,19 @@ def parameters(model: nn.Module, preset: Preset) -> dict[str, nn.Parameter]:
     found = {}
     for name, value in model.named_parameters():
         for local, fused in LOCAL_NAMES.items():
-            name = name.replace(local, fused)
+            name = name.replace(local, fused).replace(".base_layer.", ".")
         name = re.sub(r"layers\.(\d+)\.", lambda m: f"layers.{numbers[int(m[1])]}.", name)
         found[name] = value
     return found
 
 
-def fill(model: nn.Module, preset: Preset, source: Mapping[str, Tensor], rank: int = 0, ranks: int = 1) -> None:
+def fill(
+    model: nn.Module, preset: Preset, source: Mapping[str, Tensor], rank: int = 0, ranks: int = 1, lora_rank: int = 0
+) -> None:
     """Put published weights into this rank's part of a model: rank of `ranks` that are tensor-parallel; pipeline stages
-    take the layers they have. Tensors are converted to the parameters' types. Raises ValueError naming what is missing,
-    left over or of another shape."""
-    table, mine = rules(preset), parameters(model, preset)
+    take the layers they have. Tensors are converted to the parameters' types. lora_rank: of its adapters, 0 for none.
+    Raises ValueError naming what is missing, left over or of another shape."""
+    table, mine = rules(preset) | trained(preset, lora_rank), parameters(model, preset)
     account(table, source, f"the published weights of {preset.layers} layers")
     if unknown := sorted(mine.keys() - table.keys()):
         raise ValueError(f"the model has parameters that no published tensor fills: {shorten(unknown)}")
@@ -171,16 +207,30 @@ def account(table: Mapping[str, Rule], source: Mapping[str, Tensor], what: str) 
 class Initial(Mapping[str, Tensor]):
     """Weights to start from, made one at a time as if they were published: of a seed and a name, so that every layout
     starts from the same ones. Depth-scaled truncated normals, as upstream's trainer has it (cosmos_predict1 4ed35fa:
-    autoregressive/training/networks/transformer.py, init_weights, and training/modules/attention.py)."""
+    autoregressive/training/networks/transformer.py, init_weights, and training/modules/attention.py); adapters as PEFT
+    has them, and the MLP of actions as torch does."""
 
-    def __init__(self, preset: Preset, generator: Callable[[str], torch.Generator]) -> None:
-        """generator(name): freshly seeded for a tensor, on the device where it shall be made."""
-        self.generator = generator
+    def __init__(
+        self, preset: Preset, generator: Callable[[str], torch.Generator], lora_rank: int = 0,
+        known: Mapping[str, Tensor] | None = None,
+    ) -> None:  # fmt: skip
+        """generator(name): freshly seeded for a tensor, on the device where it shall be made. lora_rank: of adapters,
+        0 for none. known: weights that are there; the others are made."""
+        self.generator, self.known = generator, known or {}
         self.dim = preset.dim
-        self.shapes = {n: s for rule in rules(preset).values() for n, s in zip(rule.sources, rule.shapes, strict=True)}
+        table = rules(preset) | trained(preset, lora_rank)
+        self.shapes = {n: s for rule in table.values() for n, s in zip(rule.sources, rule.shapes, strict=True)}
 
     def __getitem__(self, name: str) -> Tensor:
+        if name in self.known:
+            return self.known[name]
         shape = self.shapes[name]
+        if name.startswith(ACTION) or ".lora_A." in name:
+            bound = self.shapes[name.removesuffix("bias") + "weight" if name.endswith("bias") else name][1] ** -0.5
+            generator = self.generator(name)
+            return torch.empty(shape, device=generator.device).uniform_(-bound, bound, generator=generator)
+        if ".lora_B." in name:
+            return torch.zeros(shape)
         if len(shape) == 1:
             return torch.ones(shape)
         generator = self.generator(name)

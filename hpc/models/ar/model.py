@@ -4,6 +4,7 @@
     layer:  x += positions                                   video2world alone
             x += attention(rope(norm(q)), rope(norm(k)), v)  of norm(x); causal, grouped queries
             x += attention(norm(q), norm(k), v of context)   of norm(x); video2world alone
+                                                             with actions: context = w2(relu(w1 action))
             x += w2(silu(w1 x) * w3 x)                       of norm(x)
     logits = output(norm(x))                                 each tensor-parallel rank has its part of the classes
 
@@ -48,11 +49,15 @@ from torch import Tensor, nn
 from hpc.kernels import choose
 from hpc.kernels.qk_norm_rope import qkv_norm_rope
 from hpc.models.ar import keys
+from hpc.models.ar.adapters import adapt
 from hpc.models.ar.positions import absolute, rope_angles, zigzag
 from hpc.models.ar.presets import Preset
 
 Backend = Literal["local", "transformer_engine"]
 Kernels = Literal["auto", "torch", "fused"]
+ACTIONS = 128
+"""Times that an action's embedding is in the context: attention to equal tokens is attention to one, and FP8 wants so
+many rows. Upstream has 7, as many as an action has numbers."""
 
 
 def config(preset: Preset, **parallel: Any) -> TransformerConfig:
@@ -123,7 +128,8 @@ class Positions:
 
 
 class ARModel(LanguageModule):
-    """A pipeline stage of the model: the first one has the embedding, the last one the output."""
+    """A pipeline stage of the model: the first one has the embedding, the last one the output. The MLP for actions is
+    of the only one."""
 
     def __init__(
         self,
@@ -133,7 +139,9 @@ class ARModel(LanguageModule):
         first: bool = True,
         last: bool = True,
         kernels: Kernels = "auto",
+        lora: tuple[int, float] | None = None,
     ) -> None:
+        """lora: rank and alpha of adapters, which alone are trained then (hpc.models.ar.adapters)."""
         super().__init__(config=config)
         self.preset, self.pre_process, self.post_process = preset, first, last
         self.model_type = ModelType.encoder_or_decoder
@@ -147,7 +155,7 @@ class ARModel(LanguageModule):
             )
         device = "cpu" if config.use_cpu_initialization else "cuda"
         self.fused = choose(kernels, torch.empty(0, device=device)) == "fused"
-        layer, norm = layer_spec(preset, backend, self.positions, self.fused)
+        layer, norm = layer_spec(preset, backend, self.positions, self.fused, apart=lora is not None)
         layers = [layer] * get_num_layers_to_build(config)
         self.decoder = TransformerBlock(
             config, TransformerBlockSubmodules(layers, norm), pre_process=first, post_process=last,
@@ -161,7 +169,12 @@ class ARModel(LanguageModule):
                 gather_output=False, tp_group=groups.tp,
             )  # fmt: skip
         self.setup_embeddings_and_output_layer()
-        table = keys.rules(preset)
+        if preset.action_dim is not None:
+            self.action_mlp = action_mlp(preset).to(device, config.params_dtype)
+        self.frozen = lora is not None
+        if lora is not None:
+            adapt(self, preset, *lora)
+        table = keys.rules(preset) | keys.trained(preset, lora[0] if lora else 0)
         for name, parameter in keys.parameters(self, preset).items():
             # megatron-core says so where it makes initial weights; without, norms of gradients leave ranks out
             parameter.tensor_model_parallel = table[name].axis is not None
@@ -170,15 +183,24 @@ class ARModel(LanguageModule):
         """What the stage before this one made: megatron-core's schedules call it."""
         self.decoder.set_input_tensor(arriving[0] if isinstance(arriving, list) else arriving)
 
-    def forward(self, tokens_BS: Tensor, context_CBD: Tensor | None = None) -> Tensor:
+    def forward(
+        self, tokens_BS: Tensor, context_CBD: Tensor | None = None, action_BA: Tensor | None = None
+    ) -> Tensor:
         """logits_SBV of the last stage: this rank's classes, of this rank's part of the sequence if it is split over
         context-parallel ranks (in zigzag order, as the tokens must be). Hidden states of other stages.
 
-        tokens_BS: int64. context_CBD: prompts' embeddings, for video2world models.
+        tokens_BS: int64. context_CBD: prompts' embeddings, for video2world models. action_BA: for those with actions.
         """
-        if (context_CBD is None) != (self.preset.context_dim is None):
+        p = self.preset
+        if (action_BA is None) != (p.action_dim is None):
+            raise ValueError("models for actions need action_BA, and no other takes it")
+        if (context_CBD is None) != (p.context_dim is None or p.action_dim is not None):
             raise ValueError("video2world models need context_CBD, and no other takes it")
         x_SBD = self.embedding(tokens_BS, None) if self.pre_process else None
+        if x_SBD is not None and self.frozen:
+            x_SBD.requires_grad_()  # else layers that are computed again would lead to nothing that is trained
+        if action_BA is not None:
+            context_CBD = self.action_mlp(action_BA.to(self.config.params_dtype)).repeat(ACTIONS, 1, 1)
         if context_CBD is not None:
             context_CBD = context_CBD.to(self.config.params_dtype)
         rope = None if self.fused else self.positions.rope(tokens_BS.device)
@@ -186,20 +208,33 @@ class ARModel(LanguageModule):
         return self.output_layer(x_SBD)[0] if self.post_process else x_SBD
 
 
-def layer_spec(preset: Preset, backend: Backend, positions: Positions, fused: bool) -> tuple[ModuleSpec, type]:
-    """(a layer, the norm after the last one)."""
+def action_mlp(preset: Preset) -> nn.Sequential:
+    """An action -> what stands in the place of a prompt's embedding (NVIDIA/Cosmos 71f19b0:
+    autoregressive/nemo/cosmos_action_control.py)."""
+    assert preset.action_dim is not None and preset.context_dim is not None
+    inside = preset.context_dim // 4
+    return nn.Sequential(nn.Linear(preset.action_dim, inside), nn.ReLU(), nn.Linear(inside, preset.context_dim))
+
+
+def layer_spec(
+    preset: Preset, backend: Backend, positions: Positions, fused: bool, apart: bool = False
+) -> tuple[ModuleSpec, type]:
+    """(a layer, the norm after the last one). apart: norms before linears are modules of their own, and adapters see
+    what comes out of them."""
     provider: Any
     if backend == "transformer_engine":
         from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
 
         provider = TESpecProvider()
-        norm, attention, before = provider.layer_norm(), provider.core_attention(), IdentityOp
-        normed_linear = provider.column_parallel_layer_norm_linear()
-        names = {}
+        norm, attention = provider.layer_norm(), provider.core_attention()
     else:
         provider = LocalSpecProvider()
-        norm, attention, before = RMSNorm, TorchAttention, RMSNorm
-        normed_linear = provider.column_parallel_linear()
+        norm, attention = RMSNorm, TorchAttention
+        apart = True
+    before, names = IdentityOp, {}
+    normed_linear = provider.column_parallel_linear() if apart else provider.column_parallel_layer_norm_linear()
+    if apart:
+        before = norm
         # checkpoints have the names of transformer-engine's fused modules, as megatron-core's own local layers do it
         names = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_",
                  "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_"}  # fmt: skip

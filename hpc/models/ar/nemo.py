@@ -2,7 +2,8 @@
 
     keys.fill(model, preset, Nemo(Path("nemo"), preset))      from the folder with weights/, under published names
     save(Path("nemo"), preset, published)                     weights/ of anything with published names
-    Megatron(Path("training/checkpoints/step_000000500"), preset)      of a checkpoint of our own trainer
+    Megatron(Path("training/checkpoints/iter_000000500"), preset)      of a checkpoint of our own trainer
+    published("nvidia/Cosmos-1.0-Autoregressive-4B", preset)           of any of these, and of files
 
 Parameters of all layers lie in one tensor, the layer first (megatron-core's homogeneous layers), whole, however many
 ranks wrote them; NeMo's names begin with "module." (NVIDIA/Cosmos 71f19b0: autoregressive/nemo). context/, which NeMo
@@ -22,38 +23,38 @@ from torch import Tensor
 
 from hpc.models.ar import keys
 from hpc.models.ar.presets import Preset
-from hpc.models.hub import shorten
+from hpc.models.hub import is_path, located, shorten
 
 PREFIX = "module."
 OPTIMIZER = "optimizer."  # its state, in a training's checkpoint
 LAYER = re.compile(r"(decoder\.layers\.)(\d+)\.")
 
 
-def stacked(preset: Preset, prefix: str = PREFIX) -> dict[str, list[str]]:
-    """Name in a checkpoint -> the parameters that it holds, by the names of `keys.rules`: one for each layer."""
+def stacked(table: Mapping[str, keys.Rule], prefix: str = PREFIX) -> dict[str, list[str]]:
+    """Name in a checkpoint -> the parameters of the table that it holds: one for each layer."""
     found: dict[str, list[str]] = {}
-    for name in keys.rules(preset):
+    for name in table:
         found.setdefault(prefix + LAYER.sub(r"\1", name), []).append(name)
     return found
 
 
 class Megatron(Mapping[str, Tensor]):
     """The weights in a checkpoint of a training, by any layout of ranks, under their published names. All of them are
-    read into memory at once, in the type that they have there. Raises FileNotFoundError, and ValueError that names what
-    is missing, left over or of another shape."""
+    read into memory at once, in the type that they have there. lora_rank: of adapters; they are all that it has then.
+    Raises FileNotFoundError, and ValueError that names what is missing, left over or of another shape."""
 
     prefix = ""
 
-    def __init__(self, folder: Path, preset: Preset) -> None:
+    def __init__(self, folder: Path, preset: Preset, lora_rank: int = 0) -> None:
         if not (folder / ".metadata").is_file():
             raise FileNotFoundError(f"{folder}: there is no distributed checkpoint here: it has no .metadata")
-        self.preset, self.table = preset, keys.rules(preset)
+        self.preset, self.table = preset, keys.trained(preset, lora_rank)
         reader = dcp.FileSystemReader(folder)
         there = {
             name: one for name, one in reader.read_metadata().state_dict_metadata.items()
             if hasattr(one, "size") and keys.NOT_WEIGHTS not in name and not name.startswith(OPTIMIZER)
         }  # fmt: skip
-        wanted = stacked(preset, self.prefix)
+        wanted = stacked(self.table, self.prefix)
         shapes = {}
         for name, parts in wanted.items():
             rule = self.table[parts[0]]
@@ -96,6 +97,18 @@ class Nemo(Megatron):
         super().__init__(folder / "weights", preset)
 
 
+def published(where: str, preset: Preset) -> Mapping[str, Tensor]:
+    """Weights under their published names. where: a model.pt or .safetensors, a folder with weights/, or owner/name on
+    the hub. Of a model for actions they may lack its MLP. Raises FileNotFoundError and ValueError."""
+    folder = Path(where).expanduser()
+    if not (is_path(where) and (folder / "weights").is_dir()):
+        [path] = located(where, "model.pt")
+        return keys.Published(path)
+    there = dcp.FileSystemReader(folder / "weights").read_metadata().state_dict_metadata
+    acts = any(keys.ACTION.removeprefix("model") in name for name in there)
+    return Nemo(folder, preset if acts else preset.without_actions)
+
+
 def save(folder: Path, preset: Preset, source: Mapping[str, Tensor]) -> None:
     """Of one process, where torch.distributed is initialized: megatron-core asks for it. Raises ValueError for other
     tensors than the preset's."""
@@ -104,7 +117,7 @@ def save(folder: Path, preset: Preset, source: Mapping[str, Tensor]) -> None:
     table = keys.rules(preset)
     keys.account(table, source, f"the published weights of {preset.layers} layers")
     state = {}
-    for name, parts in stacked(preset).items():
+    for name, parts in stacked(table).items():
         tensors = [table[p].joined([source[one] for one in table[p].sources], preset.kv_heads) for p in parts]
         whole = torch.stack(tensors) if LAYER.search(parts[0]) else tensors[0]
         state[name] = dist_checkpointing.ShardedTensor.from_rank_offsets(name, whole.contiguous())

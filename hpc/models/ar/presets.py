@@ -16,6 +16,8 @@ import msgspec
 
 CONTEXT_TOKENS = 512
 """Tokens of a prompt's T5 embedding that the video2world models attend to; none is masked."""
+ACTION = 7
+"""Numbers of an action, as hpc.data.tokens.action has them."""
 
 
 class Yarn(msgspec.Struct, frozen=True):
@@ -52,6 +54,9 @@ class Preset(msgspec.Struct, frozen=True, kw_only=True):
     context_dim: int | None = None
     """Width of a prompt's embedding, for models that attend to one in every layer. Such models begin with the token
     `bov`, add absolute positions before every layer, and are padded to a multiple of 64."""
+    action_dim: int | None = None
+    """Numbers of an action, for models that attend to one in the place of a prompt: an MLP makes an embedding of it.
+    They are padded to a multiple of 128 (NVIDIA/Cosmos 71f19b0: autoregressive/nemo/cosmos_action_control.py)."""
     norm_eps: float = 1e-5
 
     bov: int = 64_000
@@ -70,7 +75,18 @@ class Preset(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def length(self) -> int:
         """Tokens of a sequence."""
-        return self.video_tokens if self.context_dim is None else -(-(self.video_tokens + 1) // 64) * 64
+        multiple = 64 if self.action_dim is None else 128
+        return self.video_tokens if self.context_dim is None else -(-(self.video_tokens + 1) // multiple) * multiple
+
+    @property
+    def without_actions(self) -> Preset:
+        """The video2world model that it is trained from."""
+        return msgspec.structs.replace(self, action_dim=None)
+
+    @property
+    def context_tokens(self) -> int:
+        """That each token attends to, besides those of the video; an action is one."""
+        return 0 if self.context_dim is None else CONTEXT_TOKENS if self.action_dim is None else 1
 
     @property
     def parameters(self) -> int:
@@ -78,24 +94,45 @@ class Preset(msgspec.Struct, frozen=True, kw_only=True):
         layer = self.dim * (2 * q + 2 * kv + 3 * self.ffn + 2) + 2 * self.head_dim
         if self.context_dim is not None:
             layer += self.dim * (2 * q + 1) + 2 * self.context_dim * kv + 2 * self.head_dim
-        return self.layers * layer + self.dim * (self.vocab + self.classes + 1)
+        return self.layers * layer + self.dim * (self.vocab + self.classes + 1) + self.mlp_parameters
 
-    def flops(self, recomputed: float = 0.0) -> float:
+    @property
+    def mlp_parameters(self) -> int:
+        """Of what makes an embedding of an action."""
+        if self.action_dim is None or self.context_dim is None:
+            return 0
+        return (self.action_dim + 1) * (self.context_dim // 4) + (self.context_dim // 4 + 1) * self.context_dim
+
+    @property
+    def widths(self) -> int:
+        """Inputs and outputs of all linear layers of the decoder, of each published tensor: adapters of rank r have r
+        times as many parameters."""
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        layer = 7 * self.dim + 2 * q + 2 * kv + 3 * self.ffn
+        if self.context_dim is not None:
+            layer += 2 * self.dim + 2 * q + 2 * self.context_dim + 2 * kv
+        return self.layers * layer
+
+    def flops(self, recomputed: float = 0.0, lora_rank: int = 0) -> float:
         """Floating-point operations of one sequence, forward and backward: 6 for each weight that a token meets, and
         causal attention counted once: half of length^2, with 3 times its forward for both passes. This is the
         convention of every TFLOP/s and MFU that hpc reports; recomputation does not count as work, unless asked for:
-        recomputed is the share of the layers' forward that is done twice."""
+        recomputed is the share of the layers' forward that is done twice. lora_rank: of adapters, with which no other
+        weight has a gradient, 4 operations for each."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         layer = self.length * self.dim * (2 * q + 2 * kv + 3 * self.ffn) * 2.0
-        layer += 2.0 * self.length**2 * q  # q k' and p v, each 2 * length^2 * q / 2
+        attention = 2.0 * self.length**2 * q  # q k' and p v, each 2 * length^2 * q / 2
         if self.context_dim is not None:
-            layer += self.length * self.dim * 2 * q * 2.0 + CONTEXT_TOKENS * self.context_dim * 2 * kv * 2.0
-            layer += 4.0 * self.length * CONTEXT_TOKENS * q
+            layer += self.length * self.dim * 2 * q * 2.0 + self.context_tokens * self.context_dim * 2 * kv * 2.0
+            attention += 4.0 * self.length * self.context_tokens * q
         output = self.length * self.dim * self.classes * 2.0
-        return (3 + recomputed) * self.layers * layer + 3 * output
+        frozen = self.layers * layer + output if lora_rank else 0.0
+        whole = (3 + recomputed) * self.layers * (layer + attention) + 3 * output
+        return whole - frozen + 6.0 * self.length * lora_rank * self.widths
 
 
 _WORLD = {"vocab": 64_064, "context_dim": 1024}
+_ACTION = _WORLD | {"action_dim": ACTION, "shape": (2, 30, 40)}
 _BIG = {"layers": 40, "dim": 5120, "yarn": Yarn((3, 40, 64))}
 _TINY = {"layers": 4, "dim": 64, "heads": 16, "head_dim": 16, "ffn": 128, "shape": (5, 8, 8)}
 
@@ -104,9 +141,13 @@ PRESETS: dict[str, Preset] = {
     "ar-12b": Preset(**_BIG),
     "ar-5b-video2world": Preset(layers=16, dim=4096, **_WORLD),
     "ar-13b-video2world": Preset(**_BIG, **_WORLD),
+    # Of a frame, 480 x 640, and an action: the next frame. Trained from the video2world models.
+    "ar-5b-action": Preset(layers=16, dim=4096, **_ACTION),
+    "ar-13b-action": Preset(**_BIG, **_ACTION),
     # For laptops and tests: every part of the large ones, and all of their tokens. 33 frames of 128 x 128.
     "ar-tiny": Preset(**_TINY, yarn=Yarn((3, 8, 8))),
-    "ar-tiny-video2world": Preset(**_TINY, vocab=64_064, context_dim=1024),
+    "ar-tiny-video2world": Preset(**_TINY, **_WORLD),
+    "ar-tiny-action": Preset(**(_TINY | _ACTION | {"shape": (2, 8, 8)})),
 }
 
 

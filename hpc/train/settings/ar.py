@@ -16,7 +16,8 @@ from hpc.train.estimate import Estimate, Place, refuse
 from hpc.train.settings.optimizer import Optimizer
 
 Model = Literal[
-    "ar-4b", "ar-12b", "ar-5b-video2world", "ar-13b-video2world", "ar-tiny", "ar-tiny-video2world"
+    "ar-4b", "ar-12b", "ar-5b-video2world", "ar-13b-video2world", "ar-5b-action", "ar-13b-action",
+    "ar-tiny", "ar-tiny-video2world", "ar-tiny-action",
 ]  # fmt: skip
 Precision = Literal["fp32", "bf16", "fp8-delayed", "fp8-current", "fp8-blockwise"]
 Recompute = Literal["none", "selective", "full"]
@@ -51,6 +52,9 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 found.append(_uneven("tensor", count, what, self.tensor))
         if model.layers % self.pipeline:
             found.append(_uneven("pipeline", model.layers, "layers", self.pipeline))
+        elif self.pipeline > 1 and model.action_dim is not None:
+            found.append(f"pipeline: {self.pipeline} stages: all layers attend to what one MLP makes of an action, and "
+                         "one stage must have all of them; take `tensor`")  # fmt: skip
         if self.context > 1 and model.length % (2 * self.context):
             found.append(f"context: {model.length:,} tokens are cut into 2 x {self.context} pieces of "
                          f"{model.length / 2 / self.context:g}: whole numbers are needed")  # fmt: skip
@@ -65,6 +69,14 @@ def _uneven(field: str, count: int, what: str, ranks: int) -> str:
     near = sorted(sorted(divisors, key=lambda n: (abs(n - ranks), n))[:2])
     return (f"{field}: {count:,} {what} / {ranks} = {count / ranks:.6g}: ranks must have equal parts; "
             f"{' or '.join(map(str, near))} would do")  # fmt: skip
+
+
+class Lora(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Low-rank adapters to all linear layers, which alone are trained; they are added to the weights in the end."""
+
+    rank: Count = 32
+    alpha: Annotated[float, Meta(gt=0)] = 32.0
+    """What an adapter gives is scaled by alpha / rank."""
 
 
 class HeldOut(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -100,7 +112,9 @@ class TrainAr(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     SECONDS_PER_GIB: ClassVar[float] = 1.0
 
     model: Model = "ar-4b"
-    """The tiny ones are for trying things out."""
+    """What it is trained on is tokens of prepare.tokens: ar-4b and ar-12b on `form: megatron`, the video2world ones on
+    `form: video2world`, or `instruction` of robots that are told something, the action ones on `form: action`. The tiny
+    ones are for trying things out."""
     steps: Count
     """Steps of training in all."""
     batch: Count
@@ -109,7 +123,10 @@ class TrainAr(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Latent frames, rows and columns of every clip; null: those of the model, [5, 40, 64] of the large ones."""
     start: str | None = None
     """Published weights to begin with: a model.pt or .safetensors, NeMo's folder `nemo` (with weights/), or owner/name
-    on the Hugging Face hub, whose model.pt is taken; null: random weights."""
+    on the Hugging Face hub, whose model.pt is taken; null: random weights. Of the models for actions those of
+    video2world models, too: then their MLP alone begins at random."""
+    lora: Lora | None = None
+    """Train adapters to the weights of `start`, and nothing else; null: train all weights."""
     condition: Annotated[int, Meta(ge=0)] = 1
     """Latent frames at the beginning that are given, not learned: their tokens do not count in the loss."""
     z_loss: Annotated[float, Meta(ge=0)] = 1e-4
@@ -152,8 +169,31 @@ class TrainAr(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             raise ValueError(
                 f"condition: {self.condition} of {self.preset.shape[0]} latent frames leave nothing to learn"
             )
+        if self.preset.action_dim is not None and (self.preset.shape[0], self.condition) != (2, 1):
+            raise ValueError(f"shape and condition: {self.model} makes of a frame the next one: `shape: [2, rows, "
+                             "columns]` and `condition: 1`")  # fmt: skip
+        if self.lora and self.start is None:
+            raise ValueError("lora: adapters to random weights teach nothing: say what training begins with, `start`")
         if problems := self.layout.problems(self.preset):
             raise ValueError(f"layout: {problems[0]}")
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """Of prepare.tokens, that the model is trained on."""
+        if self.preset.action_dim is not None:
+            return ("action",)
+        return ("megatron",) if self.preset.context_dim is None else ("video2world", "instruction")
+
+    @property
+    def flops(self) -> float:
+        """Of a sequence, forward and backward: see hpc.models.ar.presets."""
+        return self.preset.flops(lora_rank=self.lora.rank if self.lora else 0)
+
+    @property
+    def moving(self) -> int:
+        """Parameters that are trained."""
+        p = self.preset
+        return self.lora.rank * p.widths + p.mlp_parameters if self.lora else p.parameters
 
     @property
     def preset(self) -> Preset:

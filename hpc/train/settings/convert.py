@@ -24,10 +24,37 @@ class ConvertAr(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     step: Annotated[int, Meta(ge=1)] | None = None
     """Of the checkpoint; null: the last one."""
-    forms: Annotated[tuple[Literal["model.pt", "model.safetensors", "nemo"], ...], Meta(min_length=1)] = ("model.pt",)
-    """nemo: weights/, without context/, which classes of NeMo's own describe."""
+    forms: Annotated[
+        tuple[Literal["model.pt", "model.safetensors", "nemo", "adapters.safetensors"], ...], Meta(min_length=1)
+    ] = ("model.pt",)
+    """nemo: weights/, without context/, which classes of NeMo's own describe. adapters.safetensors: of a training with
+    `lora`, the adapters alone; in the other forms they are added to the weights."""
 
     def unmet(self, kinds: Sequence[str]) -> str:
         if list(kinds) == ["train.ar"]:
             return ""
         return f"convert.ar converts what one stage train.ar has trained; it needs {', '.join(kinds) or 'nothing'}"
+
+
+class ConvertDiffusion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A checkpoint of train.diffusion, by any number of ranks -> all files that it leaves in the end: of Predict2
+    model.pt, model_ema_fp32.pt and model_ema_bf16.pt, of Predict1 iter_..._{reg,ema}_model.pt, and safetensors. `hpc
+    convert` does the same for files at hand, and while training goes on."""
+
+    KIND: ClassVar[str] = "convert.diffusion"
+    CODE: ClassVar[str] = "hpc.train.convert_diffusion"
+    PHASES: ClassVar[tuple[str, ...]] = ("barrier", "map")
+    OBJECTS: ClassVar[tuple[str, ...]] = (".json",)
+    INPUT_SUFFIXES: ClassVar[tuple[str, ...]] = ()
+    VERSION: ClassVar[int] = 1
+    NEUTRAL: ClassVar[tuple[str, ...]] = ()
+    SECONDS_PER_GIB: ClassVar[float] = 1.0
+
+    step: Annotated[int, Meta(ge=1)] | None = None
+    """Of the checkpoint, one that `checkpoints: {keep_every: ...}` has kept, say; null: the last one."""
+
+    def unmet(self, kinds: Sequence[str]) -> str:
+        if list(kinds) == ["train.diffusion"]:
+            return ""
+        needs = ", ".join(kinds) or "nothing"
+        return f"convert.diffusion converts what one stage train.diffusion has trained; it needs {needs}"
