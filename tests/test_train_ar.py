@@ -32,7 +32,7 @@ from hpc.models.ar import keys
 from hpc.models.ar.presets import PRESETS, preset
 from hpc.train.checkpoint import Checkpoints, complete
 from hpc.train.estimate_ar import memory
-from hpc.train.metrics import lines
+from hpc.train.metrics import CLOCKS, lines
 from hpc.train.settings import TrainAr
 from hpc.train.settings.ar import HeldOut, Layout, Model
 from hpc.train.settings.optimizer import Optimizer
@@ -41,8 +41,6 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 SHAPE = (3, 4, 4)
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["hpc.train.ar"])  # what every rank imports, once
-CLOCKS = ("time", "waited", "seconds", "checkpoint_seconds", "memory_bytes", "tokens_per_second",
-          "tokens_per_second_per_gpu", "tflops_per_gpu", "gpu_hours")  # fmt: skip
 
 
 def settings(**more: Any) -> TrainAr:

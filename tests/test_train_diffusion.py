@@ -35,7 +35,7 @@ from hpc.train.checkpoint import Checkpoints, complete
 from hpc.train.diffusion_input import embedding
 from hpc.train.estimate import Place
 from hpc.train.estimate_diffusion import KEPT, memory
-from hpc.train.metrics import lines
+from hpc.train.metrics import CLOCKS, lines
 from hpc.train.samples import listed
 from hpc.train.schedule import cycled
 from hpc.train.settings import TrainDiffusion
@@ -48,7 +48,6 @@ from hpc.train.tokenizer import made as made_of
 pytestmark = pytest.mark.filterwarnings("ignore:FSDP2-wrapped module")
 SHAPE = {"frames": 13, "height": 64, "width": 48}
 LATENT = (16, 4, 8, 6)
-CLOCKS = ("time", "waited", "seconds", "samples_per_second", "memory_bytes", "tflops_per_gpu")
 
 
 def settings(**more: Any) -> TrainDiffusion:

@@ -28,7 +28,7 @@ from hpc.data.work import Stopped, Work
 from hpc.models import tokenizers
 from hpc.train import fsdp, ranks, tokenizer
 from hpc.train.checkpoint import Checkpoints, complete
-from hpc.train.metrics import lines
+from hpc.train.metrics import CLOCKS, lines
 from hpc.train.samples import listed
 from hpc.train.settings import TrainTokenizer
 from hpc.train.settings.data import Shape, Validation
@@ -38,7 +38,6 @@ from hpc.train.settings.tokenizer import Loss, Perceptual, Sizes
 pytestmark = pytest.mark.filterwarnings("ignore:FSDP2-wrapped module")
 SIDE = 32
 SIZES = Sizes(family="cosmos-dv", temporal=4, spatial=8, channels=8, multipliers=(1, 2), levels=(8, 5, 5), blocks=1)
-CLOCKS = ("time", "waited", "seconds", "samples_per_second", "memory_bytes")
 
 
 def settings(**more: Any) -> TrainTokenizer:

@@ -31,7 +31,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hpc.data import gpu_types, storage
+from hpc.data import storage
 from hpc.data.tokens import CALLED
 from hpc.data.tokens.action import FRAMES
 from hpc.data.upstream import meta_of, table
@@ -44,12 +44,13 @@ from hpc.train.agree import agreed
 from hpc.train.ar_engine import Compute, Engine, Microbatch, Writing
 from hpc.train.checkpoint import Keeper
 from hpc.train.clips import deciding, place, plain
-from hpc.train.metrics import Metrics, lines
+from hpc.train.metrics import lines, opened
 from hpc.train.previous_frame import PreviousFrame
 from hpc.train.randomness import generator
 from hpc.train.ranks import Here
 from hpc.train.schedule import rate
 from hpc.train.settings import TrainAr
+from hpc.train.trackers import missing
 
 Upstream = Mapping[str, list[tuple[str, dict[str, str]]]]
 COUNTED = 4000
@@ -77,6 +78,7 @@ def freeze(settings: TrainAr, upstream: Upstream, superseded: set[tuple[str, str
 def start(settings: TrainAr) -> Callable[[Work], Made]:
     if settings.deterministic:
         os.environ["NVTE_ALLOW_NONDETERMINISTIC_ALGO"] = "0"  # before transformer-engine is imported
+    missing(settings.metrics)
     return functools.partial(process, settings, ranks.start(settings.deterministic))
 
 
@@ -129,7 +131,7 @@ def train(
             engine.load(where, said["reshard"])
             skipped = said["skipped"]
 
-        told = Metrics(folder / "metrics.jsonl", step) if here.rank == 0 else None
+        told = opened(settings, folder, step, here)
         stall = 0.0
         with told or contextlib.nullcontext():
             arriving = batches.of_rank(engine.data_rank, engine.data_ranks, step, settings.readers)
@@ -139,20 +141,16 @@ def train(
                 speed = rate(o, step, steps)
                 done = engine.step(microbatches(batch, settings.micro_batch), speed)
                 skipped, bad = (skipped, 0) if done.moved else (skipped + 1, bad + 1)
-                seconds = time.monotonic() - since
-                tokens = settings.batch * preset.length
-                each = seconds + batch.waited + stall
                 line = {
                     "loss": done.loss, "cross_entropy": done.cross_entropy, "z_loss": done.z_loss,
-                    "grad_norm": done.grad_norm, "rate": speed, "samples": settings.batch, "tokens": tokens,
-                    "seconds": seconds, "waited": batch.waited, "checkpoint_seconds": stall, "skipped": skipped,
-                    "memory_bytes": ranks.memory(here.device), "tokens_per_second": tokens / each,
-                    "tokens_per_second_per_gpu": tokens / each / here.count,
-                    "gpu_hours": each * here.count / 3600,
-                    **speeds(settings.batch * settings.flops / each / here.count, here.device),
+                    "grad_norm": done.grad_norm, "rate": speed, "skipped": skipped,
+                    **ranks.took(here, time.monotonic() - since, batch.waited, stall, settings.batch,
+                                 settings.batch * preset.length, settings.batch * settings.flops),
                 }  # fmt: skip
                 if shown and (step % settings.validation.every == 0 or step == steps):
+                    begun = time.monotonic()
                     line["validation_nll"], _ = engine.run(shown, backward=False)
+                    line["validation_seconds"] = time.monotonic() - begun
                 if told:
                     told.step(step, **line)
                 leave, due = agreed(check, keeper.due(step, steps), here.words)
@@ -165,8 +163,8 @@ def train(
                 if leave or step == steps or bad == o.bad_steps:
                     saver.wait()
                 stall = time.monotonic() - begun
-                progress(step / steps, f"step {step} of {steps}, loss {done.loss:.4f}, {tokens / each:,.0f} tokens a "
-                                       "second")  # fmt: skip
+                progress(step / steps, f"step {step} of {steps}, loss {done.loss:.4f}, "
+                                       f"{line['tokens_per_second']:,.0f} tokens a second")  # fmt: skip
                 if bad == o.bad_steps:
                     raise RuntimeError(f"the gradients of {bad} steps in a row, up to step {step}, are not finite: "
                                        "lower `optimizer.rate`, or look at the data; earlier checkpoints are in "
@@ -185,7 +183,7 @@ def train(
         return rival | {
             "steps": step, "tokens": int(sum(line["tokens"] for line in said)), "skipped": skipped,
             "ranks": here.count, "device": str(here.device), "parameters": preset.parameters,
-            "trained": settings.moving, "clips": len(data), "gpu_hours": sum(line["gpu_hours"] for line in said),
+            "trained": settings.moving, "clips": len(data), "gpu_hours": said[-1]["gpu_hours"],
             "last": said[-1], "settings": plain(settings),
             "flops": "causal attention counted once; MFU is a share of the GPU's dense bfloat16",
         }  # fmt: skip
@@ -322,14 +320,6 @@ def identity(settings: TrainAr, data: token_data.Data) -> dict[str, Any]:
     """What must be equal for a checkpoint to be continued."""
     sample = data[0].tokens.numpy().tobytes()
     return deciding(settings) | {"clips": len(data), "data": hashlib.sha256(sample).hexdigest()[:16]}
-
-
-def speeds(flops: float, device: torch.device) -> dict[str, float]:
-    """TFLOP/s of a rank, and MFU, a share of the GPU's peak in bfloat16 whatever the
-    precision, where it is known."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    gpu = gpu_types.named(name)
-    return {"tflops_per_gpu": flops / 1e12} | ({"mfu": flops / gpu.bf16} if gpu else {})
 
 
 def export(published: Iterator[tuple[str, Tensor]], settings: TrainAr, to: Path, here: Here) -> None:

@@ -33,7 +33,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
-from hpc.data import gpu_types, storage
+from hpc.data import storage
 from hpc.data.video import nvdec
 from hpc.data.work import Made, Stopped, Work
 from hpc.kernels import choose
@@ -50,12 +50,13 @@ from hpc.train.clips import freeze as freeze
 from hpc.train.diffusion_input import Inputs, draws, dropped, shared
 from hpc.train.diffusion_model import begin, build, computing, objective, publish
 from hpc.train.loader import Batch, Batches
-from hpc.train.metrics import Metrics, lines
+from hpc.train.metrics import lines, opened
 from hpc.train.ranks import Here
 from hpc.train.saver import Saver, load, state_of
 from hpc.train.schedule import cycled, rate, set_rate
 from hpc.train.settings import TrainDiffusion
 from hpc.train.settings.diffusion import Latent, fits
+from hpc.train.trackers import missing
 
 TOLD = ("steps", "samples", "skipped", "replaced", "decoded_by_cpu")
 BINS = 5
@@ -65,6 +66,7 @@ CHARTS = (("loss",), ("held_out", "ema_held_out"), *((f"held_out_{level:g}", f"e
 
 
 def start(settings: TrainDiffusion) -> Callable[[Work], Made]:
+    missing(settings.metrics)
     return functools.partial(process, settings, ranks.start(settings.deterministic))
 
 
@@ -131,7 +133,8 @@ def train(
         skipped = found["trainer"]["skipped"]
     look = functools.partial(measure.look, settings, model, of, inputs, clips, group, here)
 
-    told = Metrics(folder / "metrics.jsonl", step) if here.rank == 0 else None
+    told = opened(settings, folder, step, here)
+    stall = 0.0
     with told or contextlib.nullcontext():
         arriving = batches.of_rank(data_rank, data_ranks, step, settings.readers) if step < settings.steps else iter(())
         for batch in arriving:
@@ -151,30 +154,36 @@ def train(
                       "replaced": torch.tensor(data_ranks * len(batch.replaced), device=here.device)}  # fmt: skip
             parts["decoded_by_cpu"] = torch.tensor(data_ranks * batch.decoded_by_cpu, device=here.device)
             line = ranks.mean_of_all(parts) | levels(sums_2N)
-            seconds = time.monotonic() - since
             count = batch.shape.batch
-            fast = count / (seconds + batch.waited)
-            line |= {"grad_norm": norm, "rate": speed, "samples": count, "seconds": seconds, "skipped": skipped,
-                     "samples_per_second": fast, "memory_bytes": ranks.memory(here.device),
-                     **speeds(settings, latent, fast / here.count, here.device)}  # fmt: skip
+            line |= {"grad_norm": norm, "rate": speed, "skipped": skipped,
+                     **ranks.took(here, time.monotonic() - since, line["waited"], stall, count, count * latent.tokens,
+                                  3 * count * flops(settings.config, *latent))}  # fmt: skip
             leave, due = agreed(check, keeper.due(step, settings.steps), here.words)
             if clips and (step % settings.validation.every == 0 or step == settings.steps):
+                since = time.monotonic()
                 line |= look()
                 with ema.swapped(means[0], model):
                     line |= {f"ema_{name}": value for name, value in look().items()}
+                line["validation_seconds"] = time.monotonic() - since
             if clips and settings.pictures.clips and inputs.tokenizer and (
                 step % settings.pictures.every == 0 or step == settings.steps
             ):  # fmt: skip
-                measure.pictures_of(settings, model, means[0], of, inputs, clips, group, here, folder, step)
+                since = time.monotonic()
+                shown = measure.pictures_of(settings, model, means[0], of, inputs, clips, group, here, folder, step)
+                line["pictures_seconds"] = time.monotonic() - since
+                if told:
+                    told.show(step, shown)
             if told:
                 told.step(step, **line)
+            since = time.monotonic()
             if leave or due:
                 beside = dit_publish.beside(settings.config, settings.preset.form, step)
                 saver.save(step, state(step, skipped, speed, beside=beside), {"loss": line["loss"]})
-            progress(step / settings.steps,
-                     f"step {step} of {settings.steps}, loss {line['loss']:.4f}, {count / seconds:.1f} videos a second")
             if bad == o.bad_steps or leave:
                 saver.wait()
+            stall = time.monotonic() - since
+            progress(step / settings.steps, f"step {step} of {settings.steps}, loss {line['loss']:.4f}, "
+                                            f"{line['samples_per_second']:.1f} videos a second")  # fmt: skip
             if bad == o.bad_steps:
                 raise RuntimeError(f"the gradients of {bad} steps in a row, up to step {step}, are not finite: lower "
                                    "`optimizer.rate`, or look at the data; checkpoints of earlier steps are in "
@@ -197,6 +206,8 @@ def train(
         "parameters": parameters(settings.config),
         "clips": {"trained_on": sum(map(len, batches.rows)), "held_out": len(held),
                   **{why: len(keys) for why, keys in batches.left_out.items()}},
+        "gpu_hours": said[-1]["gpu_hours"],
+        "flops": "attention of all to all; MFU is a share of the GPU's dense bfloat16",
         "last": said[-1], "settings": plain(settings),
     }  # fmt: skip
 
@@ -241,15 +252,6 @@ def levels(sums_2N: Tensor) -> dict[str, float]:
     errors, counts = sums_2N.tolist()
     return {f"error_{(i + 0.5) / BINS:g}": error / count
             for i, (error, count) in enumerate(zip(errors, counts, strict=True)) if count}  # fmt: skip
-
-
-def speeds(settings: TrainDiffusion, latent: Latent, rate: float, device: torch.device) -> dict[str, float]:
-    """TFLOP/s of a GPU that trains on `rate` videos a second, without recompute, and MFU, a share of its peak in bfloat16
-    whatever the precision, where it is known."""
-    done = 3 * flops(settings.config, *latent) * rate
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    gpu = gpu_types.named(name)
-    return {"tflops_per_gpu": done / 1e12} | ({"mfu": done / gpu.bf16} if gpu else {})
 
 
 def as_page(told: dict[str, Any], said: list[dict[str, Any]], folder: Path) -> str:

@@ -10,13 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyarrow as pa
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hpc.data import video
 from hpc.data.work import BadInput
 from hpc.models import context_parallel, samplers
 from hpc.models.diffusion import EDM, Condition, Objective, first_frames, mixed, wide
@@ -115,27 +113,26 @@ def look(settings: TrainDiffusion, model: DiT, of: Objective, inputs: Inputs, he
 
 def pictures_of(settings: TrainDiffusion, model: DiT, mean: dict[str, Tensor], of: Objective, inputs: Inputs,
                 held: list[Clip], group: dist.ProcessGroup | None, here: Here, folder: Path,
-                step: int) -> None:  # fmt: skip
-    """Rank 0 writes pictures/<step>.webp, clips and what is made of them below each other, and the made videos as .mp4;
-    every rank calls it, since each has a part of the weights."""
+                step: int) -> list[Path]:  # fmt: skip
+    """Rank 0 writes pictures/<step>.webp, clips and what is made of them below each other, and the made videos as .mp4,
+    by the weights and by their mean from the same noise; every rank calls it, since each has a part of the weights.
+    Returns the files, on rank 0."""
     looked_at = held[: settings.pictures.clips]
     now = [made(settings, model, of, inputs, clip, group, here.device) for clip in looked_at]
     with ema.swapped(mean, model):
         later = [made(settings, model, of, inputs, clip, group, here.device) for clip in looked_at]
     if here.rank:
-        return
-    strips = []
-    to = folder / "pictures"
+        return []
+    strips, files = [], [folder / f"pictures/{step:09}.webp"]
     for number, (clip, *both) in enumerate(zip(looked_at, now, later, strict=True)):
         latents = inputs.of(clip.frames, clip.inside, clip.fps, clip.more).x0_BCTHW / of.latent_scale
         shown = [inputs.pixels(latents)[0], *(inputs.pixels(one)[0] for one in both)]
         strips.append(pictures.strip(*shown))
-        to.mkdir(parents=True, exist_ok=True)
         for which, one in zip(("regular", "ema"), shown[1:], strict=True):
-            frames = ((one.permute(1, 2, 3, 0) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).numpy()
-            path = to / f"{step:09}_{number}_{which}.mp4"
-            video.write(path, np.ascontiguousarray(frames), float(clip.fps) or 24.0, video.Coding(crf=17))
-    pictures.write(strips, to / f"{step:09}.webp")
+            files.append(folder / f"pictures/{step:09}_{number}_{which}.mp4")
+            pictures.play(one, float(clip.fps) or 24.0, files[-1])
+    pictures.write(strips, files[0])
+    return files
 
 
 @torch.no_grad()

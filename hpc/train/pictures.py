@@ -1,4 +1,4 @@
-"""Pictures of what a training makes, to be looked at."""
+"""Pictures and videos of what a training makes, to be looked at: pictures/<step>.webp and <step>_<which>.mp4."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import PIL.Image
 import torch
 from torch import Tensor
 
+from hpc.data import video
+
 GAP = 8  # pixels
 
 
@@ -17,9 +19,9 @@ def strip(*videos_CTHW: Tensor, frames: int = 3) -> Tensor:
     """Frames of videos of one clip, from -1 to 1, from the first to the last, side by side: those of the first video
     above, those of the next below, and so on. Returns uint8 [height, width, 3]."""
     rows = []
-    for video in videos_CTHW:
-        places = torch.linspace(0, video.shape[1] - 1, frames).round().long()
-        pictures = ((video[:, places].float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    for one in videos_CTHW:
+        places = torch.linspace(0, one.shape[1] - 1, frames).round().long()
+        pictures = ((one[:, places].float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
         rows.append(pictures.permute(2, 1, 3, 0).flatten(1, 2))  # [height, frames x width, 3]
     return torch.cat(rows).cpu()
 
@@ -37,3 +39,21 @@ def write(strips: Sequence[Tensor], path: Path) -> None:
     beside = path.with_name(f".{path.name}")
     PIL.Image.fromarray(sheet).save(beside, format=path.suffix[1:].upper(), quality=92)
     beside.replace(path)
+
+
+def play(video_CTHW: Tensor, fps: float, path: Path) -> None:
+    """From -1 to 1, as an .mp4 that browsers play, put in place at once."""
+    frames = ((video_CTHW.permute(1, 2, 3, 0).float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}")
+    video.write(beside, np.ascontiguousarray(frames.cpu().numpy()), fps, video.Coding(crf=17))
+    beside.replace(path)
+
+
+def by_step(folder: Path) -> dict[int, list[Path]]:
+    """The pictures and videos in a folder, in order."""
+    found: dict[int, list[Path]] = {}
+    for path in sorted(folder.glob("[0-9]*")):
+        if path.suffix in (".webp", ".mp4"):
+            found.setdefault(int(path.stem.partition("_")[0]), []).append(path)
+    return found

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
+from hpc.data import gpu_types
 from hpc.train.checkpoint import Ranks
 
 PATIENCE = timedelta(minutes=30)
@@ -68,6 +69,25 @@ def memory(device: torch.device) -> int:
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def took(
+    here: Here, seconds: float, waited: float, stall: float, samples: int, tokens: float = 0, flops: float = 0
+) -> dict[str, float]:
+    """What a step took, for metrics: its own seconds, those in which this rank waited for data, and those that the
+    checkpoint before held it up, which all count in what is done a second. samples, tokens, flops: of all ranks. MFU is
+    a share of the dense bfloat16 peak, where it is known; what is computed twice does not count."""
+    each = seconds + waited + stall
+    out = {"samples": samples, "seconds": seconds, "waited": waited, "checkpoint_seconds": stall,
+           "samples_per_second": samples / each, "memory_bytes": memory(here.device)}  # fmt: skip
+    if tokens:
+        out |= {"tokens": tokens, "tokens_per_second": tokens / each,
+                "tokens_per_second_per_gpu": tokens / each / here.count}  # fmt: skip
+    if flops:
+        out["tflops_per_gpu"] = flops / each / here.count / 1e12
+        if gpu := gpu_types.named(torch.cuda.get_device_name(here.device) if here.device.type == "cuda" else ""):
+            out["mfu"] = out["tflops_per_gpu"] * 1e12 / gpu.bf16
+    return out
 
 
 def mean_of_all(values: dict[str, torch.Tensor]) -> dict[str, float]:

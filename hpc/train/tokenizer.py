@@ -46,13 +46,14 @@ from hpc.train.checkpoint import Keeper
 from hpc.train.clips import dataset, identity, looked_at, place, plain
 from hpc.train.clips import freeze as freeze
 from hpc.train.loader import Batch, Batches, taken
-from hpc.train.metrics import Metrics, lines
+from hpc.train.metrics import lines, opened
 from hpc.train.randomness import generator, key, numbers
 from hpc.train.ranks import Here
 from hpc.train.saver import Saver, load, state_of
 from hpc.train.schedule import rate, set_rate
 from hpc.train.settings import TrainTokenizer
 from hpc.train.settings.tokenizer import Sizes, unfit
+from hpc.train.trackers import missing
 
 CHARTS = (("loss", "pixels"), ("psnr", "ema_psnr"), ("ssim", "ema_ssim"), ("usage", "ema_usage"), ("kl", "perceptual"),
           ("grad_norm",), ("samples_per_second",), ("rate",))  # fmt: skip
@@ -64,6 +65,7 @@ MEASURED = 16
 
 
 def start(settings: TrainTokenizer) -> Callable[[Work], Made]:
+    missing(settings.metrics)
     return functools.partial(process, settings, ranks.start(settings.deterministic))
 
 
@@ -132,7 +134,8 @@ def train(
         load(found := state_of(tokenizer, optimizer, [mean], step, skipped), where, here.files)
         skipped = found["trainer"]["skipped"]
 
-    told = Metrics(folder / "metrics.jsonl", step) if here.rank == 0 else None
+    told = opened(settings, folder, step, here)
+    stall = 0.0
     with told or contextlib.nullcontext():
         arriving = batches.of_rank(here.rank, here.count, step, settings.readers) if step < settings.steps else iter(())
         for batch in arriving:
@@ -153,22 +156,26 @@ def train(
                       "replaced": torch.tensor(here.count * len(batch.replaced), device=here.device)}  # fmt: skip
             parts["decoded_by_cpu"] = torch.tensor(here.count * batch.decoded_by_cpu, device=here.device)
             line = ranks.mean_of_all(parts)
-            seconds = time.monotonic() - since
-            count = batch.shape.batch
-            line |= {"grad_norm": norm, "rate": speed, "samples": count, "seconds": seconds, "skipped": skipped,
-                     "samples_per_second": count / (seconds + batch.waited),
-                     "memory_bytes": ranks.memory(here.device)}  # fmt: skip
+            line |= ranks.took(here, time.monotonic() - since, line["waited"], stall, batch.shape.batch)
+            line |= {"grad_norm": norm, "rate": speed, "skipped": skipped}
             leave, due = agreed(check, keeper.due(step, settings.steps), here.words)
             if clips and (step % settings.validation.every == 0 or step == settings.steps):
-                line |= validate(settings, tokenizer, mean, clips, here, folder / f"pictures/{step:09}.webp")
+                since = time.monotonic()
+                picture = folder / f"pictures/{step:09}.webp"
+                line |= validate(settings, tokenizer, mean, clips, here, picture)
+                line["validation_seconds"] = time.monotonic() - since
+                if told:
+                    told.show(step, [picture])
             if told:
                 told.step(step, **line)
+            since = time.monotonic()
             if leave or due:
                 saver.save(step, state_of(tokenizer, optimizer, [mean], step, skipped, speed), {"loss": line["loss"]})
-            progress(step / settings.steps,
-                     f"step {step} of {settings.steps}, loss {line['loss']:.4f}, {count / seconds:.1f} clips a second")
             if bad == o.bad_steps or leave:
                 saver.wait()
+            stall = time.monotonic() - since
+            progress(step / settings.steps, f"step {step} of {settings.steps}, loss {line['loss']:.4f}, "
+                                            f"{line['samples_per_second']:.1f} clips a second")  # fmt: skip
             if bad == o.bad_steps:
                 raise RuntimeError(f"the gradients of {bad} steps in a row, up to step {step}, are not finite: lower "
                                    "`optimizer.rate`, or look at the data; checkpoints of earlier steps are in "
@@ -190,7 +197,7 @@ def train(
         "seconds": round(time.time() - begun, 1), "parameters": sum(p.numel() for p in finished.parameters()),
         "clips": {"trained_on": sum(map(len, batches.rows)), "held_out": len(held),
                   **{why: len(keys) for why, keys in batches.left_out.items()}},
-        "last": said[-1], "settings": plain(settings),
+        "gpu_hours": said[-1]["gpu_hours"], "last": said[-1], "settings": plain(settings),
     }  # fmt: skip
 
 

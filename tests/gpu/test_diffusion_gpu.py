@@ -29,7 +29,7 @@ from hpc.models.diffusion import Condition, Draws
 from hpc.models.dit import DiT
 from hpc.train import diffusion, diffusion_model, ranks
 from hpc.train.checkpoint import Checkpoints
-from hpc.train.metrics import lines
+from hpc.train.metrics import CLOCKS, lines
 from hpc.train.samples import listed
 from hpc.train.settings import TrainDiffusion
 from hpc.train.settings.data import Shape, Validation
@@ -42,7 +42,6 @@ if __name__ != "__main__" and not GPU and not os.environ.get("HPC_TEST_ON_CPU"):
 pytestmark = pytest.mark.filterwarnings("ignore:FSDP2-wrapped module")
 LATENT = (16, 4, 8, 8)
 FP8 = ("fp8-current", "fp8-blockwise", "fp8-delayed")
-CLOCKS = ("time", "waited", "seconds", "samples_per_second", "memory_bytes", "tflops_per_gpu", "mfu")
 
 
 def settings(**more: Any) -> TrainDiffusion:

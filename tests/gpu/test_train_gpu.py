@@ -25,7 +25,7 @@ from hpc.data import layers
 from hpc.data.work import Stopped
 from hpc.train import ranks, tokenizer
 from hpc.train.checkpoint import Checkpoints
-from hpc.train.metrics import lines
+from hpc.train.metrics import CLOCKS, lines
 from hpc.train.samples import listed
 from hpc.train.settings import TrainTokenizer
 from hpc.train.settings.data import Shape, Validation
@@ -37,7 +37,6 @@ if __name__ != "__main__" and not torch.cuda.is_available() and not os.environ.g
 
 pytestmark = pytest.mark.filterwarnings("ignore:FSDP2-wrapped module")
 SIDE = 64
-CLOCKS = ("time", "waited", "seconds", "samples_per_second", "memory_bytes")
 SIZES = {
     "cosmos-dv": Sizes(family="cosmos-dv", temporal=4, spatial=8, channels=16, levels=(8, 5, 5, 5)),
     "cosmos-cv": Sizes(family="cosmos-cv", temporal=4, channels=16, latent_channels=8),

@@ -13,6 +13,7 @@ from hpc.models.ar.presets import PRESETS, Preset
 from hpc.train import estimate_ar
 from hpc.train.checkpoint import Checkpoints
 from hpc.train.estimate import Estimate, Place, refuse
+from hpc.train.metrics import Trackers
 from hpc.train.settings.optimizer import Optimizer
 
 Model = Literal[
@@ -99,6 +100,7 @@ class TrainAr(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     VERSION: ClassVar[int] = 1
     NEUTRAL: ClassVar[tuple[str, ...]] = (
         "checkpoints",
+        "metrics",
         "validation",
         "folder",
         "layout",
@@ -145,6 +147,9 @@ class TrainAr(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     optimizer: Optimizer = Optimizer(rate=5e-5, betas=(0.9, 0.95), weight_decay=0.1)
     validation: HeldOut = HeldOut()
     checkpoints: Checkpoints = Checkpoints()
+    metrics: Trackers = ()
+    """Where metrics, pictures and videos go beside metrics.jsonl: tensorboard, wandb; hpc/train/trackers.py says which
+    folders, names and environment variables are meant."""
     reshard: bool = False
     """Every checkpoint can be continued with another layout; costs a gathering of the optimizer. Else only the last one
     can, and the others by any number of data-parallel ranks."""

@@ -16,6 +16,7 @@ from hpc.models.tokenizer_files import files_of
 from hpc.train import estimate_diffusion
 from hpc.train.checkpoint import Checkpoints
 from hpc.train.estimate import Estimate, Place, refuse
+from hpc.train.metrics import Trackers
 from hpc.train.settings.data import Decode, Fit, Shape, Validation
 from hpc.train.settings.optimizer import Cycle, Mean, Optimizer
 from hpc.train.settings.tokenizer import PUBLISHED, unfit
@@ -160,7 +161,7 @@ class TrainDiffusion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     VERSION: ClassVar[int] = 1
     NEUTRAL: ClassVar[tuple[str, ...]] = (
         "checkpoints", "folder", "readers", "micro_batch", "compile", "recompute", "spared", "mesh", "gpu_memory",
-        "pictures", "kernels",
+        "pictures", "kernels", "metrics",
     )  # fmt: skip
     SECONDS_PER_GIB: ClassVar[float] = 1.0
 
@@ -210,6 +211,9 @@ class TrainDiffusion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Of held-out clips the error at fixed noise levels with fixed noise, of the weights and of their first mean."""
     pictures: Pictures = Pictures()
     checkpoints: Checkpoints = Checkpoints()
+    metrics: Trackers = ()
+    """Where metrics, pictures and videos go beside metrics.jsonl: tensorboard, wandb; hpc/train/trackers.py says which
+    folders, names and environment variables are meant."""
     seed: int = 1
     """Of the first weights, the order of clips, and all draws."""
     deterministic: bool = False

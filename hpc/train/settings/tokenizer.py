@@ -11,6 +11,7 @@ from msgspec import Meta
 
 from hpc.models.tokenizer_files import files_of, is_path
 from hpc.train.checkpoint import Checkpoints
+from hpc.train.metrics import Trackers
 from hpc.train.settings.data import Decode, Fit, Shape, Validation, undivided
 from hpc.train.settings.optimizer import Mean, Optimizer
 
@@ -121,7 +122,9 @@ class TrainTokenizer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     OBJECTS: ClassVar[tuple[str, ...]] = (".jsonl", ".html", ".json")
     INPUT_SUFFIXES: ClassVar[tuple[str, ...]] = (".tar", ".mp4", ".mov", ".mkv", ".webm", ".avi")
     VERSION: ClassVar[int] = 1
-    NEUTRAL: ClassVar[tuple[str, ...]] = ("checkpoints", "folder", "readers", "in_memory", "micro_batch", "compile")
+    NEUTRAL: ClassVar[tuple[str, ...]] = (
+        "checkpoints", "metrics", "folder", "readers", "in_memory", "micro_batch", "compile",
+    )  # fmt: skip
     SECONDS_PER_GIB: ClassVar[float] = 1.0
 
     tokenizer: str | Sizes
@@ -140,6 +143,9 @@ class TrainTokenizer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """The mean of weights, which is what is kept in the end."""
     validation: Validation = Validation()
     checkpoints: Checkpoints = Checkpoints()
+    metrics: Trackers = ()
+    """Where metrics, pictures and videos go beside metrics.jsonl: tensorboard, wandb; hpc/train/trackers.py says which
+    folders, names and environment variables are meant."""
     seed: int = 1
     """Of the first weights, the order of clips, and all draws."""
     precision: Literal["bf16", "fp32"] = "bf16"
