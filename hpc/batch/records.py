@@ -68,6 +68,8 @@ class Record(msgspec.Struct, tag="shard", omit_defaults=True):
     """Bytes: the most that the process which made it has held so far, and its largest child."""
     node: str = ""
     """Of ranks: the one that failed, where it is known."""
+    twin: bool = False
+    """Of a start: it goes on elsewhere, too (hpc.batch.twins)."""
     checkpoint: str = ""
     """The newest one when ranks were started; hpc.batch.gang.NONE for none."""
 
@@ -197,7 +199,7 @@ def _add(out: Fold, worker: Worker, line: Record) -> None:
     if line.state in ("start", "progress"):
         if line.t < (began[1].t if began else ended):
             return
-        if line.state == "start" and began and began[0] != worker:
+        if line.state == "start" and began and began[0] != worker and not line.twin:
             out.kills[shard] = out.kills.get(shard, 0) + 1
         out.running[shard] = (worker, line)
         out.stopped.pop(shard, None)

@@ -9,6 +9,7 @@ runs/<name>-<hash>/
     committed             is there once the output knows of the shards and folders that are planned here
     jobs.jsonl            what submit.sh was told by Slurm
     code/                 the code that runs, laid out as installed
+    twins/<stage>/        shards that are made a second time, and by whom (hpc.batch.twins)
     barrier-<stage>.json .jsonl .idx    written by a barrier: what it froze, and its rows
   logs/<stage>/  records/<stage>/
   ranks/<stage>/<start>/              heartbeats of ranks, and their stacks where they hung (hpc.batch.heartbeat)

@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from hpc.batch import failure, gang, gpus, jsons
+from hpc.batch import failure, gang, gpus, jsons, twins
 from hpc.batch.heartbeat import NODE, Heart
 from hpc.batch.run import StagePlan
 from hpc.batch.spec import settings_of
@@ -46,6 +46,10 @@ class Setup(msgspec.Struct):
     """...and the folder in which they say what their newest checkpoint is, in a file for each shard."""
     ranks: str = ""
     """...and the one of their heartbeats."""
+    twins: str = ""
+    """Where tasks meet that make the same shard (hpc.batch.twins); "" where none does."""
+    me: str = ""
+    """What this task is called there."""
 
 
 class Order(msgspec.Struct):
@@ -196,6 +200,8 @@ def _one(order: Order, setup: Setup, process: Any, scratch: Path, check: Any, se
         made: Made = process(work)
     crashed = [Bad(items[place].uri, "crash", "the process died on it, twice: see the log") for place in order.without]
     worked = time.monotonic()
+    if setup.twins:
+        twins.enter(Path(setup.twins), order.shard, setup.me, twins.last(stage, order.shard), check)
     objects = publish(stage.folder, order.shard, stage.objects, made) if publishes else []
     times = {"work": worked - begun, "publish": time.monotonic() - worked}
     return Reply("done", order.shard, times=times, objects=objects, counts=made.counts, bad=made.bad + crashed)

@@ -28,12 +28,13 @@ import msgspec
 from submitit import JobEnvironment
 from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
 
-from hpc.batch import barrier, commit, failure, gang, jsons, records, slurm
+from hpc.batch import barrier, commit, failure, gang, jsons, records, slurm, twins
 from hpc.batch.gang import is_gang
 from hpc.batch.plan import RowShard
 from hpc.batch.run import Attempt, AttemptPlan, Run, StagePlan
 from hpc.batch.runner import Order, Reply, Setup, saved
 from hpc.batch.script import warning
+from hpc.batch.twins import Twins
 
 CONTAINED = "HPC_CONTAINED"
 """Set by sbatch/container.sbatch, which requeues the task when this process asks for it by its exit status."""
@@ -43,6 +44,8 @@ SAVE_SHARE = 0.8
 """...of which ranks may take so much for their checkpoint: they are told at once."""
 LEAVE_SECONDS = 15
 """After TERM, a child has this long at most to notice and leave before it is killed."""
+LOOK_SECONDS, LOOK_SHARE = 30.0, 1 / 120
+"""Between two looks at what other tasks do: this share of the time limit, but not more."""
 MAX_TRIES = 2
 MAX_CULPRITS = 3
 """A shard on more of whose inputs its process dies, twice on each, fails: the machine or the code is to blame."""
@@ -98,6 +101,8 @@ class State(msgspec.Struct):
     gang: bool = False
     """Its processes are ranks, which leave together and with a checkpoint."""
     on_slurm: bool = False
+    twins: Twins | None = None
+    """None where a shard is made by one task alone."""
     saves: str = ""
     """Where a gang says what its newest checkpoint is."""
     starts: dict[str, list[str]] = {}
@@ -175,6 +180,9 @@ def work(run: Run, attempt: Attempt, plan: AttemptPlan, stage: StagePlan, row: i
         give_up_stuck(log, state, earlier)
     else:
         give_up(log, state, earlier, here)
+        if here.on_slurm:  # on this machine alone a second one would only be in the way
+            every = min(LOOK_SECONDS, LOOK_SHARE * stage.resources.time)
+            state.twins = Twins(run, attempt, stage, f"{here.job}.{here.restart}", every)
     # A signal only sets a flag; the loop wakes up through this pipe.
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
@@ -194,11 +202,24 @@ def work(run: Run, attempt: Attempt, plan: AttemptPlan, stage: StagePlan, row: i
         for k in range(min(1 if state.gang else stage.resources.workers, len(state.todo))):
             children.append(start_child(run, attempt, plan, stage, scratch / str(k), k, here))
             selector.register(children[-1].replies, selectors.EVENT_READ, children[-1])
-        while any(c.order or (state.todo and not state.closing) for c in children):
+        while children:
+            wait = state.twins.every if state.twins else None
+            if not any(c.order or (state.todo and not state.closing) for c in children):
+                found = state.twins.stand_by() if state.twins and not state.closing else None
+                if found is None:
+                    break
+                if isinstance(found, RowShard):
+                    state.todo.append(found)
+                else:
+                    wait = found
             for child in children:
                 hand_out(child, state, log)
-            timeout = max(0.0, state.deadline - time.monotonic()) if state.closing and state.deadline else None
-            for key, _ in selector.select(timeout):
+            if state.closing and state.deadline:
+                wait = max(0.0, state.deadline - time.monotonic())
+            if state.twins and state.twins.due():
+                for child in children:
+                    leave_to_twin(child, state.twins, log)
+            for key, _ in selector.select(wait):
                 if key.data is None:
                     os.read(wake_read, 4096)
                 elif not receive(key.data, state, log):
@@ -346,8 +367,10 @@ def start_child(run: Run, attempt: Attempt, plan: AttemptPlan, stage: StagePlan,
             upstream[need] = (needed.folder, needed.objects)
     failures = str(run.logs(stage.name) / f"{here.job}.{here.restart}.failures.jsonl") if is_gang(stage) else ""
     saves = str(run.records(stage.name)) if is_gang(stage) else ""
+    meet = str(twins.place(attempt, stage.name)) if here.on_slurm and not is_gang(stage) else ""
     ranks = str(run.ranks(stage.name) / f"{here.job}.{here.restart}.{time.time():.0f}") if is_gang(stage) else ""
-    setup = Setup(stage, upstream, str(scratch), 30.0 if here.on_slurm else 0.5, failures, saves, ranks)
+    setup = Setup(stage, upstream, str(scratch), 30.0 if here.on_slurm else 0.5, failures, saves, ranks,
+                  meet, f"{here.job}.{here.restart}")  # fmt: skip
     assert process.stdin and process.stdout
     process.stdin.write(jsons.encode(setup) + b"\n")
     process.stdin.flush()
@@ -362,7 +385,7 @@ def hand_out(child: Child, state: State, log: records.Log) -> None:
     shard = state.todo.pop(0)
     child.order = Order(shard.id, shard.items, culprits(shard.id, state), alone=shard.id in state.died_on)
     child.begun, child.items = time.monotonic(), []
-    start = records.Record("start", shard.id, time.time())
+    start = records.Record("start", shard.id, time.time(), twin=is_twin(shard.id, state))
     if state.gang:
         start.checkpoint = gang.newest(saved(state.saves, shard.id))
         state.starts.setdefault(shard.id, []).append(start.checkpoint)
@@ -403,7 +426,7 @@ def receive(child: Child, state: State, log: records.Log) -> bool:
             reply.times["start"], child.start_seconds = child.start_seconds, 0.0
         order, child.order = child.order, None
         if reply.what == "stopped":
-            state.left += 1
+            state.left += not is_twin(order.shard, state)
             log.write(records.Record("stopped", order.shard, now, seconds=seconds))
         elif reply.what == "done":
             state.done += 1
@@ -431,6 +454,9 @@ def failed(order: Order, why: str, detail: str, node: str, seconds: float, state
     leave = state.node_failures >= MAX_NODE_FAILURES  # recorded as a failure, so that the next attempt shuns this node
     without = len(culprits(order.shard, state))
     possible = without <= MAX_CULPRITS and (without < len(order.items) or not without)
+    if is_twin(order.shard, state):  # the other one may do better, or says itself what is wrong
+        log.write(records.Record("stopped", order.shard, time.time(), seconds=seconds, failure=why, detail=detail))
+        return
     again = why in failure.AGAIN_AT_ONCE or (state.gang and why in ("lost", "hang"))
     if state.gang:
         if again and (words := stuck(state, order.shard)):
@@ -445,6 +471,20 @@ def failed(order: Order, why: str, detail: str, node: str, seconds: float, state
     if not state.closing and (leave or (again and why == "hang" and state.on_slurm)):
         state.closing = "node" if leave else "hang"
         state.deadline = time.monotonic()
+
+
+def is_twin(shard: str, state: State) -> bool:
+    return state.twins is not None and state.twins.making == shard
+
+
+def leave_to_twin(child: Child, others: Twins, log: records.Log) -> None:
+    """Give up the shard that a child is on, where another task has published it. What hangs is not asked to leave."""
+    if child.order and others.overtaken(child.order.shard):
+        words = "another task, which made it at the same time, was quicker"
+        print(f"shard {child.order.shard}: {words}", flush=True)
+        log.write(records.Record("stopped", child.order.shard, time.time(), detail=words))
+        child.order = None
+        child.process.kill()
 
 
 def bury(child: Child, state: State, log: records.Log) -> bool:
@@ -506,8 +546,8 @@ def stop_children(children: list[Child], state: State, log: records.Log) -> None
             child.process.kill()
         if child.order:
             log.write(records.Record("stopped", child.order.shard, time.time(), detail="killed: did not leave in time"))
+            state.left += not is_twin(child.order.shard, state)
             child.order = None
-            state.left += 1
 
 
 if __name__ == "__main__":

@@ -49,3 +49,30 @@ def test_a_training_over_two_nodes_goes_on_whatever_happens(cluster: Cluster, tm
     assert [line["step"] for line in lines(folder / "metrics.jsonl")] == list(range(1, 401))
     assert lab.states("train", "done") == {"000000": 1} and not lab.states("train", "failed")
     assert slurm.starts(task) == ["REQUEUED", "COMPLETED"], "each start has its state, in order"
+
+
+def test_ranks_that_hang_are_requeued_and_finish(cluster: Cluster, tmp_path: Path) -> None:
+    """A rank on the second node sleeps for ever in its step: all say where they are, the job starts again by itself."""
+    resources = {"nodes": 2, "workers": 2, "cpus": 1, "memory": "64MiB", "patience": "3s"}
+    gang: dict[str, Any] = {"kind": "stages:Gang", "needs": "echo", "steps": 60, "flags": str(tmp_path)}
+    (tmp_path / "hang-3").touch()
+    lab = Lab(cluster, tmp_path / "lab", {"echo": {"kind": "stages:Echo"}, "train": gang | {"resources": resources}},
+              ["a"])  # fmt: skip
+    lab.submit()
+    wait_until(lambda: lab.states("train", "stopped").get("000000"), "it is found out", 120, lab.logs)
+    [hung] = [r for r in lab.records("train") if r.get("state") == "stopped"]
+    task = f"{lab.jobs()['train']}_0"
+    nodes = lab.shown(task)["NodeList"]
+    assert hung["failure"] == "hang" and hung["detail"].startswith("rank 3: no rank got on for ")
+    assert hung["node"] in cluster.nodes and f"behind: rank 3 on {hung['node']}" in hung["detail"], nodes
+    [start] = (lab.run / "ranks/train").iterdir()
+    stacks = {path.stem: path.read_text() for path in start.glob("*.stacks")}
+    assert sorted(stacks) == ["00000", "00001", "00002", "00003"]
+    assert [rank for rank, text in stacks.items() if "in for_ever" in text] == ["00003"]
+    assert sorted(rank for rank, text in stacks.items() if "all_reduce" in text) == ["00000", "00001", "00002"]
+
+    assert lab.finish() == "done"
+    assert json.loads((Path(lab.output) / "train@v1/000000.json").read_text())["total"] == 60 * 10
+    assert slurm.starts(task) == ["REQUEUED", "COMPLETED"]
+    [log] = (lab.run / "logs/train").glob(f"{task}.out")
+    assert "in for_ever" in log.read_text() and "shard 000000: hang" in log.read_text()

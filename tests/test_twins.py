@@ -1,0 +1,109 @@
+"""A shard that takes far longer than others is begun a second time by a task with nothing left to do: real workers, as
+Slurm would start them. Whichever is first publishes, and the other one is ended."""
+
+from __future__ import annotations
+
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import runs
+
+from hpc.batch import prepare, twins
+from hpc.data.work import Stopped
+
+QUICK = {"cpus": 1, "time": "60s"}
+
+
+def planned(folder: Path, first: str, count: int = 8) -> prepare.Prepared:
+    """Two rows; the first shard of the first one is special."""
+    (folder / "flags").mkdir()
+    texts = runs.numbered(count) | {"000.txt": first}
+    settings = {"kind": "stages:Echo", "flags": str(folder / "flags"), "seconds": 0.05, "resources": QUICK}
+    made = runs.planned(runs.spec(folder, texts, {"echo": settings}), cores=2)
+    assert made.attempt and made.attempt.rows("inputs") == 2
+    return made
+
+
+def started(made: prepare.Prepared, row: int) -> subprocess.Popen[str]:
+    """Array task 7_<row>, as far as its environment says."""
+    return runs.worker(made, SLURM_JOB_ID=str(8 + row), SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID=str(row),
+                       SLURM_JOB_NODELIST="n1", SLURMD_NODENAME=f"n{row}", SLURM_JOB_NUM_NODES="1")  # fmt: skip
+
+
+def done_by(made: prepare.Prepared) -> dict[str, str]:
+    fold = runs.fold(made.run)
+    return {shard: fold.where[shard].node for shard in fold.done}
+
+
+def test_a_shard_whose_process_hangs_is_made_elsewhere(tmp_path: Path) -> None:
+    made = planned(tmp_path, "hang 1")
+    with runs.ended(started(made, 0)) as hung:
+        said = runs.finish(started(made, 1))
+        assert "shard 000000 has taken" in said and "it is begun here, too" in said
+        said = runs.finish(hung)
+    assert "shard 000000: another task, which made it at the same time, was quicker" in said
+    assert done_by(made) == {f"{i:06}": "n1" if i in (0, 4, 5, 6, 7) else "n0" for i in range(8)}
+    assert sorted(runs.said(made.run, "done")) == [f"{i:06}" for i in range(8)], "each is recorded once"
+    assert sorted(runs.objects(tmp_path / "out")) == [f"echo@v1/{i:06}.jsonl" for i in range(8)]
+    assert not runs.fold(made.run).kills, "a second one does not mean that the first one vanished"
+    assert runs.planned(tmp_path / "t.yaml").attempt is None
+
+
+def test_a_slow_one_that_publishes_first_wins(tmp_path: Path) -> None:
+    made = planned(tmp_path, "wait go")
+    with runs.ended(started(made, 0)) as slow, runs.ended(started(made, 1)) as other:
+        runs.until(lambda: runs.said(made.run, "start").count("000000") == 2)
+        (tmp_path / "flags/go").touch()
+        assert slow.wait(30) == 0 and other.wait(30) == 0
+    done = runs.said(made.run, "done")
+    assert sorted(set(done)) == [f"{i:06}" for i in range(8)]
+    assert len(runs.objects(tmp_path / "out")) == 8 and not runs.fold(made.run).failed
+
+
+def test_nobody_waits_while_rows_have_not_begun(tmp_path: Path) -> None:
+    made = planned(tmp_path, "fine")
+    begun = time.monotonic()
+    runs.finish(started(made, 1))
+    assert set(done_by(made)) == {f"{i:06}" for i in range(4, 8)}
+    assert not twins.place(made.attempt, "echo").exists() and time.monotonic() - begun < 30  # type: ignore[arg-type]
+
+
+def test_who_stands_by_leaves_when_it_is_told_to(tmp_path: Path) -> None:
+    made = planned(tmp_path, "wait go")
+    with runs.ended(started(made, 0)) as slow, runs.ended(started(made, 1)) as other:
+        runs.until(lambda: list(twins.place(made.attempt, "echo").glob("000000")))  # type: ignore[arg-type]
+        other.terminate()
+        assert other.wait(30) == 0
+        (tmp_path / "flags/go").touch()
+        assert slow.wait(30) == 0
+    assert len(done_by(made)) == 8
+
+
+def test_one_at_a_time_goes_through_the_door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    last, nothing = tmp_path / "out.jsonl", lambda: None
+    enter = lambda me, check=nothing: twins.enter(tmp_path / "twins", "000007", me, str(last), check)
+    enter("1_0.0")
+    assert not (tmp_path / "twins").exists(), "made by one task alone, it costs nothing"
+    (tmp_path / "twins").mkdir()
+    (tmp_path / "twins/000007").write_text("1_1.0")
+    enter("1_1.0")
+    enter("1_1.0")
+    waiting = threading.Thread(target=enter, args=("1_0.0",))
+    waiting.start()
+    time.sleep(0.3)
+    assert waiting.is_alive() and (tmp_path / "twins/000007.first").read_text() == "1_1.0"
+    last.touch()
+    waiting.join(5)
+    assert not waiting.is_alive()
+    last.unlink()
+
+    def stopped() -> None:
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        enter("1_0.0", stopped)
+    monkeypatch.setattr(twins, "WAIT", 0.1)
+    enter("1_0.0")  # the first one has died on its way
