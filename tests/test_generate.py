@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from hpc.batch.kinds import settings_of
 from hpc.batch.spec import Inputs, load
 from hpc.data import layers, storage, video
 from hpc.data.work import BadInput, Item, Work
-from hpc.generate import diffusion, prompts
+from hpc.generate import diffusion, media, prompts, videos
 from hpc.generate.settings import Diffusion, Prompts
 from hpc.models import dit_files
 from hpc.models.dit import DiT
@@ -211,6 +212,58 @@ def test_given_frames_are_in_the_video(tmp_path: Path, maker: diffusion.Maker) -
     assert len(seen) == 2, "a stopped worker leaves between steps"
     other = maker.make(prompts.Request(**of, seed=9))
     assert np.abs(other.astype(float) - frames).mean() > 1
+
+
+def test_ranks_that_share_frames_make_what_one_makes(tmp_path: Path, models: dict[str, Any]) -> None:
+    """Guided, and going on from a video; 13 frames are 4 latent ones. What cannot be shared is named."""
+    film(tmp_path / "street.mp4")
+    asked = [{"name": "words", "prompt": "Rain."}, {"name": "goes_on", "prompt": "Cars.", "input_path": "street.mp4"},
+             {"name": "odd", "prompt": "Odd.", "num_output_frames": 9}]  # fmt: skip
+    (tmp_path / "asked.json").write_text(json.dumps(asked))
+    found = []
+    for context in (1, 2):
+        (tmp_path / str(context)).mkdir()
+        made = runs.go(spec(tmp_path / str(context), models, str(tmp_path / "asked.json"), frames=13, context=context,
+                            resources={"cpus": 1, "workers": context}))  # fmt: skip
+        assert made.plan.stage("videos").phases[-1] == ("map" if context == 1 else "gang")
+        found.append({row["name"]: row for row in rows_of(tmp_path / str(context) / "out")})
+    assert found[1]["odd"]["why"] == "bad-frames" and found[0]["odd"]["why"] is None
+    for name in ("words", "goes_on"):
+        one, two = (pixels(rows[name]).astype(float) for rows in found)
+        assert one.std() > 5 and np.abs(one - two).max() <= 4 and np.abs(one - two).mean() < 0.1, name
+
+
+def clips_of(folder: Path) -> list[tuple[str, dict[str, str]]]:
+    """A plain data set of three clips; of one with a caption."""
+    data = film(folder / "film.mp4", 12).read_bytes()
+    with layers.TarWriter(folder / "000000.tar") as tar:
+        for name in ("a", "b", "c"):
+            about = {"uuid": name, "windows": [{"caption": f"Clip {name}."}]} if name == "b" else {"uuid": name}
+            tar.add(name, {".mp4": data, ".json": json.dumps(about).encode()})
+    return [("000000", {".tar": str(folder / "000000.tar")})]
+
+
+def test_clips_of_a_stage_are_gone_on_from_at_their_beginning(tmp_path: Path, maker: diffusion.Maker) -> None:
+    settings = msgspec.structs.replace(maker.settings, prompts="data", limit=2, per_shard=8)
+    [rows] = diffusion.freeze(settings, {"data": clips_of(tmp_path)}, set())
+    assert [(row["name"], row["prompt"], row["given"]) for row in rows] == [("a", "", 2), ("b", "Clip b.", 2)]
+    one = videos.request(rows[1])
+    each = video.sample((tmp_path / "film.mp4").read_bytes(), [0, 2, 4], WIDTH, HEIGHT)
+    assert np.array_equal(media.frames(one, 3, WIDTH, HEIGHT, fps=8.0), each), "the film has 16 a second"
+    with pytest.raises(BadInput, match="b: 12 frames; 9 are gone on from"):
+        media.frames(one, 9, WIDTH, HEIGHT, fps=8.0)
+    assert [one["name"] for one in prompts.spread([{"name": i} for i in range(10)], 3)] == [0, 3, 6]
+
+
+def test_the_report_has_small_animations_of_what_was_made(tmp_path: Path, maker: diffusion.Maker) -> None:
+    rows = [{"name": name, "prompt": "x", "source": "s", "etag": "e"} for name in ("one", "two")]
+    made = diffusion.process(maker, work(tmp_path, rows=rows))
+    objects = dict(zip((".tar", ".parquet"), made.objects, strict=True))
+    shown = diffusion.gallery(lambda suffix: objects[suffix].open("rb"), 1)
+    [(title, words, webp)] = shown
+    assert title == "one" and words == f"x {WIDTH}x{HEIGHT}, {FRAMES} frames at 16 a second, of words alone"
+    with PIL.Image.open(io.BytesIO(webp)) as picture:
+        assert picture.size == (WIDTH, HEIGHT) and picture.n_frames == 5, "every second of 9"
 
 
 @pytest.mark.parametrize("name", ["tiny-predict1", "tiny-predict2"])

@@ -14,7 +14,7 @@ import pytest
 import runs
 from PIL import Image
 
-from hpc.batch import counts, page, report, status
+from hpc.batch import counts, outcome, page, report, status
 from hpc.batch import metrics as prometheus
 from hpc.batch.run import Run
 
@@ -170,7 +170,7 @@ def test_a_page_of_thousands_stays_small(run: Run) -> None:
     facts = report.build(run, status.gather(run, ask_slurm=False))
     facts.failures *= 2000
     facts.quarantined *= 2000
-    source = page.page(facts, [])
+    source = page.page(facts, outcome.Outcome([], {}, {}, {}, []))
     assert len(source) < 500_000 and "7600 more rows in report.json" in source
     assert Page(source).wrong == []
 
@@ -218,7 +218,7 @@ def test_where_the_time_went(run: Run) -> None:
     text = report.text(facts)
     assert "work 80.0 s (decode 48.0, cut 12.0, other 20.0), publish" in text and "x realtime" in text
     assert "time decode" not in text
-    source = page.page(facts, [])
+    source = page.page(facts, outcome.Outcome([], {}, {}, {}, []))
     assert "decode 48.0 s (" in source and "x realtime" in source and Page(source).wrong == []
     label = f'cluster="local",run="{run.id}",stage="pair",on='
     spent = metrics(prometheus.text([prometheus.of(facts)]))["hpc_run_spent_seconds_total"]
@@ -230,7 +230,7 @@ def test_a_report_without_the_stages_code(run: Run) -> None:
     done = runs.hpc("report", run.folder, cwd=run.folder, env=runs.environment(PYTHONPATH=""), code=1)
     assert "6/8 shards; 2 failed" in done.stdout and "Traceback" not in done.stderr
     source = run.report("html").read_text()
-    assert "no thumbnails: ValueError: pair:Pair cannot be imported" in source and "<img" not in source
+    assert "pair: no pictures, figures, pages: ValueError: pair:Pair cannot be imported" in source and "<img" not in source
     assert "no scores: ValueError: pair:Pair cannot be imported" in source
 
 

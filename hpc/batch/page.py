@@ -1,4 +1,5 @@
-"""The report as a page that stands alone: no script, no other host, thumbnails and charts inside.
+"""The report as a page that stands alone: no script, no other host; thumbnails, videos and charts are inside. The pages
+that stages have written are linked to, relative to the run folder.
 
 Everything that came from outside (names, paths, error texts) is escaped.
 """
@@ -8,13 +9,15 @@ from __future__ import annotations
 import base64
 import html
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hpc.batch import charts, counts
+from hpc.batch import charts, counts, outcome
 from hpc.data.units import seconds, size
 
 if TYPE_CHECKING:
     from hpc.batch.accounting import Account
+    from hpc.batch.outcome import Gallery, Outcome
     from hpc.batch.report import Report, StageTime
 
 SHOWN = 200
@@ -61,6 +64,12 @@ def figure(title: str, subtitle: str, webp: bytes) -> str:
     if not webp:
         picture = "<div class=none>not kept: no picture</div>"
     return f"<figure>{picture}<figcaption>{e(title)}<br>{e(subtitle)}</figcaption></figure>"
+
+
+def shown(what: str, gallery: Gallery) -> list[str]:
+    of = f"of {html.escape(gallery.stage)}, {len(gallery.pictures)} shown"
+    return [f"<h2>{what} <span class=dim>{of}</span></h2><div class=grid>",
+            *(figure(*picture) for picture in gallery.pictures), "</div>"]  # fmt: skip
 
 
 def filters(stage: str, clips: dict[str, float], summary: Any) -> list[str]:
@@ -113,7 +122,23 @@ def account(a: Account, title: str = "Asked for and used") -> list[str]:
     return [*out, f"</table></div><p class='small dim'>Hours are those of {source}; memory is one worker's.</p>"]
 
 
-def page(report: Report, pictures: list[tuple[str, str, bytes]]) -> str:
+def figures(stage: str, told: dict[str, Any]) -> list[str]:
+    """What a stage has measured."""
+    e = lambda v: html.escape(str(v))
+    out = [f"<h2>Evaluation <span class=dim>{e(stage)}: {e(told['of'])}</span></h2><div class=scroll><table>"
+           "<tr><th>figure<th class=n>value<th class=n>interval<th class=n>n<th></tr>"]  # fmt: skip
+    for one in told["rows"]:
+        unit = f" {e(one['unit'])}" if one["unit"] else ""
+        value = "none" if one["value"] is None else f"{one['value']:.4g}{unit}"
+        span = "" if one["low"] is None else f"{one['low']:.4g} to {one['high']:.4g}"
+        better = f"{one['better']} is better" if one["better"] else ""
+        said = "; ".join(word for word in (better, one["band"], one["note"]) if word)
+        out.append(f"<tr><td>{e(one['name'])}<td class=n>{value}<td class=n>{span}<td class=n>{one['n']:,}"
+                   f"<td class='dim small'>{e(said)}</tr>")  # fmt: skip
+    return [*out, "</table></div>"]
+
+
+def page(report: Report, came: Outcome) -> str:
     e = lambda v: html.escape(str(v))
     code = lambda v: re.sub(r"`([^`]+)`", r"<code>\1</code>", e(v))
     s, p = report.status, report.provenance
@@ -142,6 +167,19 @@ def page(report: Report, pictures: list[tuple[str, str, bytes]]) -> str:
             f"<td class=n>{r.cpu_seconds_held / 3600:.2f}<td class=n>{r.gpu_seconds / 3600:.2f}</tr>"
         )
     out.append("</table></div>")
+    folder = Path(s.folder)
+    links = [(stage, link) for stage, uris in came.pages.items() for uri in uris if (link := outcome.link(uri, folder))]
+    if links:
+        said = ", ".join(f"<a href='{e(link)}'>{e(stage)}</a>" for stage, link in links)
+        out.append(f"<p>Pages of their own: {said}</p>")
+    clips = [one for one in came.galleries if one.kind == "curate.clips"]
+    for stage, told in came.figures.items():
+        out += figures(stage, told)
+    out += [line for one in came.galleries if one not in clips for line in shown("Videos", one)]
+    for stage, curves in came.curves.items():
+        words = next((t.words() for t in report.trainings if t.stage == stage), "")
+        out += [f"<h2>Training <span class=dim>of {e(stage)}: {e(words)}</span></h2><div class=charts>",
+                *(f"<div>{curve}</div>" for curve in curves), "</div>"]  # fmt: skip
     for r in s.stages:
         summary = report.scores.get(r.stage)
         if summary is not None or r.counts.get("dropped"):
@@ -154,7 +192,7 @@ def page(report: Report, pictures: list[tuple[str, str, bytes]]) -> str:
             examples = "".join(f"<p class=small>{e(text)}</p>" for text in one["examples"])
             out.append(f"<tr><td>{e(one['word'])}<td class=n>{share}<td>{examples}</tr>")
         out.append("</table></div>")
-    out += [f"<p><b>{e(t.stage)}</b> {e(t.words())}</p>" for t in report.trainings]
+    out += [f"<p><b>{e(t.stage)}</b> {e(t.words())}</p>" for t in report.trainings if t.stage not in came.curves]
     out.append("<h2>Where the time went</h2>")
     out += [time(t) for t in report.times if t.shards]
     columns = ("start", "work", "publish", "rest", "median shard", "slowest shard", "longest task", "time limit")
@@ -181,9 +219,6 @@ def page(report: Report, pictures: list[tuple[str, str, bytes]]) -> str:
     left = max(0, len(report.failures) - SHOWN) + max(0, len(report.quarantined) - SHOWN)
     if left:
         out.append(f"<p class=dim>{left} more rows in report.json</p>")
-    if pictures:
-        out.append(f"<h2>Clips <span class=dim>({len(pictures)} shown)</span></h2><div class=grid>")
-        out += [figure(*picture) for picture in pictures]
-        out.append("</div>")
+    out += [line for one in clips for line in shown("Clips", one)]
     out += [f"<p class=dim>{e(note)}</p>" for note in report.notes]
     return "\n".join(out) + "\n"

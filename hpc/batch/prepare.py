@@ -234,8 +234,8 @@ def prepare(spec: Spec, cluster: Cluster, base: Path, *, on_slurm: bool, command
         if stage.name in behind:
             of = spec.stages[stage.domain].settings
             seconds = total_bytes / 2**30 * of.SECONDS_PER_GIB
-            likely = getattr(of, "tasks", None) or max(1, min(BARRIER_WIDTH, round(seconds / 60), len(scope)))
-            stage.width = 1 if is_gang(stage) else min(likely, max_array)
+            likely = 1 if is_gang(stage) else max(1, min(BARRIER_WIDTH, round(seconds / 60), len(scope)))
+            stage.width = min(getattr(of, "tasks", None) or likely, max_array)
     attempt_plan = AttemptPlan(
         run=run_.id, attempt=attempt.number, spec_hash=spec.hash, output=spec.output, created=time.time(),
         stages=list(stages.values()), groups=groups, domain_size=len(scope), scope="scope.txt", superseded=replaced,

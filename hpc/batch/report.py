@@ -3,23 +3,17 @@ Prometheus metrics (metrics.py)."""
 
 from __future__ import annotations
 
-import functools
-import importlib
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgspec
 
-from hpc.batch import accounting, charts, counts, failure, jsons, metrics, page, status, training
+from hpc.batch import accounting, charts, counts, failure, jsons, metrics, outcome, page, status, training
+from hpc.batch.outcome import code_of, shards_of
 from hpc.batch.run import Run
-from hpc.batch.spec import settings_of
-from hpc.data import storage
 from hpc.data.units import seconds
-
-THUMBNAILS = 60
 
 
 class Failed(msgspec.Struct):
@@ -89,6 +83,8 @@ class Report(msgspec.Struct):
     """Stage -> hpc.curate.scores.Summary: what its filters measured."""
     findings: dict[str, list[dict[str, Any]]] = {}
     """Stage -> what it found wrong: [{"word", "count", "of", "examples": [text, ...]}, ...]."""
+    figures: dict[str, dict[str, Any]] = {}
+    """Stage -> what it has measured: hpc.batch.outcome.Outcome."""
     notes: list[str] = []
     """What could not be shown, and why."""
 
@@ -185,6 +181,9 @@ def text(report: Report) -> str:
         for one in found:
             example = f", e.g. {one['examples'][0][:160]}" if one["examples"] else ""
             out.append(f"  {stage:<12} {one['word']}: {one['count']:,} of {one['of']:,}{example}")
+    for stage, told in report.figures.items():
+        out.append(f"  {stage:<12} {told['of']}")
+        out += [f"    {one['name']:<22} {outcome.words(one)}" for one in told["rows"]]
     for t in report.times:
         if t.shards:
             inside = ", ".join(f"{on} {v:.1f}" for on, v in t.spent.items())
@@ -224,34 +223,6 @@ def _scores(stage: str, summary: Any) -> list[str]:
     return out
 
 
-def shards_of(gathered: status.Gathered, stage: str) -> dict[str, Callable[[str], BinaryIO]]:
-    """Shard that is done -> open(suffix), which opens its published object with that suffix."""
-    folder, fold = gathered.stages[stage].folder, gathered.folds[stage]
-    opener = lambda shard, suffix: storage.open(storage.join(folder, shard + suffix))
-    return {shard: functools.partial(opener, shard) for shard in gathered.scopes[stage] if shard in fold.done}
-
-
-def code_of(gathered: status.Gathered, stage: str) -> tuple[Any, Any]:
-    """(settings, module) of a stage. Raises whatever a stage of one's own can when it is imported."""
-    plan = gathered.stages[stage]
-    settings = settings_of(plan.kind, plan.settings)
-    return settings, importlib.import_module(settings.CODE)
-
-
-def gallery(gathered: status.Gathered, limit: int = THUMBNAILS) -> list[tuple[str, str, bytes]]:
-    """Thumbnails from the first stage that has any, a few from each of shards spread over the whole run."""
-    for name, fold in gathered.folds.items():
-        _, code = code_of(gathered, name)
-        if hasattr(code, "gallery"):
-            shards = [s for s in shards_of(gathered, name).items() if fold.done[s[0]].counts.get("clips")]
-            chosen = shards[:: max(1, len(shards) // 12)][:12]
-            out: list[tuple[str, str, bytes]] = []
-            for i, (_, open_object) in enumerate(chosen):
-                out += code.gallery(open_object, -(-(limit - len(out)) // (len(chosen) - i)))
-            return out
-    return []
-
-
 def scores(gathered: status.Gathered) -> dict[str, Any]:
     """Stage -> hpc.curate.scores.Summary, of the stages that have filters."""
     found = {}
@@ -277,12 +248,10 @@ def findings(gathered: status.Gathered) -> dict[str, list[dict[str, Any]]]:
 def write(run: Run, gathered: status.Gathered) -> Report:
     """All forms, into the run folder."""
     report = build(run, gathered)
-    pictures: list[tuple[str, str, bytes]] = []
+    made = outcome.outcome(gathered)
+    report.figures = made.figures
+    report.notes += made.notes
     # A stage's own code, or none of it on this node; a table that cannot be read: the report is written all the same.
-    try:
-        pictures = gallery(gathered)
-    except Exception as error:
-        report.notes.append(f"no thumbnails: {type(error).__name__}: {error}")
     try:
         report.scores = scores(gathered)
     except Exception as error:
@@ -294,7 +263,7 @@ def write(run: Run, gathered: status.Gathered) -> Report:
     forms = {
         "txt": text(report) + "\n",
         "json": jsons.pretty(report).decode(),
-        "html": page.page(report, pictures),
+        "html": page.page(report, made),
         "csv": accounting.table([report.account]),
         "prom": metrics.text([metrics.of(report)]),
     }

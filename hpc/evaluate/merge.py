@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import functools
 import json
+import posixpath
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -86,6 +87,7 @@ def process(settings: Merge, work: Work) -> Made:
     alone = rows.filter(pc.and_(pc.is_valid(rows["real_why"]), pc.is_null(rows["why"])))
     told = {
         "stage": settings.KIND, "fingerprint": work.fingerprint, "videos": len(rows),
+        "generated": folder(rows, "generated"), "real": folder(rows, "real"),
         "measured": len(rows) - len(lost), "pairs": len(rows) - rows["compared"].null_count, "level": settings.level,
         "figures": [one._asdict() for one in figures], "not_measured": named(lost, "why"),
         "without_real": named(alone, "real_why"),
@@ -97,6 +99,20 @@ def process(settings: Merge, work: Work) -> Made:
     html.write_text(page.page(told, rows, settings.shown, work.check))
     counts = {"videos": len(rows), "measured": len(rows) - len(lost), "pairs": told["pairs"]}
     return Made([out, summary], counts, tree={storage.join(work.folder, "page.html"): html})
+
+
+def folder(rows: pa.Table, side: str) -> str:
+    """Where the videos of a side lie: what their uris have in common; "" where there are none."""
+    uris = [uri for uri in pc.unique(pc.struct_field(rows[side].combine_chunks(), "uri")).to_pylist() if uri]
+    common = posixpath.commonpath([uri.rpartition("/")[0] for uri in uris]) if uris else ""
+    return common.replace("s3:/", "s3://", 1) if storage.is_s3(next(iter(uris), "")) else common
+
+
+def figures(open_object: Callable[[str], BinaryIO]) -> dict[str, Any]:
+    """What the run's report shows of a published shard."""
+    with open_object(".json") as file:
+        told = json.load(file)
+    return {"of": page.compared(told), "rows": told["figures"]}
 
 
 def named(rows: pa.Table, why: str) -> dict[str, str]:

@@ -51,9 +51,11 @@ def page(told: Mapping[str, Any], rows: pa.Table, shown: int, check: Callable[[]
     """HTML. told: what the .json says; rows: hpc.evaluate.measure.SCHEMA."""
     e = lambda value: html.escape(str(value), quote=True)
     facts = f"{told['measured']:,} of {told['videos']:,} generated videos measured, {told['pairs']:,} beside a real one"
+    places = "<br>".join(f"{side}: <code>{e(told[side])}</code>" for side in ("generated", "real") if told[side])
     out = ["<!doctype html><html lang=en><meta charset=utf-8>",
            "<meta name=viewport content='width=device-width,initial-scale=1'>",
-           f"<title>Evaluation</title><style>{STYLE}</style><h1>Evaluation</h1><p class=dim>{facts}</p>",
+           f"<title>Evaluation: {e(compared(told))}</title><style>{STYLE}</style><h1>{e(compared(told))}</h1>",
+           f"<p class=dim>{facts}<br>{places}</p>",
            "<div class=wide><table>",
            f"<tr><th>figure<th>value<th>{told['level']:.0%} interval<th><th>n<th></tr>"]  # fmt: skip
     for one in told["figures"]:
@@ -76,9 +78,18 @@ def page(told: Mapping[str, Any], rows: pa.Table, shown: int, check: Callable[[]
         out += [f"<h2>{e(title)}</h2>", "<div class=grid>"]
         for row, picture in layers.map_ahead(lambda one: (one, beside(one)), some, threads=2):
             check()
-            out.append(_figure(row, picture))
+            out.append(_figure(row, picture, _last(told["generated"]), _last(told["real"])))
         out.append("</div>")
     return "\n".join(out) + "\n"
+
+
+def compared(told: Mapping[str, Any]) -> str:
+    """What is compared, by the names of their folders: "videos@v1 beside clips@v1"."""
+    return " beside ".join(_last(told[side]) for side in ("generated", "real") if told[side]) or "Evaluation"
+
+
+def _last(folder: str) -> str:
+    return folder.rpartition("/")[2]
 
 
 def _bar(one: Mapping[str, Any]) -> str:
@@ -139,10 +150,10 @@ def small(place: Mapping[str, Any], name: str, fps: float, count: int = MOST) ->
     return film.sample(numbers, HEIGHT, width)
 
 
-def _figure(row: Mapping[str, Any], picture: bytes | None) -> str:
+def _figure(row: Mapping[str, Any], picture: bytes | None, generated: str, real: str) -> str:
     e = lambda value: html.escape(str(value), quote=True)
     paired = row["real"] is not None and row["real_why"] is None
-    heads = "<span>generated</span>" + ("<span>real</span>" if paired else "")
+    heads = f"<span>generated: {e(generated)}</span>" + (f"<span>real: {e(real)}</span>" if paired else "")
     shown = "<div class=none>gone since</div>"
     if picture:
         data = base64.b64encode(picture).decode()

@@ -9,6 +9,8 @@ VERSION  raise it when the code's output changes for the same settings: it is pa
 NEUTRAL  settings that never change the output; not part of the fingerprint
 SECONDS_PER_GIB   first guess of one worker's time per GiB of input, until records of earlier shards say better
 
+PAGES, of some, names pages that a stage leaves in its folder: reports link to them.
+
 Settings of a stage behind a barrier may have `tasks`: how many array tasks share its shards, or None.
 
 Settings that name models say so by one method, which `hpc models pull` asks:

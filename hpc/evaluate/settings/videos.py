@@ -168,11 +168,12 @@ class Merge(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """Figures of all videos with their intervals, and the page: part of evaluate.videos."""
 
     KIND: ClassVar[str] = "evaluate.videos-merge"
+    PAGES: ClassVar[tuple[str, ...]] = ("page.html",)
     CODE: ClassVar[str] = "hpc.evaluate.merge"
     PHASES: ClassVar[tuple[str, ...]] = ("barrier", "map")
     OBJECTS: ClassVar[tuple[str, ...]] = (".parquet", ".json")
     INPUT_SUFFIXES: ClassVar[tuple[str, ...]] = ()
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     NEUTRAL: ClassVar[tuple[str, ...]] = ()
     SECONDS_PER_GIB: ClassVar[float] = 60.0
 

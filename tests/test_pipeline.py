@@ -1,0 +1,114 @@
+"""jobs/pipeline-tiny.yaml: from a film to generated videos and their evaluation, and what its report shows of them."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hpc.data import layers, video
+
+JOBS = Path(__file__).parents[1] / "jobs"
+DIFFUSION = ("clips", "captions", "data", "vae", "latents", "world", "videos", "scores")
+"""The stages of one of the two models."""
+
+
+def shorter(folder: Path, stages: tuple[str, ...] = DIFFUSION, steps: int = 2) -> Path:
+    """The spec with some of its stages, and trainings of a few steps; a film and its output beside it."""
+    shutil.copytree(JOBS / "quickstart", folder / "jobs/quickstart")
+    spec = yaml.safe_load((JOBS / "pipeline-tiny.yaml").read_text())
+    spec["stages"] = {name: stage for name, stage in spec["stages"].items() if name in stages}
+    for stage in spec["stages"].values():
+        if stage["kind"].startswith("train."):
+            stage |= {"steps": steps, "optimizer": {"rate": 1e-3, "warmup": 0}, "readers": 0}
+            stage["checkpoints"] = {"every": steps}
+        stage["resources"] = {"cpus": 1, "memory": "1500MiB"}
+    spec["stages"].get("videos", {}).update({"limit": 3, "steps": 2})
+    path = folder / "jobs/pipeline-tiny.yaml"
+    path.write_text(yaml.safe_dump(spec, sort_keys=False))
+    return path
+
+
+def checked(run: Path, output: Path, generated: dict[str, str]) -> str:
+    """The report's page, after a look at what it says. generated: stage with videos -> stage that evaluates them."""
+    source = (run / "report.html").read_text()
+    told = json.loads((run / "report.json").read_text())
+    assert told["status"]["state"] == "done" and told["notes"] == []
+    for name, scores in generated.items():
+        rows = [row for path in output.glob(f"{name}@v1/*.parquet") for row in layers.read_table(path).to_pylist()]
+        assert rows and all(row["why"] is None for row in rows)
+        for row in rows:
+            [tar] = output.glob(f"{name}@v1/000000.tar")
+            data = tar.read_bytes()
+            mp4 = data[row["mp4_offset"] : row["mp4_offset"] + row["mp4_size"]]
+            info, frames = video.measured(mp4)
+            assert (frames, info.width, info.height, info.fps) == (9, 80, 48, 12) and row["given"] == 1
+            assert row["prompt"] == "A scene of an animated film.", "of the clip's caption"
+            assert f"<figcaption>{row['name']}" in source, "the page shows it"
+        heading = f"Evaluation <span class=dim>{scores}: {name}@v1 beside data@v1</span>"
+        assert heading in source
+        figures = {one["name"]: one for one in told["figures"][scores]["rows"]}
+        assert figures["PSNR"]["n"] == figures["SSIM"]["n"] == len(rows) and 5 < figures["PSNR"]["value"] < 40
+        assert figures["Fréchet: perceptual"]["value"] > 0
+        assert f"{figures['PSNR']['value']:.4g} dB" in source
+        page = (output / f"{scores}@v1/page.html").read_text()
+        assert page.count(f"<span>generated: {name}@v1</span><span>real: data@v1</span>") == len(rows)
+    links = re.findall(r"<a href='([^']+)'>", source)
+    assert links and all(not link.startswith("/") and (run / link).is_file() for link in links), "files beside the run"
+    return source
+
+
+@pytest.mark.long
+def test_the_whole_chain_in_fifteen_minutes(tmp_path: Path) -> None:
+    shutil.copytree(JOBS, tmp_path / "jobs")
+    begun = time.monotonic()
+    command = [sys.executable, "-m", "hpc.cli", "run", "jobs/pipeline-tiny.yaml"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert time.monotonic() - begun < 900
+    [run] = (tmp_path / "runs").iterdir()
+    output = tmp_path / "out/pipeline-tiny"
+    source = checked(run, output, {"ar-videos": "ar-scores", "videos": "scores"})
+    for stage in ("ids", "vae", "ar", "world"):
+        assert f"Training <span class=dim>of {stage}: step " in source
+    assert source.count("<polyline") >= 12, "curves"
+    ids = [json.loads(line) for line in (output / "ids@v1/000000.jsonl").read_text().splitlines()]
+    assert ids[-1]["loss"] < 0.7 * ids[0]["loss"], "it learns"
+    assert (output / "weights@v1/model.pt").is_file()
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0 and "nothing to do" in again.stdout
+
+
+@pytest.mark.parametrize(
+    ("stage", "change", "words"),
+    [
+        ("videos", {"weights": "wrld"}, "'wrld': no such stage in `needs`: did you mean world?"),
+        ("latents", {"tokenizer": "captions", "needs": ["data", "captions"]},
+         "captions is curate.caption, and here stands one of train.tokenizer"),
+        ("videos", {"weights": None}, "tiny-predict2 has no published weights"),
+        ("videos", {"guidance": 2.0}, "without texts nothing can be steered away from"),
+        ("videos", {"prompts": "prompts.jsonl"}, "a path begins with / or ~"),
+        ("videos", {"needs": ["world", "vae", "data", "latents"]}, "nothing is taken from prepare.latents"),
+        ("videos", {"context": 4}, "context: 2 heads / 4: ranks must have equal parts"),
+        ("videos", {"context": 2}, "context: 2 GPUs have a video together, and there are 1 ranks (workers)"),
+    ],
+)  # fmt: skip
+def test_stages_that_do_not_fit_are_told_with_the_line(
+    stage: str, change: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    path = shorter(tmp_path)
+    spec = yaml.safe_load(path.read_text())
+    spec["stages"][stage] |= change
+    path.write_text(yaml.safe_dump(spec, sort_keys=False))
+    command = [sys.executable, "-m", "hpc.cli", "check", str(path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and words in done.stderr, done.stderr
+    assert re.search(rf"(pipeline-tiny.yaml:\d+|hpc check): stages\.{stage}", done.stderr)
