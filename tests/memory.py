@@ -36,6 +36,7 @@ from hpc.train.estimate import Estimate, Place
 from hpc.train.loader import Batch
 from hpc.train.ranks import Here
 from hpc.train.settings import TrainAr, TrainDiffusion
+from hpc.train.settings.ar import Lora
 from hpc.train.settings.data import Shape
 from hpc.train.settings.diffusion import Pictures
 
@@ -68,8 +69,9 @@ def of_ar(settings: TrainAr, place: Place, here: Here) -> dict[str, Any]:
     model = settings.preset
     compute = Compute(precision=settings.precision, recompute=settings.recompute, kernels=settings.kernels,
                       backend=backend(settings))  # fmt: skip
-    weights = keys.Initial(model, lambda name: torch.Generator(here.device).manual_seed(len(name)))
-    engine = Engine(model, settings.layout, compute, settings.optimizer, weights)
+    lora = settings.lora.rank if settings.lora else 0
+    weights = keys.Initial(model, lambda name: torch.Generator(here.device).manual_seed(len(name)), lora)
+    engine = Engine(model, settings.layout, compute, settings.optimizer, weights, settings.lora)
     data = batches(model, settings.batch)
     engine.step(data, 1e-5)
     state = [value for one in engine._optimizers() for kept in one.optimizer.state.values() for value in kept.values()
@@ -83,8 +85,9 @@ def of_ar(settings: TrainAr, place: Place, here: Here) -> dict[str, Any]:
         "optimizer": bytes_of([*state, *mains]),
     }  # fmt: skip
     count = sum(one.numel() for one in engine.model.parameters())
+    known = model.parameters + (settings.moving if settings.lora else 0)
     try:
-        return row(f"{settings.model} {settings.precision}", held, count, model.parameters,
+        return row(f"{settings.model} {settings.precision}" + " lora" * bool(settings.lora), held, count, known,
                    lambda: engine.step(data, 1e-5), settings.estimate(place))  # fmt: skip
     finally:
         parallel_state.destroy_model_parallel()
@@ -130,6 +133,9 @@ def rows(chosen: argparse.Namespace, here: Here) -> Iterator[tuple[str, Callable
                 for recompute in chosen.recompute.split(",") if GPU else ("none",):
                     s = TrainAr(model=model, steps=9, batch=1, precision=precision, recompute=recompute)  # type: ignore[arg-type]
                     yield f"{model} {precision} {recompute}", lambda s=s: of_ar(s, place, here)
+        if not GPU:
+            adapters = TrainAr(model="ar-tiny", steps=9, batch=1, lora=Lora(rank=4), start="/w")
+            yield "lora", lambda: of_ar(adapters, place, here)
     if "dit" in chosen.only:
         size = (93, chosen.height, chosen.width) if GPU else (17, 64, 96)
         [frames, height, width] = size

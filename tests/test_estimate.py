@@ -85,7 +85,7 @@ def test_a_step_takes_longer_for_what_is_computed_again_and_sent() -> None:
     piped = step(ar(layout=Layout(pipeline=4)), 4)
     assert piped["waiting of pipeline stages"] == pytest.approx(piped["computing"] * 3 / 8)
     near, far = (step(ar(layout=Layout(tensor=8)), 8, per_node=n)["tensor-parallel messages"] for n in (8, 4))
-    assert far > 5 * near > 0
+    assert far > 2 * near > 0
     assert sum(step(ar(precision="fp8-current"), 1).values()) < sum(plain.values())
     assert not ar().estimate(Place(ranks=1)).times, "nobody knows which GPU"
     video, again = step(dit(), 8), step(dit(recompute="blocks"), 8)
@@ -137,7 +137,8 @@ def test_tiny_models_hold_what_is_estimated() -> None:
     done = subprocess.run([sys.executable, str(Path(__file__).parent / "memory.py"), "--json"], env=env, check=True,
                           capture_output=True, text=True, timeout=300)  # fmt: skip
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert {row["what"] for row in rows} >= {"ar-tiny fp32", "ar-tiny bf16", "ar-tiny-video2world fp32",
+    assert {row["what"] for row in rows} >= {"ar-tiny fp32", "ar-tiny bf16",
+                                             "ar-tiny bf16 lora", "ar-tiny-video2world fp32",
                                              "tiny-predict2.5 fp32", "tiny-predict1 fp32"}  # fmt: skip
     for row in rows:
         assert row["parameters"] == row["parameters_estimated"], row

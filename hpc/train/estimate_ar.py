@@ -94,7 +94,7 @@ def memory(s: TrainAr, ranks: int, stage: int = 0) -> dict[str, float]:
         activations = tokens * each * layers * at_once
     moving = weights if s.lora is None else s.moving / one.pipeline / one.tensor
     parts = {
-        "weights": weights * wide + eight,
+        "weights": (weights + (moving if s.lora else 0)) * wide + eight,
         "gradients": moving * 4,
         "optimizer": moving * (8 if s.precision == "fp32" else 12) / data,
         "activations": activations,

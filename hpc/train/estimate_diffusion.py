@@ -130,11 +130,13 @@ def times(s: TrainDiffusion, place: Place, batch: int, latent: tuple[int, int, i
     micro = batch / data / (s.micro_batch or batch // data)
     whole = flops(c, *latent)
     attention = c.blocks * 4.0 * c.channels * tokens * (tokens + 512)
-    again = {"none": (0, 0), "matmuls": (0, 0), "attention": (1, 0), "blocks": (1, 1)}[s.recompute]
-    matmuls, attention = (whole - attention) * (3 + again[0]), attention * (3 + again[1])
+    share_of = lambda *policies: sum(one in policies for one in s.policies) / max(1, c.blocks)  # of blocks
+    matmuls = (whole - attention) * (3 + share_of("attention", "blocks"))
+    attention *= 3 + share_of("blocks")
+    again = 1 - share_of("none")
     whole_kept = KEPT["none"] if s.kernels == "torch" or s.precision == "fp32" else FUSED
     moved = share * tokens * c.channels * c.blocks * whole_kept * (2 if s.precision == "fp32" else 1)
-    moved *= 1 if s.recompute == "none" else 4 / 3
+    moved *= 1 + again / 3
     fp8 = s.precision.startswith("fp8")
     compute = busy(gpu, 0.0 if fp8 else share * matmuls, share * attention, moved, causal=False,
                    fp8=share * matmuls if fp8 else 0.0)  # fmt: skip
@@ -149,7 +151,7 @@ def times(s: TrainDiffusion, place: Place, batch: int, latent: tuple[int, int, i
     if (late := micro * talk - 0.9 * compute) > 0:  # a part of the first and last block has nothing beside it
         found["FSDP's messages"] = late
     if cp > 1:  # queries, keys, values and outputs change from frames to heads, and back; so do their gradients
-        passes = 8 if s.recompute == "none" else 12
+        passes = 8 + 4 * again
         message = share * tokens * c.channels * wide * (cp - 1) / cp
         found["context-parallel messages"] = passes * c.blocks * message / place.between(cp)
     found["update"] = trained / spread * (36 + 8 * len(s.ema)) / (SUSTAINED * gpu.bandwidth)
