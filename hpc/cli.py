@@ -136,10 +136,11 @@ def build_parser() -> argparse.ArgumentParser:
     p.add_argument("--num-frames", type=int, default=93, metavar="N",
                    help="that the training takes of a video (default 93)")  # fmt: skip
     p.add_argument("--sample", type=int, metavar="N", help="look at N entries only, picked evenly (default: at all)")
-    p = verb("convert", convert, "turn weights of an autoregressive model from one form into another")
+    p = verb("convert", convert, "turn weights of a model from one form into another")
     p.add_argument("source", metavar="FROM", help="a training's folder or one of its checkpoints, a model.pt, a "
-                   ".safetensors, or a folder nemo with weights/")  # fmt: skip
-    p.add_argument("to", metavar="TO", help="NAME.pt or NAME.safetensors under the published names, or a folder: nemo")
+                   ".safetensors, or a folder nemo with weights/, or iter_... with model/")  # fmt: skip
+    p.add_argument("to", metavar="TO", help="NAME.pt or NAME.safetensors under the published names, or a folder: nemo; "
+                   "of diffusion models any name, for all files, or iter_...")  # fmt: skip
     p.add_argument("--model", metavar="NAME", help="such as ar-4b, of files that do not say it themselves")
     p.add_argument("--shape", metavar="T,H,W", type=lambda words: tuple(map(int, words.split(","))),
                    help="of its latents, if not the model's own")  # fmt: skip
@@ -537,9 +538,9 @@ def validate(args: argparse.Namespace) -> int:
 
 
 def convert(args: argparse.Namespace) -> int:
-    from hpc.train import convert_ar
+    from hpc.train import convert as converting
 
-    made = convert_ar.convert(args.source, args.to, args.model, args.shape)
+    made = converting.convert(args.source, args.to, args.model, args.shape)
     emit(args, made, [f"{made['model']}: {made['tensors']} tensors, {made['parameters']:,} parameters", *made["files"]])
     return 0
 

@@ -108,31 +108,36 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def _rank(rank: int, count: int, port: int, tar: Path, folder: Path) -> None:
+def _rank(rank: int, count: int, port: int, layouts: dict[str, dict[str, Any]], tar: Path, folder: Path) -> None:
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in names.items()}
     torch.set_num_threads(1)
     here = ranks.start()
-    for name, more in LAYOUTS.items():
-        diffusion.train(settings(**more), listed([str(tar)]), folder / name, here, lambda: None)
+    for name, more in layouts.items():
+        to = folder / name
+        diffusion.train(settings(**more), listed([str(tar)]), to, here, lambda: None, weights=to / "model")
     dist.barrier()
     dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module")
-def two(tar: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two ranks in processes of their own, never stopped; a folder for each layout."""
-    folder = tmp_path_factory.mktemp("two")
+def spread(layouts: dict[str, dict[str, Any]], tar: Path, folder: Path) -> None:
+    """Two ranks in processes of their own train each of the settings, in a folder of its own, never stopped."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     spawn = multiprocessing.get_context("spawn")
-    group = [spawn.Process(target=_rank, args=(n, 2, port, tar, folder)) for n in range(2)]
+    group = [spawn.Process(target=_rank, args=(n, 2, port, layouts, tar, folder)) for n in range(2)]
     for one in group:
         one.start()
     for one in group:
         one.join(180)
         assert one.exitcode == 0
+
+
+@pytest.fixture(scope="module")
+def two(tar: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("two")
+    spread(LAYOUTS, tar, folder)
     return folder
 
 

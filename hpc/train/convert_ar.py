@@ -35,24 +35,11 @@ from hpc.data.work import Made, Work
 from hpc.models import lora
 from hpc.models.ar import cpu, keys, nemo
 from hpc.models.ar.presets import PRESETS, Preset, preset
-from hpc.train.checkpoint import COMPLETE, complete
+from hpc.train.convert import found, identity, number
+from hpc.train.convert import freeze as freeze
 from hpc.train.settings.convert import ConvertAr
 
-FACTS = "training.json"
 ADAPTERS = "adapters.safetensors"
-
-
-def freeze(
-    settings: ConvertAr, upstream: dict[str, list[tuple[str, dict[str, str]]]], superseded: set[tuple[str, str]]
-) -> Iterator[list[Any]]:
-    """One shard: the folder of the training. Raises ValueError where it is not there."""
-    [[(_, objects)]] = upstream.values()
-    told = json.loads(storage.read(objects[".json"]))
-    folder = told["settings"]["folder"]
-    if folder:
-        yield [str(Path(folder).expanduser() / told["fingerprint"])]
-    else:
-        yield [storage.join(told["model"].rpartition("/")[0], "training")]
 
 
 def start(settings: ConvertAr) -> Callable[[Work], Made]:
@@ -94,25 +81,6 @@ def convert(
             "files": [str(path) for path in files]}  # fmt: skip
 
 
-def found(path: Path, step: int | None = None) -> Path:
-    """The checkpoint of a training, or the path itself. Raises FileNotFoundError."""
-    checkpoints = next((one for one in (path / "checkpoints", path) if one.is_dir() and any(one.glob("iter_*"))), None)
-    if checkpoints is None:
-        if not path.exists():
-            raise FileNotFoundError(f"there is no {path} on this machine")
-        return path
-    steps = complete(checkpoints)
-    if not steps or (step is not None and step not in steps):
-        have = ", ".join(map(str, steps)) or "none"
-        raise FileNotFoundError(f"{checkpoints}: there is no complete checkpoint of step {step}; there are: {have}"
-                                if step else f"{checkpoints}: there is no complete checkpoint")  # fmt: skip
-    return checkpoints / f"iter_{step or steps[-1]:09}"
-
-
-def number(checkpoint: Path) -> int:
-    return int(json.loads((checkpoint / FACTS).read_text())["step"])
-
-
 class Opened(NamedTuple):
     """A model, wherever it was."""
 
@@ -129,12 +97,8 @@ class Opened(NamedTuple):
 def opened(path: Path, model: str | None = None, shape: tuple[int, int, int] | None = None) -> Opened:
     """Raises ValueError where it is not said which model it is, or it is another one; FileNotFoundError and ValueError
     where the weights that adapters were trained for are not to be had."""
-    said: dict[str, Any] = {}
-    if (path / FACTS).is_file():
-        said = json.loads((path / FACTS).read_text())["identity"]
-        if not (path / COMPLETE).exists():
-            raise ValueError(f"{path} is no complete checkpoint: the job died while it was written")
-    elif (path.parent / "config.json").is_file():
+    said = identity(path)
+    if not said and (path.parent / "config.json").is_file():
         config = json.loads((path.parent / "config.json").read_text())
         said = {"model": config.get("preset"), "shape": config.get("shape")}
     name = model or said.get("model")

@@ -16,7 +16,7 @@ from hpc.models.tokenizer_files import files_of, is_stage
 Side = Annotated[int, Meta(ge=16, le=8192)]
 Text = Annotated[str, Meta(pattern=r"^(none|[/~].*|[\w.-]+/[\w.-]+(@[\w./-]+)?)$")]
 """none, a path, or owner/name@revision on the Hugging Face hub."""
-MODELS = ("train.diffusion",)
+MODELS = ("train.diffusion", "convert.diffusion")
 """Kinds of stages that make such models."""
 
 

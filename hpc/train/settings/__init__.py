@@ -6,5 +6,6 @@ is wrong") where so many (nodes x workers) cannot work together.
 
 from hpc.train.settings.ar import TrainAr as TrainAr
 from hpc.train.settings.convert import ConvertAr as ConvertAr
+from hpc.train.settings.convert import ConvertDiffusion as ConvertDiffusion
 from hpc.train.settings.diffusion import TrainDiffusion as TrainDiffusion
 from hpc.train.settings.tokenizer import TrainTokenizer as TrainTokenizer
