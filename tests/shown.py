@@ -4,7 +4,6 @@ one of them with ten thousand shards, whose records are written here in the form
 from __future__ import annotations
 
 import json
-import os
 import random
 import subprocess
 import time
@@ -14,15 +13,17 @@ from typing import Any
 import figures
 import msgspec
 import runs
+from PIL import Image
 
-from hpc.batch import records, status
+from hpc.batch import finale, records, status
 from hpc.batch.run import Attempt, AttemptPlan, Run
 from hpc.data.work import Object
 from hpc.train.metrics import Metrics
 
 TRAILER = Path(__file__).parents[1] / "jobs" / "quickstart" / "trailer_bbb.mp4"
-PIECES = {"one": 0, "two": 9, "three": 18, "fail": 27, "oom": 36}
-"""Videos of 8 seconds of the trailer -> where they begin."""
+SECRET = "s3cr3t-that-nobody-sees"
+PIECES = {"one": 0, "two": 9, "three": 18, "fail": 28, "oom": 36}
+"""Videos of seven seconds of the trailer -> where they begin."""
 
 
 def film(folder: Path, name: str = "film") -> Run:
@@ -30,13 +31,11 @@ def film(folder: Path, name: str = "film") -> Run:
     that fail for two of them, and a training that has pictures."""
     (folder / "in").mkdir(parents=True)
     for piece, begin in PIECES.items():
-        subprocess.run(["ffmpeg", "-loglevel", "error", "-ss", str(begin), "-t", "8", "-i", TRAILER, "-c:v", "libx264",
-                        "-preset", "ultrafast", "-vf", "scale=640:-2", "-an", folder / "in" / f"{piece}.mp4"],
-                       check=True)  # fmt: skip
+        cut(begin, 7, folder / "in" / f"{piece}.mp4", 480)
     (folder / "in" / "zero.mp4").write_bytes(b"no video at all" * 100)
     spec = folder / f"{name}.yaml"
     clips = {"kind": "curate.clips", "split": {"detector": "content", "min_clip": "500ms", "min_frames": 8},
-             "encode": {"preset": "ultrafast"}, "preview": {}, "filter": {"black": {}, "blur": {"mode": "score-only"},
+             "encode": {"preset": "ultrafast"}, "preview": {}, "filter": {"blur": {"mode": "score-only"},
              "motion": {"mode": "score-only"}, "duration": {"min": "700ms"}}, "resources": {"cpus": 1}}  # fmt: skip
     words = {"kind": "words:Words", "needs": "clips", "resources": {"cpus": 1}}
     train = {"kind": "stages:Gang", "needs": "words", "required": 0.5,
@@ -44,20 +43,26 @@ def film(folder: Path, name: str = "film") -> Run:
     spec.write_text(json.dumps({"name": name, "inputs": "in", "output": "out", "secrets": ["WORDS_KEY"],
                                 "shards": {"size": "1KiB", "split_above": "1GiB"},
                                 "stages": {"clips": clips, "words": words, "train": train}}))  # fmt: skip
-    os.environ["WORDS_KEY"] = "s3cr3t-that-nobody-sees"
-    runs.hpc("run", spec, env=runs.environment(WORDS_KEY=os.environ["WORDS_KEY"], OMP_NUM_THREADS="1"), code=1)
-    [run] = map(Run, sorted((folder / "runs").iterdir()))
-    learn(run)
-    return run
+    made = runs.planned(spec)
+    assert made.attempt
+    for number, stage in enumerate(("clips", "words")):
+        said = runs.finish(runs.worker(made, stage, WORDS_KEY=SECRET, OMP_NUM_THREADS="1"), timeout=120)
+        (made.run.logs(stage) / f"{number}_0_log.out").write_text(said)
+    runs.finish(runs.worker(made, "train", "barrier"))
+    learn(made.run)
+    finale.finale(made.run, ask_slurm=False, say=False)
+    return made.run
+
+
+def cut(begin: float, seconds: float, to: Path, width: int) -> None:
+    """A piece of the trailer."""
+    subprocess.run(["ffmpeg", "-loglevel", "error", "-y", "-ss", str(begin), "-t", str(seconds), "-i", TRAILER, "-c:v",
+                    "libx264", "-preset", "ultrafast", "-vf", f"scale={width}:-2", "-an", to], check=True)  # fmt: skip
 
 
 def learn(run: Run, steps: int = 400, stage: str = "train") -> None:
     """What a diffusion model's training writes: metrics, pictures, videos."""
-    from PIL import Image
-
-    attempt = run.latest()
-    frozen = status.gather(run, ask_slurm=False).stages[stage]
-    place = Path(frozen.folder, "training")
+    place = Path(status.gather(run, ask_slurm=False).stages[stage].folder, "training")
     dice = random.Random(0)
     with Metrics(place / "metrics.jsonl") as told:
         for step in range(1, steps + 1):
@@ -67,13 +72,9 @@ def learn(run: Run, steps: int = 400, stage: str = "train") -> None:
                       seconds=1.9 + 0.2 * dice.random(), waited=0.1 * dice.random(), memory_bytes=7e10, **more)
     (place / "pictures").mkdir(exist_ok=True)
     for number, step in enumerate(range(100, steps + 1, 100)):
-        for i in range(2):
-            for which in ("regular", "ema"):
-                subprocess.run(["ffmpeg", "-loglevel", "error", "-y", "-ss", str(4 * number + 20 * i), "-t", "1", "-i",
-                                TRAILER, "-vf", "scale=192:-2", "-an", "-c:v", "libx264", "-preset", "ultrafast",
-                                place / "pictures" / f"{step:09}_{i}_{which}.mp4"], check=True)  # fmt: skip
+        for which in ("regular", "ema"):
+            cut(6 + 12 * number, 1, place / "pictures" / f"{step:09}_0_{which}.mp4", 192)
         Image.effect_noise((768, 216), 90 - number * 20).save(place / "pictures" / f"{step:09}.webp")
-    assert attempt.number == 1
 
 
 def large(folder: Path, shards: int = 10_000, name: str = "large", stages: int = 2) -> Run:

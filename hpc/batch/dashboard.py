@@ -47,8 +47,8 @@ REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; s
 """Pages that runs wrote stand alone; whatever is in them, it runs nothing."""
 COOKIE = "hpc_dashboard"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-LINES = 200
-"""Of a log's end."""
+LOOKED, LINES, AFTER = 5000, 200, 5
+"""Lines of a log's end in which a shard is looked for; that are shown; and of these, after the last word about it."""
 GZIP_ABOVE = 2000
 BLOCK = 1 << 18
 PICTURE = re.compile(r"\d{1,12}(?:_\d{1,4}_[a-z_]{1,20})?\.(?:webp|mp4|png)")
@@ -90,10 +90,14 @@ class Dashboard:
         run = Run(self.watch.folder / name)
         path = logs.of_task(run, stage, place.jobs[shard])
         if path is None:
-            return {"path": "", "lines": [], "job": place.jobs[shard]}
+            return {"path": "", "lines": [], "job": place.jobs[shard], "after": 0}
         watch.inside(path, run.folder)
-        lines = [masking.masked(line, known.secrets) for line in logs.tail(path, LINES)]
-        return {"path": str(path.relative_to(run.folder)), "lines": lines, "job": place.jobs[shard]}
+        lines = logs.tail(path, LOOKED)
+        told = [i for i, line in enumerate(lines) if f"shard {shard}:" in line]  # a task has other shards after it
+        end = min(len(lines), told[-1] + AFTER) if told else len(lines)
+        shown = [masking.masked(line, known.secrets) for line in lines[max(0, end - LINES) : end]]
+        return {"path": str(path.relative_to(run.folder)), "lines": shown, "job": place.jobs[shard],
+                "after": len(lines) - end}  # fmt: skip
 
     def shard(self, name: str, stage: str, shard: str) -> dict[str, Any]:
         """All that is known of one shard; the run is read for it."""

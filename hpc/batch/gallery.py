@@ -16,7 +16,7 @@ import msgspec
 
 from hpc.batch import watch
 from hpc.batch.watch import StagePlace
-from hpc.data import storage, upstream
+from hpc.data import storage
 
 MOST = 50_000
 """Clips that are kept of a run: some 50 MB."""
@@ -25,6 +25,8 @@ BUDGET = 1.0
 PAGE = 60
 """Clips of one answer at most, if not told otherwise."""
 BINS = 40
+KEEP = "keep"
+"""hpc.data.upstream.KEEP, which needs pyarrow to be imported."""
 NOT_SCORES = ("start_seconds", "end_seconds", "source_pixel_aspect", "source_fps", "source_seconds", "temperature",
               "top_p", "guidance")  # fmt: skip
 
@@ -49,7 +51,7 @@ class Gallery:
     """Of one run. Raises ModuleNotFoundError where pyarrow is not installed."""
 
     def __init__(self, places: Mapping[str, StagePlace]) -> None:
-        import hpc.data.layers  # noqa: F401  # pyarrow: not for every login node
+        import pyarrow.parquet  # noqa: F401  # not for every login node
 
         self.lock = threading.Lock()
         self.clips: dict[tuple[str, str, str], Clip] = {}
@@ -87,6 +89,8 @@ class Gallery:
                 self.read_shards.add((stage, f"{shard} {layers}"))
 
     def _shard(self, stage: str, shard: str, layers: tuple[str, ...]) -> Iterator[Clip]:
+        from hpc.data import upstream
+
         with open_object(self.places[stage], shard, ".parquet") as file:
             rows, scores = table(file)
         if not rows or not ({"uuid", "name"} & rows[0].keys()) or "mp4_offset" not in rows[0]:
@@ -103,21 +107,21 @@ class Gallery:
                     break
                 if "caption" in row and (words := upstream.chosen(row)):
                     captions.setdefault(uuid, []).append(words)
-                if row.get("verdict", upstream.KEEP) != upstream.KEEP:
+                if row.get("verdict", KEEP) != KEEP:
                     verdicts.setdefault(uuid, str(row["verdict"]))
                 more.setdefault(uuid, {}).update({n: row[n] for n in names if row.get(n) is not None})
         for row in rows:
             key = row.get("uuid") or row["name"]
-            verdict = row.get("verdict") or upstream.KEEP
+            verdict = row.get("verdict") or KEEP
             yield Clip(
                 key=key, stage=stage, shard=shard, title=_title(row), words=_words(row),
-                verdict=verdict if verdict != upstream.KEEP else verdicts.get(key, verdict),
+                verdict=verdict if verdict != KEEP else verdicts.get(key, verdict),
                 caption="\n".join(captions.get(key, [])) or row.get("prompt") or row.get("caption") or "",
                 scores={n: row[n] for n in scores if row.get(n) is not None} | more.get(key, {}), media=_media(row),
             )  # fmt: skip
 
     def search(self, text: str = "", column: str = "", low: float | None = None, high: float | None = None,
-               verdict: str = upstream.KEEP, sort: str = "", offset: int = 0,
+               verdict: str = KEEP, sort: str = "", offset: int = 0,
                limit: int = PAGE) -> dict[str, Any]:  # fmt: skip
         """The clips that have all words of `text`, and a score between low and high. verdict: "" for all.
         sort: "column" or "-column"."""

@@ -330,18 +330,19 @@ def terminal() -> Iterator[tuple[Callable[[float], list[str] | None], Callable[[
     wake, waker = os.pipe()
     os.set_blocking(waker, False)
     drawn: list[str] = []
+    stale = [True]
 
     def enter() -> None:
         tty.setcbreak(inside)
-        os.write(out, b"\x1b[?1049h\x1b[?25l\x1b[2J")
-        drawn.clear()
+        os.write(out, b"\x1b[?1049h\x1b[?25l\x1b[?7l")
+        stale[0] = True
 
     def leave() -> None:
-        os.write(out, b"\x1b[?25h\x1b[?1049l")
+        os.write(out, b"\x1b[?7h\x1b[?25h\x1b[?1049l")
         termios.tcsetattr(inside, termios.TCSADRAIN, before)
 
     def resized(number: int, frame: FrameType | None) -> None:
-        drawn.clear()
+        stale[0] = True  # also of what is being written just now
         with contextlib.suppress(BlockingIOError):
             os.write(waker, b"!")
 
@@ -370,7 +371,8 @@ def terminal() -> Iterator[tuple[Callable[[float], list[str] | None], Callable[[
 
     def write(lines: list[str]) -> None:
         """What differs from the screen's lines: little goes over a slow line."""
-        if len(drawn) != len(lines):
+        if stale[0] or len(drawn) != len(lines):
+            stale[0] = False
             drawn[:] = ["\0"] * len(lines)
             os.write(out, b"\x1b[2J")
         pieces = [f"\x1b[{i + 1};1H{line}\x1b[K" for i, (line, old) in enumerate(zip(lines, drawn, strict=True))

@@ -136,7 +136,7 @@ const ORDER = 'rfqslwd';
 
 async function openShard(run, stage, shard, more = {}) {
   const facts = h('dl'), log = h('div', {}, h('p.dim', {}, 'reading the log…'));
-  const row = (name, value) => value || value === 0 ? facts.append(h('dt', {}, name), h('dd', {}, value)) : null;
+  const row = (name, value) => value ? facts.append(h('dt', {}, name), h('dd', {}, value)) : null;
   openDrawer(`${stage} ${shard}`, facts, log);
   for (const [name, value] of Object.entries(more)) row(name, value);
   const title = $('#drawer h2').textContent;
@@ -166,8 +166,9 @@ async function openShard(run, stage, shard, more = {}) {
   try {
     const found = await ask('log', run, {stage, shard});
     if (!still()) return;
-    const end = h('pre', {tabindex: 0}, found.lines.join('\n'));
-    log.replaceChildren(h('h3', {}, 'end of its log'), h('p.dim', {}, h('code', {}, found.path || `no log of ${found.job} is here`)), found.lines.length ? end : '');
+    const end = h('pre', {tabindex: 0}, found.lines.map(line => line.includes(shard) ? [h('mark', {}, line), '\n'] : `${line}\n`));
+    log.replaceChildren(h('h3', {}, 'end of its log'), h('p.dim', {}, h('code', {}, found.path || `no log of ${found.job} is here`)), found.lines.length ? end : '',
+      found.after ? h('p.dim', {}, `${plural(found.after, 'line')} of other shards behind it`) : '');
     end.scrollTop = end.scrollHeight;
   } catch (error) {
     if (still()) log.replaceChildren(h('p.dim', {}, error.message));

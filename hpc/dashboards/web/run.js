@@ -3,9 +3,15 @@
 
 const chosen = {}; // of each run: which stage, coloured by what
 
-function bars(map, {of = 0, kind = '', say = count} = {}) {
+const REASONS = {Resources: 'nothing free yet', Priority: 'others come first', JobArrayTaskLimit: 'the throttle of its array', Dependency: 'for what comes before it',
+  DependencyNeverSatisfied: 'what it waits for has failed', BeginTime: 'requeued, starts in a moment', ReqNodeNotAvail: 'its nodes are down or reserved', PartitionDown: 'the partition is down',
+  PartitionTimeLimit: 'asks for more time than the partition gives', PartitionConfig: 'asks for more than the partition has', JobHeldUser: 'held: scontrol release', JobHeldAdmin: 'held by an administrator',
+  QOSMaxJobsPerUserLimit: 'a limit of its QOS', QOSGrpGRES: 'a limit of its QOS', AssocGrpGRES: 'a limit of its account', AssocGrpCpuLimit: 'a limit of its account', AssocMaxJobsLimit: 'a limit of its account',
+  Licenses: 'for a licence', Reservation: 'for its reservation', None: 'not looked at yet'};
+
+function bars(map, {words = {}, of = 0, kind = '', say = count} = {}) {
   const top = Math.max(...Object.values(map)) || 1;
-  return h('ul.rows', {}, Object.entries(map).sort((a, b) => b[1] - a[1]).map(([name, n]) => h('li', {}, h('span', {}, name), h('span.n', {}, say(n), of ? h('span.dim', {}, ` ${percent(n / of)}`) : null),
+  return h('ul.rows', {}, Object.entries(map).sort((a, b) => b[1] - a[1]).map(([name, n]) => h('li', {}, h('span', {}, name, words[name.split(/[,\s(]/)[0]] ? h('span.dim', {}, ` ${words[name.split(/[,\s(]/)[0]]}`) : null), h('span.n', {}, say(n), of ? h('span.dim', {}, ` ${percent(n / of)}`) : null),
     h('span.track', {}, h(kind ? `i.${kind}` : 'i', {style: {width: `${100 * n / top}%`}})))));
 }
 
@@ -70,7 +76,7 @@ function runView(main, run, tab, parameters) {
     if (!s) return;
     const side = h('div', {},
       s.flow.bins.length > 7 ? [h('h3', {}, 'finished over time'), flowChart(s.flow)] : null,
-      Object.keys(s.reasons).length ? [h('h2', {}, 'Tasks pending for'), bars(s.reasons)] : null,
+      Object.keys(s.reasons).length ? [h('h2', {}, 'Tasks pending for'), bars(s.reasons, {words: REASONS})] : null,
       Object.keys(s.failures).length ? [h('h2', {}, h('a', {href: place(run, 'failures')}, 'Failed shards by class')), bars(s.failures, {of: s.shards, kind: 'failed'})] : null,
       Object.keys(s.dropped).length ? [h('h2', {}, 'Clips dropped for'), bars(s.dropped, {of: s.clips + Object.values(s.dropped).reduce((a, b) => a + b, 0)})] : null,
       s.time && s.time.shards ? [h('h2', {}, 'Where the time of its workers went'), bars(Object.fromEntries(Object.entries({start: s.time.start, ...(Object.keys(s.time.spent).length ? s.time.spent : {work: s.time.work}), publish: s.time.publish, rest: s.time.rest}).filter(([, v]) => v >= 0.01)), {say: duration})] : null,
