@@ -111,8 +111,45 @@ j1_captions=$(job captions map 0 41 \
     --dependency="aftercorr:$j0_clips" \
     --kill-on-invalid-dep=yes \
     "$scripts"/array.sbatch "$run" captions 1 0)
+# dataset-members: freeze what is there, then 2 tasks at most
+j2_dataset_members=$(job dataset-members barrier 0 1 \
+    --partition=cpu \
+    --job-name=diffusion-HASH/dataset-members-barrier \
+    '--comment={"hpc": "1", "run": "diffusion-HASH", "stage": "dataset-members", "attempt": 1, "spec": "HASH"}' \
+    --requeue \
+    --open-mode=append \
+    --export=ALL \
+    --chdir=/TMP/runs/diffusion-HASH \
+    --time=240 \
+    --nodes=1 \
+    --ntasks=1 \
+    --cpus-per-task=1 \
+    --mem=4096M \
+    --output=/TMP/runs/diffusion-HASH/logs/dataset-members/barrier-%j.out \
+    --dependency="afterany:$j0_clips:$j1_captions" \
+    --kill-on-invalid-dep=yes \
+    "$scripts"/array.sbatch "$run" dataset-members 1 barrier)
+j3_dataset_members=$(job dataset-members map 0 2 \
+    --partition=cpu \
+    --time=240 \
+    --nodes=1 \
+    --ntasks=1 \
+    --mem=4096M \
+    --cpus-per-task=2 \
+    --job-name=diffusion-HASH/dataset-members \
+    '--comment={"hpc": "1", "run": "diffusion-HASH", "stage": "dataset-members", "attempt": 1, "spec": "HASH"}' \
+    --requeue \
+    --open-mode=append \
+    --export=ALL \
+    --chdir=/TMP/runs/diffusion-HASH \
+    --signal=B:USR2@120 \
+    --array=0-1 \
+    --output=/TMP/runs/diffusion-HASH/logs/dataset-members/%A_%a.out \
+    --dependency="afterok:$j2_dataset_members" \
+    --kill-on-invalid-dep=yes \
+    "$scripts"/array.sbatch "$run" dataset-members 1 0)
 # dataset: freeze what is there, then 8 tasks at most
-j2_dataset=$(job dataset barrier 0 1 \
+j4_dataset=$(job dataset barrier 0 1 \
     --partition=cpu \
     --job-name=diffusion-HASH/dataset-barrier \
     '--comment={"hpc": "1", "run": "diffusion-HASH", "stage": "dataset", "attempt": 1, "spec": "HASH"}' \
@@ -126,10 +163,10 @@ j2_dataset=$(job dataset barrier 0 1 \
     --cpus-per-task=1 \
     --mem=4096M \
     --output=/TMP/runs/diffusion-HASH/logs/dataset/barrier-%j.out \
-    --dependency="afterany:$j0_clips:$j1_captions" \
+    --dependency="afterany:$j0_clips:$j1_captions:$j3_dataset_members" \
     --kill-on-invalid-dep=yes \
     "$scripts"/array.sbatch "$run" dataset 1 barrier)
-j3_dataset=$(job dataset map 0 8 \
+j5_dataset=$(job dataset map 0 8 \
     --partition=cpu \
     --time=240 \
     --nodes=1 \
@@ -145,10 +182,10 @@ j3_dataset=$(job dataset map 0 8 \
     --signal=B:USR2@120 \
     --array=0-7 \
     --output=/TMP/runs/diffusion-HASH/logs/dataset/%A_%a.out \
-    --dependency="afterok:$j2_dataset" \
+    --dependency="afterok:$j4_dataset" \
     --kill-on-invalid-dep=yes \
     "$scripts"/array.sbatch "$run" dataset 1 0)
-j4_latents_encode=$(job latents-encode map 0 8 \
+j6_latents_encode=$(job latents-encode map 0 8 \
     --partition=gpu \
     --time=240 \
     --nodes=1 \
@@ -165,11 +202,11 @@ j4_latents_encode=$(job latents-encode map 0 8 \
     --signal=B:USR2@120 \
     --array=0-7 \
     --output=/TMP/runs/diffusion-HASH/logs/latents-encode/%A_%a.out \
-    --dependency="aftercorr:$j3_dataset" \
+    --dependency="aftercorr:$j5_dataset" \
     --kill-on-invalid-dep=yes \
     "$scripts"/array.sbatch "$run" latents-encode 1 0)
 # latents: freeze what is there, then 1 tasks at most
-j5_latents=$(job latents barrier 0 1 \
+j7_latents=$(job latents barrier 0 1 \
     --partition=cpu \
     --job-name=diffusion-HASH/latents-barrier \
     '--comment={"hpc": "1", "run": "diffusion-HASH", "stage": "latents", "attempt": 1, "spec": "HASH"}' \
@@ -183,10 +220,10 @@ j5_latents=$(job latents barrier 0 1 \
     --cpus-per-task=1 \
     --mem=4096M \
     --output=/TMP/runs/diffusion-HASH/logs/latents/barrier-%j.out \
-    --dependency="afterany:$j3_dataset:$j4_latents_encode" \
+    --dependency="afterany:$j5_dataset:$j6_latents_encode" \
     --kill-on-invalid-dep=yes \
     "$scripts"/array.sbatch "$run" latents 1 barrier)
-j6_latents=$(job latents map 0 1 \
+j8_latents=$(job latents map 0 1 \
     --partition=gpu \
     --time=240 \
     --nodes=1 \
@@ -202,11 +239,11 @@ j6_latents=$(job latents map 0 1 \
     --signal=B:USR2@120 \
     --array=0-0 \
     --output=/TMP/runs/diffusion-HASH/logs/latents/%A_%a.out \
-    --dependency="afterok:$j5_latents" \
+    --dependency="afterok:$j7_latents" \
     --kill-on-invalid-dep=yes \
     "$scripts"/array.sbatch "$run" latents 1 0)
 # world: freeze what is there, then 1 tasks at most
-j7_world=$(job world barrier 0 1 \
+j9_world=$(job world barrier 0 1 \
     --partition=cpu \
     --job-name=diffusion-HASH/world-barrier \
     '--comment={"hpc": "1", "run": "diffusion-HASH", "stage": "world", "attempt": 1, "spec": "HASH"}' \
@@ -220,10 +257,10 @@ j7_world=$(job world barrier 0 1 \
     --cpus-per-task=1 \
     --mem=4096M \
     --output=/TMP/runs/diffusion-HASH/logs/world/barrier-%j.out \
-    --dependency="afterany:$j6_latents" \
+    --dependency="afterany:$j8_latents" \
     --kill-on-invalid-dep=yes \
     "$scripts"/array.sbatch "$run" world 1 barrier)
-j8_world=$(job world map 0 1 \
+j10_world=$(job world map 0 1 \
     --partition=gpu \
     --time=480 \
     --nodes=1 \
@@ -241,11 +278,124 @@ j8_world=$(job world map 0 1 \
     --signal=B:USR2@120 \
     --array=0-0 \
     --output=/TMP/runs/diffusion-HASH/logs/world/%A_%a.out \
-    --dependency="afterok:$j7_world" \
+    --dependency="afterok:$j9_world" \
     --kill-on-invalid-dep=yes \
     "$scripts"/array.sbatch "$run" world 1 0)
+# videos: freeze what is there, then 16 tasks at most
+j11_videos=$(job videos barrier 0 1 \
+    --partition=cpu \
+    --job-name=diffusion-HASH/videos-barrier \
+    '--comment={"hpc": "1", "run": "diffusion-HASH", "stage": "videos", "attempt": 1, "spec": "HASH"}' \
+    --requeue \
+    --open-mode=append \
+    --export=ALL \
+    --chdir=/TMP/runs/diffusion-HASH \
+    --time=240 \
+    --nodes=1 \
+    --ntasks=1 \
+    --cpus-per-task=1 \
+    --mem=4096M \
+    --output=/TMP/runs/diffusion-HASH/logs/videos/barrier-%j.out \
+    --dependency="afterany:$j10_world:$j5_dataset" \
+    --kill-on-invalid-dep=yes \
+    "$scripts"/array.sbatch "$run" videos 1 barrier)
+j12_videos=$(job videos map 0 16 \
+    --partition=gpu \
+    --time=240 \
+    --nodes=1 \
+    --ntasks=1 \
+    --mem=65536M \
+    --cpus-per-task=8 \
+    --gres=gpu:h100:1 \
+    --job-name=diffusion-HASH/videos \
+    '--comment={"hpc": "1", "run": "diffusion-HASH", "stage": "videos", "attempt": 1, "spec": "HASH"}' \
+    --requeue \
+    --open-mode=append \
+    --export=ALL \
+    --chdir=/TMP/runs/diffusion-HASH \
+    --signal=B:USR2@120 \
+    --array=0-15 \
+    --output=/TMP/runs/diffusion-HASH/logs/videos/%A_%a.out \
+    --dependency="afterok:$j11_videos" \
+    --kill-on-invalid-dep=yes \
+    "$scripts"/array.sbatch "$run" videos 1 0)
+# scores-measure: freeze what is there, then 8 tasks at most
+j13_scores_measure=$(job scores-measure barrier 0 1 \
+    --partition=cpu \
+    --job-name=diffusion-HASH/scores-measure-barrier \
+    '--comment={"hpc": "1", "run": "diffusion-HASH", "stage": "scores-measure", "attempt": 1, "spec": "HASH"}' \
+    --requeue \
+    --open-mode=append \
+    --export=ALL \
+    --chdir=/TMP/runs/diffusion-HASH \
+    --time=240 \
+    --nodes=1 \
+    --ntasks=1 \
+    --cpus-per-task=1 \
+    --mem=4096M \
+    --output=/TMP/runs/diffusion-HASH/logs/scores-measure/barrier-%j.out \
+    --dependency="afterany:$j12_videos:$j5_dataset" \
+    --kill-on-invalid-dep=yes \
+    "$scripts"/array.sbatch "$run" scores-measure 1 barrier)
+j14_scores_measure=$(job scores-measure map 0 8 \
+    --partition=gpu \
+    --time=240 \
+    --nodes=1 \
+    --ntasks=1 \
+    --mem=32768M \
+    --cpus-per-task=8 \
+    --gres=gpu:h100:1 \
+    --job-name=diffusion-HASH/scores-measure \
+    '--comment={"hpc": "1", "run": "diffusion-HASH", "stage": "scores-measure", "attempt": 1, "spec": "HASH"}' \
+    --requeue \
+    --open-mode=append \
+    --export=ALL \
+    --chdir=/TMP/runs/diffusion-HASH \
+    --signal=B:USR2@120 \
+    --array=0-7 \
+    --output=/TMP/runs/diffusion-HASH/logs/scores-measure/%A_%a.out \
+    --dependency="afterok:$j13_scores_measure" \
+    --kill-on-invalid-dep=yes \
+    "$scripts"/array.sbatch "$run" scores-measure 1 0)
+# scores: freeze what is there, then 24 tasks at most
+j15_scores=$(job scores barrier 0 1 \
+    --partition=cpu \
+    --job-name=diffusion-HASH/scores-barrier \
+    '--comment={"hpc": "1", "run": "diffusion-HASH", "stage": "scores", "attempt": 1, "spec": "HASH"}' \
+    --requeue \
+    --open-mode=append \
+    --export=ALL \
+    --chdir=/TMP/runs/diffusion-HASH \
+    --time=240 \
+    --nodes=1 \
+    --ntasks=1 \
+    --cpus-per-task=1 \
+    --mem=4096M \
+    --output=/TMP/runs/diffusion-HASH/logs/scores/barrier-%j.out \
+    --dependency="afterany:$j14_scores_measure" \
+    --kill-on-invalid-dep=yes \
+    "$scripts"/array.sbatch "$run" scores 1 barrier)
+j16_scores=$(job scores map 0 24 \
+    --partition=gpu \
+    --time=240 \
+    --nodes=1 \
+    --ntasks=1 \
+    --mem=32768M \
+    --cpus-per-task=8 \
+    --job-name=diffusion-HASH/scores \
+    '--comment={"hpc": "1", "run": "diffusion-HASH", "stage": "scores", "attempt": 1, "spec": "HASH"}' \
+    --requeue \
+    --open-mode=append \
+    --export=ALL \
+    --chdir=/TMP/runs/diffusion-HASH \
+    --signal=B:USR2@120 \
+    --array=0-23 \
+    --output=/TMP/runs/diffusion-HASH/logs/scores/%A_%a.out \
+    --dependency="afterok:$j15_scores" \
+    --kill-on-invalid-dep=yes \
+    "$scripts"/array.sbatch "$run" scores 1 0)
 # when all of it has ended, however: the report, and unattended retries if the spec allows any
-j9_report=$(job report report 0 1 \
+j17_report=$(job report report 0 1 \
     --partition=cpu \
     --job-name=diffusion-HASH/report \
     '--comment={"hpc": "1", "run": "diffusion-HASH", "stage": "report", "attempt": 1, "spec": "HASH"}' \
@@ -259,7 +409,7 @@ j9_report=$(job report report 0 1 \
     --cpus-per-task=1 \
     --mem=2048M \
     --output=/TMP/runs/diffusion-HASH/logs/report/%j.out \
-    --dependency="afterany:$j0_clips:$j1_captions:$j2_dataset:$j3_dataset:$j4_latents_encode:$j5_latents:$j6_latents:$j7_world:$j8_world" \
+    --dependency="afterany:$j0_clips:$j1_captions:$j2_dataset_members:$j3_dataset_members:$j4_dataset:$j5_dataset:$j6_latents_encode:$j7_latents:$j8_latents:$j9_world:$j10_world:$j11_videos:$j12_videos:$j13_scores_measure:$j14_scores_measure:$j15_scores:$j16_scores" \
     --kill-on-invalid-dep=yes \
     "$scripts"/report.sbatch "$run" 1)
-echo "submitted 10 jobs of diffusion-HASH, attempt 1; the report is job $j9_report"
+echo "submitted 18 jobs of diffusion-HASH, attempt 1; the report is job $j17_report"

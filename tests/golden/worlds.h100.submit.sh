@@ -90,7 +90,7 @@ j0_videos_prompts=$(job videos-prompts map 0 1 \
     --array=0-0 \
     --output=/TMP/runs/worlds-HASH/logs/videos-prompts/%A_%a.out \
     "$scripts"/array.sbatch "$run" videos-prompts 1 0)
-# videos: freeze what is there, then 50 tasks at most
+# videos: freeze what is there, then 64 tasks at most
 j1_videos=$(job videos barrier 0 1 \
     --partition=cpu \
     --job-name=worlds-HASH/videos-barrier \
@@ -108,7 +108,7 @@ j1_videos=$(job videos barrier 0 1 \
     --dependency="afterany:$j0_videos_prompts" \
     --kill-on-invalid-dep=yes \
     "$scripts"/array.sbatch "$run" videos 1 barrier)
-j2_videos=$(job videos map 0 50 \
+j2_videos=$(job videos map 0 64 \
     --partition=gpu \
     --time=240 \
     --nodes=1 \
@@ -123,7 +123,7 @@ j2_videos=$(job videos map 0 50 \
     --export=ALL \
     --chdir=/TMP/runs/worlds-HASH \
     --signal=B:USR2@120 \
-    --array=0-49 \
+    --array=0-63 \
     --output=/TMP/runs/worlds-HASH/logs/videos/%A_%a.out \
     --dependency="afterok:$j1_videos" \
     --kill-on-invalid-dep=yes \
