@@ -4,6 +4,9 @@ from, its seed and the settings alone: not on the shard, nor on the others that 
 A shard is as hpc.generate.videos has it, with a row of SCHEMA and a member <name>.npy for each video: its ids, int32
 [latent frames, rows, columns], those that were given to the last one as the tokenizer made them.
 
+Models for actions make a video frame by frame, each of the one before and an action, and frames are encoded and decoded
+each by itself, as such models are trained.
+
 Of a request `size` and `num_output_frames` must be the model's; guidance, steps and negative prompts mean nothing here.
 """
 
@@ -14,7 +17,7 @@ import io
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +42,9 @@ from hpc.models.tokenizer_files import is_stage
 LOOK = 16  # steps between two looks of tensor-parallel ranks at whether one of them must leave
 FILES = ("model.safetensors", "model.pt")
 SCHEMA = videos.schema(
-    ("temperature", pa.float32()), ("top_p", pa.float32()), ("npy_offset", pa.int64()), ("npy_size", pa.int64())
-)
+    ("actions", pa.list_(pa.list_(pa.float32()))),  # from each frame to the next; null for models without
+    ("temperature", pa.float32()), ("top_p", pa.float32()), ("npy_offset", pa.int64()), ("npy_size", pa.int64()),
+)  # fmt: skip
 gallery = videos.gallery
 
 
@@ -85,7 +89,7 @@ def process(maker: Maker, work: Work) -> Made:
     made: dict[int, tuple[Tensor, float]] = {}
     for places in batches(begun, settings.batch):
         since = time.monotonic()
-        ids = maker.generator([begun[i] for i in places], check)  # type: ignore[misc]
+        ids = maker.ids([begun[i] for i in places], check)  # type: ignore[misc]
         each = (time.monotonic() - since) / len(places)
         made |= {i: (row, each) for i, row in zip(places, ids, strict=True)}
         work.progress(len(made) / len(requests), f"video {len(made)} of {len(requests)}")
@@ -100,7 +104,7 @@ def process(maker: Maker, work: Work) -> Made:
                 continue
             ids, seconds = made[i]
             array = io.BytesIO()
-            np.save(array, ids.view(settings.preset.shape).to(torch.int32).numpy())
+            np.save(array, ids.view(-1, *settings.preset.shape[1:]).to(torch.int32).numpy())
             shard.add(row, maker.frames(ids), seconds, {".npy": array.getvalue()})
             shard.counts.update(ids=len(ids) - len(first.ids_N))
     return shard.made()
@@ -158,6 +162,7 @@ class Maker:
             raise ValueError(f"tokenizer: {tokenizer} has {self.tokenizer.vocabulary or 'no'} ids, and {s.model} "
                              f"chooses among {s.preset.classes}")  # fmt: skip
         t, h, w = s.preset.shape
+        self.latents = 1 if s.acts else t  # that are decoded together
         self.shape = (self.tokenizer.pixel_frames(t), h * self.tokenizer.spatial, w * self.tokenizer.spatial)
         self.text_input = text_input.load_text_input("t5", s.text_encoder, str(self.device)) if s.words else None
         if self.text_input and self.text_input.channels != s.preset.context_dim:
@@ -169,15 +174,22 @@ class Maker:
 
     def row(self, one: Request) -> dict[str, Any]:
         """What a video is made with."""
-        s, (frames, height, width) = self.settings, self.shape
+        s, (_, height, width) = self.settings, self.shape
         return {
             "name": one.name, "prompt": one.prompt, "media": one.media or None, "given": self.given(one),
-            "seed": s.seed if one.seed is None else one.seed, "temperature": s.temperature, "top_p": s.top_p,
-            "frames": frames, "height": height, "width": width, "fps": s.fps, "source": one.source,
+            "seed": s.seed if one.seed is None else one.seed, "actions": one.actions, "temperature": s.temperature,
+            "top_p": s.top_p, "frames": self.length(one), "height": height, "width": width, "fps": s.fps,
+            "source": one.source,
         }  # fmt: skip
+
+    def length(self, one: Request) -> int:
+        """Frames of a video."""
+        return len(one.actions or ()) + 1 if self.settings.acts else self.shape[0]
 
     def given(self, one: Request) -> int:
         """Latent frames that it goes on from. 2 is what a video without further words has, and here means `given`."""
+        if self.settings.acts:
+            return min(one.given, 1)
         return self.settings.given if one.given == 2 and not one.media.lower().endswith(PICTURES) else one.given
 
     def begin(self, one: Request) -> Prompt | Bad:
@@ -193,7 +205,13 @@ class Maker:
 
     def prompt(self, one: Request) -> Prompt:
         """Raises BadInput for a request that this model cannot do."""
-        s, (frames, height, width) = self.settings, self.shape
+        s, (_, height, width) = self.settings, self.shape
+        if s.acts and not one.actions:
+            raise BadInput(one.source, "no-actions", f"{one.name}: {s.model} makes a frame for each action: say "
+                           "`actions` in a file of prompts that lies in a folder, or that `prompts` names")  # fmt: skip
+        if one.actions and not s.acts:
+            raise BadInput(one.source, "actions", f"{one.name}: {s.model} does not know what actions are")
+        frames = self.length(one)
         if one.frames not in (None, frames):
             raise BadInput(one.source, "bad-frames", f"{one.name}: {one.frames}; {s.model} makes {frames} frames")
         if one.size not in (None, (height, width)):
@@ -210,15 +228,31 @@ class Maker:
             with torch.inference_mode():
                 ids = self.tokenizer.encode(pixels).flatten().long().cpu()
         context = self.text_input([one.prompt])[0].cpu() if self.text_input else None
-        return Prompt(ids, s.seed if one.seed is None else one.seed, context)
+        actions = torch.tensor(one.actions) if s.acts else None
+        return Prompt(ids, s.seed if one.seed is None else one.seed, context, actions)
+
+    def ids(self, begun: list[Prompt], check: Callable[[], None]) -> Sequence[Tensor]:
+        """int64 of each video, those that were given included. With actions, [frames - 1, 7] each, one frame after the
+        other."""
+        if not self.settings.acts:
+            return self.generator(begun, check)
+        frames = [[one.ids_N] for one in begun]
+        for step in range(max(len(one.action_A) for one in begun)):
+            going = [i for i, one in enumerate(begun) if step < len(one.action_A)]
+            asked = [begun[i]._replace(ids_N=frames[i][-1], seed=begun[i].seed + (step << 32),  # draws of its own
+                                       action_A=begun[i].action_A[step]) for i in going]  # fmt: skip
+            for i, row in zip(going, self.generator(asked, check), strict=True):
+                frames[i].append(row[len(begun[i].ids_N) :])
+        return [torch.cat(one) for one in frames]
 
     def frames(self, ids: Tensor) -> npt.NDArray[np.uint8]:
         """uint8 [frames, height, width, 3], RGB, of ids in raster order. Raises ValueError for ids that are none."""
         if ids.min() < 0 or ids.max() >= self.classes:
             words = f"the model gave ids from {ids.min()} to {ids.max()}"
             raise ValueError(f"{words}; 0 to {self.classes - 1} are expected")
+        parts = ids.view(-1, 1, self.latents, *self.settings.preset.shape[1:]).to(self.device, torch.int32)
         with torch.inference_mode():
-            pixels = self.tokenizer.decode(ids.view(1, *self.settings.preset.shape).to(self.device, torch.int32))[0]
+            pixels = torch.cat([self.tokenizer.decode(one)[0] for one in parts], 1)
         if not pixels.isfinite().all():
             raise ValueError(f"{self.settings.tokenizer} gave numbers that are none")
         return ((pixels.float().permute(1, 2, 3, 0) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).cpu().numpy()

@@ -5,7 +5,8 @@
                   or, as later versions have it, such an object for each sample, with "name"; or a list of them
     Predict2      [{"input_video": path, "prompt": text, "output_video": name}, ...]
     Predict1      a .jsonl with a line {"prompt": text, "visual_input"?: path} for each; of autoregressive models
-                  without prompts {"visual_input": path}
+                  without prompts {"visual_input": path}; of models for actions {"visual_input": path, "actions": ...}:
+                  [[7 numbers], ...], an .npy of them, or a Bridge annotation, each a path
 
 Paths count from the file's folder. A .jsonl with `visual_input` that is the spec's `inputs` itself is a list of those
 pictures and videos, each with its prompt. cosmos_predict2.5 50369b8: config.py; cosmos_predict2 661da47:
@@ -15,6 +16,7 @@ examples/video2world.py; cosmos_predict1 4ed35fa: diffusion/inference/
 from __future__ import annotations
 
 import functools
+import io
 import json
 import posixpath
 import re
@@ -24,8 +26,10 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from hpc.data import storage, upstream
+from hpc.data.tokens.action import ended
 from hpc.data.work import Bad, BadInput, Made, Work
 from hpc.generate.settings.ar import ArPrompts
 from hpc.generate.settings.diffusion import Prompts
@@ -36,6 +40,7 @@ GIVEN = {"text2world": 0, "image2world": 1, "video2world": 2}
 COMMON = ("inference_type", "seed", "guidance", "negative_prompt", "num_output_frames", "resolution", "num_steps")
 ONE = ("name", "output_video", "prompt", "prompt_path", "input_path", "input_video", "visual_input")
 MEDIA = ("input_path", "input_video", "visual_input")
+ACTIONS = "actions"
 
 
 class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -62,6 +67,8 @@ class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
     frames: int | None = None
     steps: int | None = None
     size: tuple[int, int] | None = None
+    actions: list[list[float]] | None = None
+    """[frames - 1, 7]: from each frame to the next, of hpc.data.tokens.action."""
 
 
 def start(settings: Prompts | ArPrompts) -> Callable[[Work], Made]:
@@ -182,8 +189,9 @@ def request(values: Any, uri: str, etag: str, name: str, where: str = "", wordle
     """Of one object. Raises BadInput."""
     if not isinstance(values, dict):
         _refuse(uri, where, values)
-    _known(values, (*COMMON, *ONE), uri, where)
+    _known(values, (*COMMON, *ONE, *([ACTIONS] if wordless else [])), uri, where)
     folder = uri.rpartition("/")[0]
+    actions = _actions(values[ACTIONS], folder, uri, where) if values.get(ACTIONS) is not None else None
     prompt = values.get("prompt")
     media = next((values[key] for key in MEDIA if values.get(key)), "")
     try:
@@ -213,12 +221,24 @@ def request(values: Any, uri: str, etag: str, name: str, where: str = "", wordle
                 "media": media if given else "", "media_etag": there.etag if there and given else "", "given": given,
                 "seed": values.get("seed"), "guidance": values.get("guidance"), "steps": values.get("num_steps"),
                 "negative_prompt": values.get("negative_prompt"), "frames": values.get("num_output_frames"),
-                "size": _size(values.get("resolution")),
+                "size": _size(values.get("resolution")), "actions": actions, "beginning": actions is not None,
             },
             Request,
         )  # fmt: skip
     except (msgspec.ValidationError, ValueError) as error:
         raise BadInput(uri, "no-prompt", _at(where, str(error))) from error
+
+
+def _actions(found: Any, folder: str, uri: str, where: str) -> list[list[float]]:
+    """Raises BadInput."""
+    try:
+        if isinstance(found, str):
+            data = storage.read(_joined(folder, found))
+            found = np.load(io.BytesIO(data), allow_pickle=False) if found.endswith(".npy") else json.loads(data)
+            found = found["action"] if isinstance(found, dict) else found
+        return ended(found)[:-1].tolist()
+    except (OSError, LookupError, TypeError, ValueError) as error:
+        raise BadInput(uri, "actions", _at(where, f"`actions`: {error}")) from error
 
 
 def _size(resolution: Any) -> list[int] | None:

@@ -23,7 +23,8 @@ files are names, e.g. ("config.json", "model.safetensors"); () stands for what t
 
 Settings that must go together with what is in `needs` have `unmet(kinds) -> str`: given the kinds of those
 stages it says what is lacking, "" for nothing. Settings of which some name a stage in `needs` have `wired() ->
-{setting: (name of the stage, kinds that it may be)}`.
+{setting: (name of the stage, kinds that it may be)}`. `clash(needed) -> str` is given the settings of those stages by
+name, and says what does not go together.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta
@@ -45,7 +45,9 @@ class Ar(Videos, frozen=True, forbid_unknown_fields=True, kw_only=True):
     SECONDS_PER_GIB: ClassVar[float] = 1e6
 
     model: str = "ar-4b"
-    """ar-4b and ar-12b go on from pictures and videos; ar-5b-video2world and ar-13b-video2world from prompts, too."""
+    """ar-4b and ar-12b go on from pictures and videos; ar-5b-video2world and ar-13b-video2world from prompts, too, or
+    instructions. ar-5b-action and ar-13b-action make a frame for each action of a prompt: of a picture, or the first
+    frame of a video, then of the frame before."""
     shape: tuple[Count, Count, Count] | None = None
     """Latent frames, rows and columns of every video; null: those of the model, [5, 40, 64] of the large ones."""
     weights: Model | None = None
@@ -83,7 +85,9 @@ class Ar(Videos, frozen=True, forbid_unknown_fields=True, kw_only=True):
         for count, what in ((given.kv_heads, "heads of keys"), (given.classes, "classes")):
             if count % self.tensor:
                 raise ValueError(f"tensor: {count} {what} / {self.tensor}: ranks must have equal parts")
-        if self.given >= given.shape[0]:
+        if self.acts and self.prompts is not None and self.place is None:
+            raise ValueError(f"prompts: clips of {self.prompts} do not say what is done: give a file with `actions`")
+        if self.given >= given.shape[0] and not self.acts:
             raise ValueError(f"given: {self.given} of {given.shape[0]} latent frames leave nothing to make")
 
     @property
@@ -94,7 +98,21 @@ class Ar(Videos, frozen=True, forbid_unknown_fields=True, kw_only=True):
     @property
     def words(self) -> bool:
         """Does the model read prompts?"""
-        return self.preset.context_dim is not None
+        return self.preset.context_dim is not None and not self.acts
+
+    @property
+    def acts(self) -> bool:
+        """Is it told what is done?"""
+        return self.preset.action_dim is not None
+
+    def clash(self, needed: Mapping[str, Any]) -> str:
+        """What in the settings of stages in `needs` does not go with these; "" for nothing."""
+        for name, other in needed.items():
+            if other.KIND == "train.ar" and (other.model, other.preset.shape) != (self.model, self.preset.shape):
+                theirs, ours = list(other.preset.shape), list(self.preset.shape)
+                return (f"{name} trains {other.model} on latents {theirs}, and this is {self.model} on {ours}: write "
+                        f"`model: {other.model}` and `shape: {theirs}`")  # fmt: skip
+        return ""
 
     def unmet(self, kinds: Sequence[str]) -> str:
         if unused := self.unused(kinds, MODELS):

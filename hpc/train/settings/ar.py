@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import msgspec
 from msgspec import Meta
@@ -63,6 +63,13 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             found.append(_uneven("tensor", model.length // self.context, "tokens", self.tensor)
                          + ", or say `sequence: false`")  # fmt: skip
         return found
+
+
+def forms(model: Preset) -> tuple[str, ...]:
+    """Of prepare.tokens, that a model is trained on."""
+    if model.action_dim is not None:
+        return ("action",)
+    return ("megatron",) if model.context_dim is None else ("video2world", "instruction")
 
 
 def _uneven(field: str, count: int, what: str, ranks: int) -> str:
@@ -182,12 +189,18 @@ class TrainAr(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         if problems := self.layout.problems(self.preset):
             raise ValueError(f"layout: {problems[0]}")
 
+    def clash(self, needed: Mapping[str, Any]) -> str:
+        """What in the settings of stages in `needs` does not go with these; "" for nothing."""
+        for name, other in needed.items():
+            if other.KIND == "prepare.tokens" and other.form not in self.forms:
+                fits = ", ".join(one for one in get_args(Model) if other.form in forms(PRESETS[one]))
+                return (f"{name} makes tokens of `form: {other.form}`, for {fits}; {self.model} is trained on `form: "
+                        f"{'` or `form: '.join(self.forms)}`")  # fmt: skip
+        return ""
+
     @property
     def forms(self) -> tuple[str, ...]:
-        """Of prepare.tokens, that the model is trained on."""
-        if self.preset.action_dim is not None:
-            return ("action",)
-        return ("megatron",) if self.preset.context_dim is None else ("video2world", "instruction")
+        return forms(self.preset)
 
     @property
     def flops(self) -> float:
