@@ -104,7 +104,7 @@ def near(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
 
 
 LAYOUTS: dict[str, dict[str, Any]] = {
-    "fsdp": {}, "hsdp": {"mesh": Mesh(dp_replicate=2)}, "cp": {"mesh": Mesh(cp=2)},
+    "fsdp": {"mesh": Mesh(dp_shard=2)}, "hsdp": {"mesh": Mesh(dp_replicate=2)}, "cp": {"mesh": Mesh(cp=2)},
 }  # fmt: skip
 
 
