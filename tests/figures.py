@@ -57,7 +57,8 @@ def learn(told: Metrics, step: int) -> None:
     """A line as train.ar writes it."""
     told.step(step, loss=8 / math.sqrt(step), grad_norm=1.5, rate=3e-4, samples=32, tokens=32_000, seconds=1.9,
               waited=0.1, checkpoint_seconds=0.0, skipped=2, memory_bytes=7e10, mfu=0.41,
-              validation_nll=8.5 / math.sqrt(step))  # fmt: skip
+              validation_seconds=3.0, validation_nll=8.5 / math.sqrt(step), z_loss=0.01, tflops_per_gpu=405,
+              tokens_per_second_per_gpu=4_000)  # fmt: skip
 
 
 def rewrite(run: Run, stage: str) -> None:

@@ -216,13 +216,18 @@ def test_pictures_below_each_other(tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_page_of_curves() -> None:
+def test_a_page_of_curves(tmp_path: Path) -> None:
     said: list[dict[str, Any]] = [{"step": n, "loss": "nan" if n == 7 else 10.0 / n} for n in range(1, 2001)]
     said[-1]["psnr"] = 30.0
     found = page.points("loss", said)
     assert len(found) <= page.MOST and found[-1][0] == 2000 and all(np.isfinite(y) for _, y in found)
-    text = page.page("<A>", {"steps": 2000}, [("loss",), ("psnr", "none"), ("nothing",)], said, b"RIFF", "a picture")
-    assert text.count("<svg") == 2 and "&lt;A&gt;" in text and "data:image/webp;base64,UklGRg==" in text
+    for name in ("000001000.webp", "000001000_0_ema.mp4", "000002000.webp", "000002000_0_ema.mp4", "x.txt"):
+        (tmp_path / name).write_bytes(b"RIFF")
+    text = page.page("<A>", {"steps": 2000}, [("loss",), ("psnr", "none"), ("nothing",)], said, tmp_path, "a picture")
+    assert text.count("<svg") == 2 and "&lt;A&gt;" in text and text.count("data:image/webp;base64,UklGRg==") == 1
+    assert text.count("<video") == 1 and "src='pictures/000002000_0_ema.mp4'" in text
+    assert "<a href='pictures/000001000_0_ema.mp4'>1,000 0 ema</a>" in text and "x.txt" not in text
+    assert "<video" not in page.page("<A>", {}, [], said, tmp_path / "none", "a picture")
 
 
 # What `hpc check` says

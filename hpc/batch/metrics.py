@@ -54,6 +54,11 @@ ABOUT = {
     "train_samples_per_second": "Samples of all ranks, waiting included.",
     "train_step_seconds": "Time of a step, waiting included.",
     "train_data_wait_ratio": "Share of the time in which ranks waited for data.",
+    "train_checkpoint_stall_ratio": "Share of the time in which checkpoints held training up.",
+    "train_tokens_per_second_per_gpu": "Tokens of one GPU, waiting included.",
+    "train_tflops_per_gpu": "TFLOP/s of one GPU by the model's own arithmetic, waiting included.",
+    "train_z_loss": "Z-loss of the last step, with its weight.",
+    "train_gpu_hours_total": "GPU-hours of the training so far, lost steps included.",
     "train_mfu_ratio": "Share of the GPUs' dense bfloat16 peak that the model's own arithmetic takes.",
     "train_skipped_steps_total": "Steps whose gradients were not finite.",
     "train_own_seconds": "Time of a step that a rank does not wait for others: of ranks the median, and the slowest.",
@@ -155,7 +160,9 @@ def of(report: Report) -> dict[str, Family]:
             "grad_norm": one.grad_norm, "learning_rate": one.learning_rate, "mfu_ratio": one.mfu,
             "tokens_per_second": one.tokens_per_second, "samples_per_second": one.samples_per_second,
             "step_seconds": one.step_seconds, "data_wait_ratio": one.data_wait, "skipped_steps_total": one.skipped,
-            "memory_peak_bytes": one.memory or None,
+            "memory_peak_bytes": one.memory or None, "checkpoint_stall_ratio": one.checkpoint_stall,
+            "tokens_per_second_per_gpu": one.tokens_per_second_per_gpu, "tflops_per_gpu": one.tflops,
+            "z_loss": one.z_loss, "gpu_hours_total": one.gpu_hours,
         }  # fmt: skip
         for name, now in said.items():
             out.add(f"train_{name}", now, stage=one.stage)

@@ -15,6 +15,8 @@ from hpc.batch.run import Run, StagePlan
 
 TAIL = 1 << 16
 """Bytes at the end of the file that are read, however long it is."""
+MEASURED = ("validation_nll", "held_out")
+"""Losses on held-out samples, as trainers call them."""
 STEPS = 20
 """Rates are means over so many steps."""
 
@@ -37,7 +39,15 @@ class Training(msgspec.Struct, omit_defaults=True):
     step_seconds: float | None = None
     data_wait: float | None = None
     """Share of the time in which ranks waited for data."""
+    checkpoint_stall: float | None = None
+    """Share of the time in which checkpoints held training up."""
     mfu: float | None = None
+    tflops: float | None = None
+    """TFLOP/s of a GPU."""
+    tokens_per_second_per_gpu: float | None = None
+    z_loss: float | None = None
+    gpu_hours: float | None = None
+    """So far, lost steps included."""
     skipped: float | None = None
     memory: float | None = None
     """Bytes on a GPU, at most."""
@@ -53,6 +63,8 @@ class Training(msgspec.Struct, omit_defaults=True):
         said += [f"{self.samples_per_second:,.1f} samples/s"] if self.samples_per_second else []
         said += [f"MFU {self.mfu:.1%}"] if self.mfu is not None else []
         said += [f"waited for data {self.data_wait:.1%}"] if self.data_wait is not None else []
+        said += [f"held up by checkpoints {self.checkpoint_stall:.1%}"] if self.checkpoint_stall else []
+        said += [f"{self.gpu_hours:,.3g} GPU-hours"] if self.gpu_hours else []
         said += [f"{self.skipped:,.0f} steps skipped"] if self.skipped else []
         said += [words] if self.slow and (words := self.slow.words()) else []
         return ", ".join(said)
@@ -101,19 +113,19 @@ def look(run: Run, stage: StagePlan) -> Training | None:
     total = sum(filter(None, took))
     rate = lambda name: done / total if total and (done := _sum(some, name)) else None
     newest = lambda name: next((_number(line[name]) for line in reversed(lines) if name in line), None)
-    validation = None
-    for line in reversed(lines):
-        if name := next((name for name in line if name.startswith("validation")), None):
-            validation = _number(line[name])
-            break
-    mfu = [value for line in some if (value := _number(line.get("mfu"))) is not None]
+    measured = [value for name in MEASURED if (value := newest(name)) is not None]
+    mean = lambda name: sum(found) / len(found) if (found := [
+        value for line in some if (value := _number(line.get(name))) is not None]) else None  # fmt: skip
+    share = lambda value: value / total if total and value is not None else None
     return Training(
         stage=stage.name, step=last["step"], time=_number(last.get("time")) or 0.0, steps=stage.settings.get("steps"),
-        loss=newest("loss"), validation_loss=validation, grad_norm=newest("grad_norm"), learning_rate=newest("rate"),
+        loss=newest("loss"), validation_loss=measured[0] if measured else None,
+        grad_norm=newest("grad_norm"), learning_rate=newest("rate"),
         tokens_per_second=rate("tokens"), samples_per_second=rate("samples"),
-        step_seconds=total / len(some) if total else None, data_wait=took[1] / total if total and took[1] is not None
-        else None, mfu=sum(mfu) / len(mfu) if mfu else None, skipped=newest("skipped"), memory=newest("memory_bytes"),
-        slow=slow,
+        step_seconds=total / len(some) if total else None, data_wait=share(took[1]), checkpoint_stall=share(took[2]),
+        mfu=mean("mfu"), tflops=mean("tflops_per_gpu"), z_loss=newest("z_loss"), gpu_hours=newest("gpu_hours"),
+        tokens_per_second_per_gpu=mean("tokens_per_second_per_gpu"), skipped=newest("skipped"),
+        memory=newest("memory_bytes"), slow=slow,
     )  # fmt: skip
 
 

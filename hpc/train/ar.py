@@ -39,9 +39,10 @@ from hpc.data.work import Made, Stopped, Work
 from hpc.models import lora
 from hpc.models.ar import cpu, keys, nemo
 from hpc.models.ar.model import Backend
-from hpc.train import ranks, token_data
+from hpc.train import pictures, ranks, token_data
 from hpc.train.agree import agreed
 from hpc.train.ar_engine import Compute, Engine, Microbatch, Writing
+from hpc.train.ar_measure import Samples, as_page
 from hpc.train.checkpoint import Keeper
 from hpc.train.clips import deciding, place, plain
 from hpc.train.metrics import lines, opened
@@ -93,8 +94,11 @@ def process(settings: TrainAr, here: Here, work: Work) -> Made:
         for path in sorted(weights.iterdir()):
             tree[storage.join(work.folder, f"model/{path.name}")] = path
         told |= {"stage": settings.KIND, "fingerprint": work.fingerprint, "model": storage.join(work.folder, "model")}
-        out[0].write_text("".join(json.dumps(line) + "\n" for line in lines(folder / "metrics.jsonl")))
-        out[1].write_text(json.dumps(told, indent=1) + "\n")
+        tree |= pictures.published(folder, work.folder)
+        said = list(lines(folder / "metrics.jsonl"))
+        out[0].write_text("".join(json.dumps(line) + "\n" for line in said))
+        out[1].write_text(as_page(told, said, folder))
+        out[2].write_text(json.dumps(told, indent=1) + "\n")
     return Made(
         out, {name: float(told.get(name, 0)) for name in ("steps", "tokens", "skipped", "gpu_hours")}, tree=tree
     )
@@ -121,6 +125,7 @@ def train(
         engine = Engine(preset, settings.layout, compute, o, first(settings, here.device), settings.lora)
         batches = token_data.Batches(data, settings.batch, settings.seed)
         shown = held_out(settings, held, engine.data_rank, engine.data_ranks)
+        samples = Samples(settings, rows, held, engine, here)
         keeper = Keeper(folder / "checkpoints", settings.checkpoints, identity(settings, data), here.writers())
         saver = Saver(keeper, engine, here)
         step = skipped = bad = 0
@@ -151,6 +156,12 @@ def train(
                     begun = time.monotonic()
                     line["validation_nll"], _ = engine.run(shown, backward=False)
                     line["validation_seconds"] = time.monotonic() - begun
+                if samples.due(step):
+                    begun = time.monotonic()
+                    files = samples.make(folder, step, check)
+                    line["pictures_seconds"] = time.monotonic() - begun
+                    if told:
+                        told.show(step, files)
                 if told:
                     told.step(step, **line)
                 leave, due = agreed(check, keeper.due(step, steps), here.words)

@@ -42,7 +42,7 @@ from hpc.models.diffusion import EDM, Condition, Objective
 from hpc.models.dit import DiT
 from hpc.models.dit_presets import flops, parameters
 from hpc.train import diffusion_measure as measure
-from hpc.train import diffusion_optimizer, ema, page, ranks, samples
+from hpc.train import diffusion_optimizer, ema, page, pictures, ranks, samples
 from hpc.train.agree import agreed
 from hpc.train.checkpoint import Keeper
 from hpc.train.clips import dataset, identity, place, plain
@@ -81,6 +81,7 @@ def process(settings: TrainDiffusion, here: Here, work: Work) -> Made:
         for path in sorted(weights.rglob("*")):
             if path.is_file():
                 tree[storage.join(work.folder, f"model/{path.relative_to(weights)}")] = path
+        tree |= pictures.published(folder, work.folder)
         said = list(lines(folder / "metrics.jsonl"))
         told |= {"stage": settings.KIND, "fingerprint": work.fingerprint, "model": storage.join(work.folder, "model")}
         out[0].write_text("".join(json.dumps(line) + "\n" for line in said))
@@ -259,10 +260,10 @@ def as_page(told: dict[str, Any], said: list[dict[str, Any]], folder: Path) -> s
     facts = {
         "steps": f"{told['steps']:,}", "videos taken": f"{told['samples']:,}", "data set": told["clips"],
         "parameters": f"{told['parameters']:,}", "ranks": told["ranks"], "steps left out (not finite)": told["skipped"],
-        **{name: f"{last[name]:.4g}" for name in ("held_out", "ema_held_out", "mfu") if name in last},
+        **{name: f"{last[name]:.4g}" for name in ("held_out", "ema_held_out") if name in last},
+        **page.costs(told, said),
         "model": told["model"],
     }  # fmt: skip
-    found = sorted((folder / "pictures").glob("*.webp"))
     about = ("Held-out clips: first, middle and last frame; the clip, a video made by the weights, and by their mean, "
              "with the same text and the same frames given.")  # fmt: skip
-    return page.page("A diffusion model", facts, CHARTS, said, found[-1].read_bytes() if found else None, about)
+    return page.page("A diffusion model", facts, CHARTS, said, folder / "pictures", about)

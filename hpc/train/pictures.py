@@ -10,7 +10,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from hpc.data import video
+from hpc.data import storage, video
 
 GAP = 8  # pixels
 
@@ -57,3 +57,9 @@ def by_step(folder: Path) -> dict[int, list[Path]]:
         if path.suffix in (".webp", ".mp4"):
             found.setdefault(int(path.stem.partition("_")[0]), []).append(path)
     return found
+
+
+def published(folder: Path, to: str) -> dict[str, Path]:
+    """What lies in a training's folder, for a Work's tree: beside the page, which shows it."""
+    found = by_step(folder / "pictures").values()
+    return {storage.join(to, f"pictures/{path.name}"): path for files in found for path in files}

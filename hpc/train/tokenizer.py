@@ -79,6 +79,7 @@ def process(settings: TrainTokenizer, here: Here, work: Work) -> Made:
         files.save(tokenizer, work.scratch / "tokenizer")
         for path in sorted((work.scratch / "tokenizer").iterdir()):
             tree[storage.join(work.folder, f"tokenizer/{path.name}")] = path
+        tree |= pictures.published(folder, work.folder)
         said = list(lines(folder / "metrics.jsonl"))
         told |= {"stage": settings.KIND, "fingerprint": work.fingerprint,
                  "tokenizer": storage.join(work.folder, "tokenizer")}  # fmt: skip
@@ -469,10 +470,10 @@ def as_page(told: dict[str, Any], said: list[dict[str, Any]], folder: Path) -> s
         "data set": ", ".join(f"{number} clips {name.replace('_', ' ')}" for name, number in told["clips"].items()),
         "parameters": f"{told['parameters']:,}", "ranks": told["ranks"], "steps left out (not finite)": told["skipped"],
         **{name: f"{last[name]:.4g}" for name in ("ema_psnr", "ema_ssim", "ema_perplexity") if name in last},
+        **page.costs(told, said),
         "tokenizer": told["tokenizer"],
     }  # fmt: skip
-    found = sorted((folder / "pictures").glob("*.webp"))
     about = "Held-out clips: first, middle and last frame; original, reconstruction, that of the mean of the weights."
-    if not found:
+    if not pictures.by_step(folder / "pictures"):
         logging.getLogger(__name__).warning("no clips were held out: nothing says how good this tokenizer is")
-    return page.page("A video tokenizer", facts, CHARTS, said, found[-1].read_bytes() if found else None, about)
+    return page.page("A video tokenizer", facts, CHARTS, said, folder / "pictures", about)

@@ -10,6 +10,7 @@ from msgspec import Meta
 
 from hpc.data.units import Bytes
 from hpc.models.ar.presets import PRESETS, Preset
+from hpc.models.tokenizer_files import files_of, is_stage
 from hpc.train import estimate_ar
 from hpc.train.checkpoint import Checkpoints
 from hpc.train.estimate import Estimate, Place, refuse
@@ -96,18 +97,38 @@ class HeldOut(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """At most, the same ones each time; 0: none."""
 
 
+class Pictures(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Held-out clips that the model goes on with while it trains, as pictures and videos; all in one batch, by the
+    ranks that are tensor-parallel with the first, while the others wait. It costs the time of generating one video,
+    and, of the memory that activations leave between steps, as much as the weights in `precision` (of a pipeline: of
+    all its stages), keys and values, and the tokenizer."""
+
+    every: Count = 5000
+    """Steps from one time to the next, and after the last step."""
+    clips: Annotated[int, Meta(ge=0)] = 2
+    """0: none."""
+    temperature: Annotated[float, Meta(ge=0)] = 0.0
+    """0: the likeliest id each time; else ids are drawn, for each clip with a seed of its own."""
+    top_p: Annotated[float, Meta(gt=0, le=1)] = 0.8
+    """Ids are drawn among the likeliest that together have this probability."""
+    tokenizer: str | None = None
+    """What makes videos of ids: owner/name@revision, a path, or `package.module:make`. null: the one that the data set
+    names, and no videos where that is not to be had."""
+
+
 class TrainAr(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A data set of tokens -> an autoregressive model, trained on all ranks together."""
 
     KIND: ClassVar[str] = "train.ar"
     CODE: ClassVar[str] = "hpc.train.ar"
     PHASES: ClassVar[tuple[str, ...]] = ("barrier", "gang")
-    OBJECTS: ClassVar[tuple[str, ...]] = (".jsonl", ".json")
+    OBJECTS: ClassVar[tuple[str, ...]] = (".jsonl", ".html", ".json")
     INPUT_SUFFIXES: ClassVar[tuple[str, ...]] = ()
     VERSION: ClassVar[int] = 1
     NEUTRAL: ClassVar[tuple[str, ...]] = (
         "checkpoints",
         "metrics",
+        "pictures",
         "validation",
         "folder",
         "layout",
@@ -153,6 +174,7 @@ class TrainAr(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """auto: fused kernels where there is a GPU. torch: none of them. fused: an error where they cannot run."""
     optimizer: Optimizer = Optimizer(rate=5e-5, betas=(0.9, 0.95), weight_decay=0.1)
     validation: HeldOut = HeldOut()
+    pictures: Pictures = Pictures()
     checkpoints: Checkpoints = Checkpoints()
     metrics: Trackers = ()
     """Where metrics, pictures and videos go beside metrics.jsonl: tensorboard, wandb; hpc/train/trackers.py says which
@@ -174,9 +196,15 @@ class TrainAr(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     on S3 need one."""
 
     def models(self) -> dict[str, tuple[str, ...]]:
-        return {self.start: () if self.start.startswith(("/", "~")) else ("model.pt",)} if self.start else {}
+        found = {self.start: () if self.start.startswith(("/", "~")) else ("model.pt",)} if self.start else {}
+        return found | ({name: files_of(name)} if (name := self.pictures.tokenizer) else {})
 
     def __post_init__(self) -> None:
+        if name := self.pictures.tokenizer:
+            if is_stage(name) or name.startswith("."):
+                raise ValueError(f"pictures: tokenizer: {name!r}: a path begins with / or ~, since jobs run elsewhere; "
+                                 "one that a stage has trained is named by its data set")  # fmt: skip
+            files_of(name)
         if self.condition >= self.preset.shape[0]:
             raise ValueError(
                 f"condition: {self.condition} of {self.preset.shape[0]} latent frames leave nothing to learn"
