@@ -442,7 +442,9 @@ def test_models_are_named() -> None:
 
 def test_a_page_in_a_browser(done: Path, tmp_path: Path) -> None:
     [page] = (done / "out").glob("scores@v*/page.html")
-    assert page.read_text().count("data:image/webp;base64,") == 6 and page.read_text().count("<span>real</span>") == 5
+    source = page.read_text()
+    assert source.count("data:image/webp;base64,") == 6 and source.count("<span>real: real</span>") == 5
+    assert "<h1>generated beside real</h1>" in source, "the names of their folders"
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if not browser:
         assert os.environ.get("CI") != "true", "chromium is not installed"

@@ -144,7 +144,7 @@ def _pages(gathered: status.Gathered, stage: str, found: Outcome) -> None:
 
 def link(uri: str, base: Path) -> str:
     """What a page in a folder links to: relative, so that both can be copied together; "" for what no browser opens."""
-    return "" if storage.is_s3(uri) else quote(os.path.relpath(uri, base))
+    return "" if storage.is_s3(uri) else quote(os.path.relpath(uri, base), safe="/@")
 
 
 def words(figure: dict[str, Any]) -> str:
