@@ -54,6 +54,9 @@ def test_what_cannot_fit_is_bad_and_says_what_would(tmp_path: Path) -> None:
     tight = rows(tmp_path, *large, "stages.ar.layout.tensor=2", "stages.ar.recompute=full")["ar: memory"]
     assert tight.verdict == "ok"
     assert rows(tmp_path, *large, f"stages.ar.gpu_memory={Bytes(165 << 30)}B")["ar: memory"].verdict == "warn"
+    a100 = Cluster(gpu_type="a100", name="x")
+    assert rows(tmp_path, "stages.ar.precision=fp8-current", cluster=a100)["ar: precision"].verdict == "bad"
+    assert "ar: precision" not in rows(tmp_path, "stages.ar.precision=bf16", cluster=a100)
     nameless = rows(tmp_path, *large, cluster=Cluster(gpus_per_node=8, name="x"))["ar: memory"]
     assert nameless.verdict == "unknown" and "give `gpu_type` in the cluster preset" in nameless.next
 
@@ -109,9 +112,13 @@ def test_memory_and_disks_are_compared_with_earlier_runs(tmp_path: Path) -> None
     known = earlier.of(spec, tmp_path / "runs")["echo"]
     assert known.runs == [run.id] and known.same and known.written == pytest.approx(2**21 / 32) and known.files == 2
     found = {row.what: row for row in preflight.examine(spec, Cluster(), tmp_path / "runs", 64.0)}
-    assert found["echo: worker"].verdict == "bad" and found["echo: worker"].next == "`memory: 8GiB`"
+    assert found["echo: worker"].verdict == "warn" and found["echo: worker"].next == "`memory: 8GiB`"
     [disk_row] = [row for what, row in found.items() if what.startswith("disk of")]
     assert "about 4.0 MiB will be written: echo 4.0 MiB" in disk_row.found and disk_row.verdict == "ok"
+    short = worked(tmp_path / "short", seconds=60, memory=6 * 2**30, failure="memory")
+    [spec_] = load(tmp_path / "short/t.yaml")
+    [row] = [row for row in preflight.examine(spec_, Cluster(), short.folder.parent, 64.0) if "worker" in row.what]
+    assert row.verdict == "bad" and "and shards ran out of it" in row.found
     huge = preflight.examine(spec, Cluster(), tmp_path / "runs", 1e15)
     assert [row.verdict for row in huge if row.what.startswith("disk of")] == ["bad"]
     [other] = load(tmp_path / "t.yaml", ["stages.echo.prompt=b"])

@@ -16,7 +16,9 @@ from hpc.batch.spec import Spec
 from hpc.data import storage
 
 MOST = 20
-"""Runs that are looked at for each stage, the newest ones."""
+"""Runs that count for each stage, the newest ones."""
+LOOKED = 200
+"""Run folders that are looked into: a person waits."""
 
 
 class Earlier(msgspec.Struct):
@@ -52,7 +54,7 @@ def of(spec: Spec, base: Path) -> dict[str, Earlier]:
     """By stage, those that there is something of."""
     found: dict[str, Earlier] = {}
     sizes: dict[str, dict[str, float]] = {}
-    for run in newest(base):
+    for run in newest(base)[:LOOKED]:
         try:
             attempt = run.latest()
             plan = attempt.plan()

@@ -75,6 +75,9 @@ def of_gpus(stage: Stage, resources: Resources, place: Place, found: Estimate) -
     """Does it fit into the GPUs' memory? Else what would."""
     what = f"{stage.name}: memory"
     own = stage.settings.gpu_memory
+    if place.gpu and not place.gpu.fp8 and stage.settings.precision.startswith("fp8"):
+        yield Row(f"{stage.name}: precision", "bad", f"{stage.settings.precision}: {place.gpu.name} has no FP8",
+                  "`precision: bf16`, or GPUs from H100 and L40S on")  # fmt: skip
     limit = (own or (place.gpu.memory if place.gpu else 0.0)) / resources.sharing
     if not limit:
         yield Row(what, "unknown", f"{found.what}: {found.total / GIB:.0f} GiB a GPU: {found.words()}",
@@ -113,7 +116,7 @@ def of_time(stage: Stage, resources: Resources, known: Earlier | None, found: Es
         yield Row(what, "bad", f"{words}, and a shard alone {seconds(known.shard)}",
                   f"`time: {needed}`, or smaller shards: `shards.size`")  # fmt: skip
     elif wanted and wanted > limit:
-        why = " and shards ran out of it" if short else ""
+        why = ", and shards ran out of it" if short else ""
         yield Row(what, "warn", words + why, f"`time: {_time(wanted)}`")
     else:
         yield Row(what, "ok", words, f"`time: {_time(wanted)}` would do, and may start sooner" if wanted else "")
@@ -130,8 +133,9 @@ def of_memory(stage: Stage, resources: Resources, known: Earlier | None) -> Iter
     )  # fmt: skip
     words = f"{size(asked)} a worker are asked for; in {_runs(known)} one held {size(known.memory)}"
     if wanted and wanted > asked:
-        yield Row(f"{stage.name}: worker", "bad" if known.memory > asked else "warn",
-                  words + (" and shards ran out of it" if short else ""), f"`memory: {wanted / GIB:g}GiB`")  # fmt: skip
+        words += ", and shards ran out of it" if short else ""
+        verdict: Verdict = "bad" if short and known.memory > asked else "warn"
+        yield Row(f"{stage.name}: worker", verdict, words, f"`memory: {wanted / GIB:g}GiB`")
     elif wanted:
         yield Row(f"{stage.name}: worker", "ok", words, f"`memory: {wanted / GIB:g}GiB` would do")
 
