@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import figures
 import pytest
 import runs
 from datasets import mp4
@@ -16,7 +17,7 @@ from hpc.batch.cluster import Cluster, load_cluster
 from hpc.batch.doctor import Row
 from hpc.batch.run import Run
 from hpc.batch.spec import load
-from hpc.data.units import Bytes
+from hpc.data.units import Bytes, seconds
 from hpc.data.work import Object
 
 JOBS = Path(__file__).parents[1] / "jobs"
@@ -74,7 +75,7 @@ def test_the_command_fails_where_memory_does_not_do(tmp_path: Path) -> None:
     assert {row["what"]: row["verdict"] for row in facts["rows"]}["ar: memory"] == "ok"
 
 
-def worked(folder: Path, *, seconds: float, memory: float = 0.0, size: int = 32, failure: str = "") -> Run:
+def worked(folder: Path, *, took: float, memory: float = 0.0, size: int = 32, failure: str = "") -> Run:
     """A run that was planned, and the records of a worker that made two shards in so many seconds."""
     prepared = runs.planned(runs.spec(folder, runs.numbered(2)))
     assert prepared.plan is not None
@@ -84,22 +85,22 @@ def worked(folder: Path, *, seconds: float, memory: float = 0.0, size: int = 32,
     for number in range(2):
         made = [Object(f"/x/{number}", size, "")]
         state: Any = "failed" if failure else "done"
-        log.write(records.Record(state=state, shard=f"{number:06}", t=seconds * (number + 1) / 2, seconds=seconds / 2,
+        log.write(records.Record(state=state, shard=f"{number:06}", t=took * (number + 1) / 2, seconds=took / 2,
                                  memory=memory, objects=made, failure=failure))  # fmt: skip
     log.close()
     return prepared.run
 
 
-@pytest.mark.parametrize(("seconds", "failure", "verdict", "words"), [
+@pytest.mark.parametrize(("took", "failure", "verdict", "words"), [
     (600, "", "ok", "`time: 15m` would do, and may start sooner"),
     (11000, "", "ok", ""),
     (13000, "", "warn", "`time: 5h25m`"),
     (3000, "timeout", "warn", "`time: 8h`"),
     (40000, "", "bad", "`time: 8h20m`, or smaller shards: `shards.size`"),
 ])  # fmt: skip
-def test_time_limits_are_compared_with_earlier_runs(tmp_path: Path, seconds: float, failure: str, verdict: str,
+def test_time_limits_are_compared_with_earlier_runs(tmp_path: Path, took: float, failure: str, verdict: str,
                                                     words: str) -> None:  # fmt: skip
-    run = worked(tmp_path, seconds=seconds, failure=failure)
+    run = worked(tmp_path, took=took, failure=failure)
     [spec] = load(tmp_path / "t.yaml")
     found = {row.what: row for row in preflight.examine(spec, Cluster(), tmp_path / "runs", 32.0)}
     assert (found["echo: time"].verdict, found["echo: time"].next) == (verdict, words)
@@ -107,7 +108,7 @@ def test_time_limits_are_compared_with_earlier_runs(tmp_path: Path, seconds: flo
 
 
 def test_memory_and_disks_are_compared_with_earlier_runs(tmp_path: Path) -> None:
-    run = worked(tmp_path, seconds=60, memory=6 * 2**30, size=1 << 20)
+    run = worked(tmp_path, took=60, memory=6 * 2**30, size=1 << 20)
     [spec] = load(tmp_path / "t.yaml")
     known = earlier.of(spec, tmp_path / "runs")["echo"]
     assert known.runs == [run.id] and known.same and known.written == pytest.approx(2**21 / 32) and known.files == 2
@@ -115,7 +116,7 @@ def test_memory_and_disks_are_compared_with_earlier_runs(tmp_path: Path) -> None
     assert found["echo: worker"].verdict == "warn" and found["echo: worker"].next == "`memory: 8GiB`"
     [disk_row] = [row for what, row in found.items() if what.startswith("disk of")]
     assert "about 4.0 MiB will be written: echo 4.0 MiB" in disk_row.found and disk_row.verdict == "ok"
-    short = worked(tmp_path / "short", seconds=60, memory=6 * 2**30, failure="memory")
+    short = worked(tmp_path / "short", took=60, memory=6 * 2**30, failure="memory")
     [spec_] = load(tmp_path / "short/t.yaml")
     [row] = [row for row in preflight.examine(spec_, Cluster(), short.folder.parent, 64.0) if "worker" in row.what]
     assert row.verdict == "bad" and "and shards ran out of it" in row.found
@@ -125,6 +126,22 @@ def test_memory_and_disks_are_compared_with_earlier_runs(tmp_path: Path) -> None
     assert not earlier.of(other, tmp_path / "runs")["echo"].same
     (run.folder / "attempt-1/plan.json").write_text("{")
     assert earlier.of(spec, tmp_path / "runs") == {}, "a damaged run tells nothing"
+
+
+def test_a_training_is_told_by_the_steps_of_the_one_before(tmp_path: Path) -> None:
+    run = figures.site(tmp_path)
+    log = records.Log(run.records("train") / "1_0.0.jsonl")
+    log.write(records.Worker(t=0.0, run=run.id, attempt=1, stage="train", fingerprint="f", job="1_0", restart=0, row=0,
+                             node="n"))  # fmt: skip
+    log.close()
+    [spec] = load(run.spec, check_paths=False)
+    known = earlier.of(spec, run.folder.parent)["train"]
+    assert (known.step, known.ranks) == (1.9, 2)
+    found = {row.what: row for row in preflight.examine(spec, Cluster(), run.folder.parent, 1e6)}
+    steps = spec.stages["train"].settings.steps
+    assert found["train: time"].found == (
+        f"1.9 s a step in {run.id}, on 2 ranks; about {seconds(1.9 * steps)} in all, of 1:00 each start has")
+    assert found["pair: worker"].next == "`memory: 1GiB` would do"
 
 
 QUOTA = """Disk quotas for user ann (uid 1000):
