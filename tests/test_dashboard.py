@@ -20,6 +20,7 @@ import browser
 import figures
 import pytest
 import runs
+import s3
 import shown
 
 from hpc.batch import dashboard, masking, slurm, watch
@@ -152,6 +153,19 @@ def test_a_video_in_parts(film: Run, address: str) -> None:
     assert said["content-type"] == "image/webp" and picture[:4] == b"RIFF"
 
 
+def test_a_video_that_breaks_off(film: Run, address: str) -> None:
+    """Of a tar that was cut short less comes than was promised, and nothing else in its place."""
+    clip = get(address, f"api/clips/{film.id}")[2]["page"][0]
+    tar = film.folder.parents[1] / "out" / "clips@v1" / f"{clip['shard']}.tar"
+    whole, (offset, size) = tar.read_bytes(), clip["media"]["mp4"]
+    tar.chmod(0o600)
+    tar.write_bytes(whole[: offset + size // 2])
+    with pytest.raises(http.client.IncompleteRead) as error:
+        get(address, f"media/{film.id}/clips/{clip['shard']}/{clip['key']}.mp4")
+    assert error.value.partial == whole[offset : offset + size // 2]
+    tar.write_bytes(whole)
+
+
 def test_curves_and_samples(film: Run, address: str) -> None:
     found = get(address, f"api/metrics/{film.id}?stage=train")[2]
     assert found["step"] == 400 and len(found["curves"]["loss"]) == 400
@@ -181,6 +195,46 @@ def test_shards_are_read_evenly() -> None:
     assert len(set(order)) == 1000
     first = sorted(map(int, order[:10]))
     assert max(b - a for a, b in itertools.pairwise(first)) < 300
+
+
+def test_figures_of_an_evaluation(film: Run) -> None:
+    file = film.report("json")
+    before = file.read_bytes()
+    row = {"name": "psnr", "value": 31.5, "low": 30.0, "high": 33.0, "n": 8, "unit": "dB", "better": "higher"}
+    file.write_text(json.dumps(json.loads(before) | {"figures": {"words": {"of": "a and b", "rows": [row]}}}))
+    here = watch.Watch(film.folder.parent)
+    here.read()
+    file.write_bytes(before)
+    assert here.known[film.id].detail["stages"][1]["figures"] == {"of": "a and b", "rows": [row]}
+
+
+def test_clips_on_s3(tmp_path: Path) -> None:
+    """Tables and videos of a store, reached with what the run declares; without its credentials it says so."""
+    (tmp_path / "in").mkdir()
+    shown.cut(9, 4, tmp_path / "in" / "one.mp4", 320)
+    with s3.moto() as server:
+        keys = {name: server.env[name] for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")}
+        env = {name: value for name, value in server.env.items() if name not in keys}
+        spec = tmp_path / "far.yaml"
+        clips = {"kind": "curate.clips", "split": {"detector": "content", "min_clip": "500ms", "min_frames": 8},
+                 "encode": {"preset": "ultrafast"}, "resources": {"cpus": 1}}  # fmt: skip
+        spec.write_text(json.dumps({"name": "far", "inputs": "in", "output": "s3://bucket/far", "env": env,
+                                    "secrets": list(keys), "stages": {"clips": clips}}))  # fmt: skip
+        runs.hpc("run", spec, env=runs.environment(**keys, OMP_NUM_THREADS="1"))
+        [run] = map(Run, (tmp_path / "runs").iterdir())
+        with served(run.folder.parent, **keys) as at:
+            until_known(at, run.id)
+            [*clips] = get(at, f"api/clips/{run.id}")[2]["page"]
+            assert clips
+            path = f"media/{run.id}/clips/{clips[0]['shard']}/{clips[0]['key']}.mp4"
+            code, said, body = get(at, path, Range="bytes=4-7")
+            assert (code, body, said["content-type"]) == (206, b"ftyp", "video/mp4")
+            assert len(get(at, path)[2]) == clips[0]["media"]["mp4"][1]
+        with served(run.folder.parent, AWS_EC2_METADATA_DISABLED="true") as at:
+            until_known(at, run.id)
+            found = get(at, f"api/clips/{run.id}")[2]
+            assert found["clips"] == 0 and found["problems"] and get(at, path)[0] in (404, 502)
+            assert get(at, f"api/run/{run.id}")[2]["state"] == "done", "what the records say is known all the same"
 
 
 # What it gives away
@@ -283,6 +337,8 @@ def test_no_other_host_and_no_other_user(film: Run, address: str) -> None:
     owner = lambda uid: dashboard.same_user(peer, here, lambda: line.format(40000, 8765, uid))
     assert owner(os.geteuid()) and owner(0) and not owner(os.geteuid() + 1)
     assert not dashboard.same_user(peer, here, lambda: line.format(8765, 40000, os.geteuid())), "its own end"
+    other = ("127.0.0.2", 40000)
+    assert not dashboard.same_user(other, here, lambda: line.format(40000, 8765, os.geteuid())), "somebody else's"
 
 
 def test_a_token_beyond_loopback(film: Run) -> None:
@@ -294,7 +350,7 @@ def test_a_token_beyond_loopback(film: Run) -> None:
             assert get(at, urllib.parse.quote(path, safe="?=/"))[0] == 401, path
         assert get(at, "api/runs", Cookie=f"{dashboard.COOKIE}={token}x")[0] == 401
         code, said, _ = get(at, f"?token={token}")
-        assert code == 303 and said["location"] == "/" and token in said["set-cookie"]
+        assert code == 303 and said["location"] == "." and token in said["set-cookie"]
         assert "HttpOnly" in said["set-cookie"] and "SameSite=Strict" in said["set-cookie"]
         assert get(at, "api/runs", Cookie=said["set-cookie"].partition(";")[0])[0] == 200
     with served(film.folder.parent, "--host", "0.0.0.0") as again:

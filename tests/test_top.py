@@ -9,6 +9,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import struct
 import subprocess
@@ -127,6 +128,21 @@ def test_a_session(place: Path, tmp_path: Path) -> None:
         assert one.raw.endswith(b"\x1b[?25h\x1b[?1049l"), "the screen from before, and its cursor"
         assert termios.tcgetattr(one.theirs) == one.before
     assert len(fake.calls("squeue")) == 1
+
+
+def test_slurm_that_does_not_answer(place: Path, tmp_path: Path) -> None:
+    """What is complained of has a line of its own: it is not written across the screen."""
+    fake = runs.Slurm(tmp_path / "slurm")
+    fake.answers(squeue="!slurm_load_jobs error: Unable to contact slurm controller")
+    (place / "broken-1" / "attempt-1").mkdir(parents=True)
+    (place / "broken-1" / "attempt-1" / "plan.json").write_text("{")
+    with terminal(place, PATH=fake.path) as one:
+        text = one.until(lambda t: "Unable to contact" in t and "cannot read broken-1" in t and "twin0001" in t)
+        assert text.count("Unable to contact") == 1
+        assert text.splitlines()[-1].startswith("q leave") and re.search(r"^STATE ", text, re.MULTILINE)
+        one.type("q")
+        assert one.process.wait(10) == 0
+    shutil.rmtree(place / "broken-1")
 
 
 def test_it_sees_what_is_new(tmp_path: Path) -> None:

@@ -12,10 +12,12 @@ secrets masked. Nobody looking, nothing is read.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import hmac
 import http.cookies
+import io
 import json
 import os
 import re
@@ -24,7 +26,7 @@ import socket
 import sys
 import threading
 import urllib.parse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -43,14 +45,14 @@ KINDS = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8",
          ".sh": "text/plain; charset=utf-8", ".mp4": "video/mp4"}  # fmt: skip
 POLICY = ("default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; media-src 'self'; "
           "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")  # fmt: skip
-REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox"
+REPORT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data:; sandbox"
 """Pages that runs wrote stand alone; whatever is in them, it runs nothing."""
 COOKIE = "hpc_dashboard"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LOOKED, LINES, AFTER = 5000, 200, 5
 """Lines of a log's end in which a shard is looked for; that are shown; and of these, after the last word about it."""
 GZIP_ABOVE = 2000
-BLOCK = 1 << 18
+BLOCK = 1 << 20
 PICTURE = re.compile(r"\d{1,12}(?:_\d{1,4}_[a-z_]{1,20})?\.(?:webp|mp4|png)")
 
 
@@ -69,6 +71,13 @@ class Dashboard:
         self.watch = Watch(folder)
         self.curves: dict[Path, Curves] = {}
         self.galleries: dict[str, tuple[str, Gallery]] = {}
+
+    @contextlib.contextmanager
+    def declared(self, known: Known) -> Iterator[None]:
+        """With the environment that a run declares, by which its store is reached."""
+        with self.watch.environment, exporter.own_environment():
+            os.environ.update(known.env)
+            yield
 
     def run(self, name: str) -> Known:
         try:
@@ -141,10 +150,7 @@ class Dashboard:
         known = self.run(name)
         version, gallery = self.galleries.get(name, ("", None))
         if gallery is None:
-            try:
-                gallery = Gallery(known.folders)
-            except ModuleNotFoundError as error:
-                raise Refused(501, f"tables cannot be read here: {error}; pip install '.[curate]'") from error
+            gallery = Gallery(known.folders)
             self.galleries = dict(list(self.galleries.items())[-3:])
         elif version != known.version:
             gallery.update(known.folders)
@@ -154,24 +160,26 @@ class Dashboard:
     def clips(self, name: str, **wanted: Any) -> dict[str, Any]:
         known, gallery = self.run(name), self.gallery(name)
         if any("://" in place.folder for place in known.folders.values()):
-            with self.watch.environment, exporter.own_environment():
-                os.environ.update(known.env)
+            with self.declared(known):
                 gallery.extend()
         else:
             gallery.extend()
         return masking.everywhere(gallery.search(**wanted), known.secrets)
 
-    def media(self, name: str, stage: str, shard: str, member: str) -> tuple[BinaryIO, int, int, str]:
+    def media(self, name: str, stage: str, shard: str, member: str) -> tuple[BinaryIO | Far, int, int, str]:
         """(file, offset, size, suffix) of a member "<clip>.<kind>" of a shard's tar; kind: mp4, webp, preview."""
         known, place = self.run(name), self.place(name, stage)
         key, _, kind = member.rpartition(".")
-        with self.watch.environment, exporter.own_environment():
-            os.environ.update(known.env)
-            try:
+        suffix = ".mp4" if kind == "mp4" else ".webp"
+        try:
+            if "://" not in place.folder:
                 offset, size = self.gallery(name).clip(stage, shard, key).media[kind]
-            except KeyError:
-                raise Refused(404, f"no {member[:80]!r} in shard {shard[:80]!r}") from None
-            return open_object(place, shard, ".tar"), offset, size, ".mp4" if kind == "mp4" else ".webp"
+                return open_object(place, shard, ".tar"), offset, size, suffix
+            with self.declared(known):
+                offset, size = self.gallery(name).clip(stage, shard, key).media[kind]
+        except KeyError:
+            raise Refused(404, f"no {member[:80]!r} in shard {shard[:80]!r}") from None
+        return Far(self, known, watch.objects(place, shard, ".tar")), offset, size, suffix
 
     def file(self, name: str, words: list[str]) -> tuple[BinaryIO, int, str]:
         """(file, size, suffix) of run/<report>, stage/<stage>/<page>, pictures/<stage>/<picture>."""
@@ -193,6 +201,23 @@ class Dashboard:
         return path.open("rb"), path.stat().st_size, path.suffix
 
 
+class Far(io.RawIOBase):
+    """An object of a store, read piece by piece, each with the environment of its run."""
+
+    def __init__(self, board: Dashboard, known: Known, uri: str) -> None:
+        self.board, self.known, self.uri, self.at = board, known, uri, 0
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self.at = offset
+        return offset
+
+    def read(self, size: int = -1) -> bytes:
+        with self.board.declared(self.known):
+            data = storage.read(self.uri, self.at, self.at + size)
+        self.at += len(data)
+        return data
+
+
 def answer(board: Dashboard, words: list[str], query: dict[str, str]) -> Any:
     """The JSON value of /api/<words>. Raises Refused, and whatever reading raises."""
     number = lambda key: float(query[key]) if query.get(key) else None
@@ -212,7 +237,8 @@ def answer(board: Dashboard, words: list[str], query: dict[str, str]) -> Any:
         case ["clips", name]:
             return board.clips(
                 name, text=query.get("text", "")[:500], column=query.get("column", ""), low=number("low"),
-                high=number("high"), verdict=query.get("verdict", "keep"), sort=query.get("sort", ""),
+                high=number("high"), verdict=query.get("verdict", "keep"), stage=query.get("stage", ""),
+                sort=query.get("sort", ""),
                 offset=max(0, int(query.get("offset") or 0)), limit=min(500, int(query.get("limit") or PAGE)),
             )  # fmt: skip
     raise Refused(404, f"nothing at /api/{'/'.join(words)[:80]}")
@@ -253,6 +279,7 @@ class _Answer(BaseHTTPRequestHandler):
     server_version, sys_version = "hpc", ""
 
     def do_GET(self) -> None:
+        self.begun = False
         url = urllib.parse.urlsplit(self.path)
         query = dict(urllib.parse.parse_qsl(url.query))
         words = [urllib.parse.unquote(word) for word in url.path.split("/")[1:]]
@@ -270,8 +297,10 @@ class _Answer(BaseHTTPRequestHandler):
             self.text(403, masking.masked(str(error)))
         except (ValueError, KeyError) as error:
             self.text(400, masking.masked(f"{type(error).__name__}: {error}"[:500]))
+        except ImportError as error:
+            self.text(501, f"{error}: pip install '.[curate]' where the dashboard runs")
         except (storage.StorageError, OSError) as error:
-            if isinstance(error, (ConnectionError, TimeoutError)):
+            if isinstance(error, (ConnectionError, TimeoutError)) and not isinstance(error, storage.StorageError):
                 raise
             self.text(502, masking.masked(f"{type(error).__name__}: {error}"[:500]))
 
@@ -291,7 +320,7 @@ class _Answer(BaseHTTPRequestHandler):
             return True
         if hmac.compare_digest(query.get("token", "").encode(), self.token.encode()):
             self.send_response(303)
-            self.send_header("Location", "/")
+            self.send_header("Location", ".")
             self.send_header("Set-Cookie", f"{COOKIE}={self.token}; HttpOnly; SameSite=Strict; Path=/")
             self.end_with(b"")
             return False
@@ -347,7 +376,7 @@ class _Answer(BaseHTTPRequestHandler):
             self.send_header("Content-Encoding", "gzip")
         self.end_with(body)
 
-    def part(self, file: BinaryIO, begin: int, size: int, suffix: str, cache: str) -> None:
+    def part(self, file: BinaryIO | Far, begin: int, size: int, suffix: str, cache: str) -> None:
         """All of a file's part, or the range of it that is asked for, so that videos play from anywhere."""
         with file:
             asked = self.headers.get("Range", "")
@@ -379,6 +408,9 @@ class _Answer(BaseHTTPRequestHandler):
                 self.close_connection = True
 
     def text(self, code: int, words: str) -> None:
+        if self.begun:  # of an answer that broke off nothing more can be said
+            self.close_connection = True
+            return
         self.send_response(code)
         self.send_header("Content-Type", KINDS[".txt"])
         self.end_with(f"{words}\n".encode())
@@ -393,6 +425,7 @@ class _Answer(BaseHTTPRequestHandler):
         if body is not None or length:
             self.send_header("Content-Length", str(length if body is None else len(body)))
         self.end_headers()
+        self.begun = True
         if body and self.command != "HEAD":
             self.wfile.write(body)
 
@@ -421,9 +454,16 @@ def same_user(client: Any, server: Any, tables: Callable[[], str] | None = None)
         lines = read().splitlines()
     except OSError:
         return True
-    ports = f"{client[1]:04X}", f"{server[1]:04X}"
+    ends = _end(client), _end(server)
     for line in lines:
         words = line.split()
-        if len(words) > 7 and (words[1].rpartition(":")[2], words[2].rpartition(":")[2]) == ports:
+        if len(words) > 7 and (words[1], words[2]) == ends:
             return int(words[7]) in (os.geteuid(), 0)
     return False
+
+
+def _end(address: Any) -> str:
+    """An end of a connection as /proc/net/tcp has it: words of the address in the machine's order of bytes."""
+    packed = socket.inet_pton(socket.AF_INET6 if ":" in address[0] else socket.AF_INET, address[0])
+    words = [packed[i : i + 4] for i in range(0, len(packed), 4)]
+    return "".join(f"{int.from_bytes(w, sys.byteorder):08X}" for w in words) + f":{address[1]:04X}"

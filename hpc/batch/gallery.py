@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -121,9 +122,9 @@ class Gallery:
             )  # fmt: skip
 
     def search(self, text: str = "", column: str = "", low: float | None = None, high: float | None = None,
-               verdict: str = KEEP, sort: str = "", offset: int = 0,
+               verdict: str = KEEP, stage: str = "", sort: str = "", offset: int = 0,
                limit: int = PAGE) -> dict[str, Any]:  # fmt: skip
-        """The clips that have all words of `text`, and a score between low and high. verdict: "" for all.
+        """The clips that have all words of `text`, and a score between low and high. verdict, stage: "" for all.
         sort: "column" or "-column"."""
         with self.lock:
             clips = list(self.clips.values())
@@ -131,11 +132,10 @@ class Gallery:
             of = sum(len(self.places[name].done) for name in self.sources)
             more = bool(self.todo) and len(clips) < MOST and len(self.problems) < 20
             problems = list(self.problems[:5])
-        verdicts: dict[str, int] = {}
-        for clip in clips:
-            verdicts[clip.verdict] = verdicts.get(clip.verdict, 0) + 1
+        stages = Counter(clip.stage for clip in clips)
+        verdicts = Counter(clip.verdict for clip in clips if stage in ("", clip.stage))
         words = text.casefold().split()
-        found = [c for c in clips if verdict in ("", c.verdict) and _has(c, words)]
+        found = [c for c in clips if verdict in ("", c.verdict) and stage in ("", c.stage) and _has(c, words)]
         ranges: dict[str, list[float]] = {}
         for clip in found:
             for name, score in clip.scores.items():
@@ -150,8 +150,9 @@ class Gallery:
             found = [c for c in found if name in c.scores]
             found.sort(key=lambda c: c.scores[name], reverse=sort.startswith("-"))
         return {
-            "looked": looked, "of": of, "more": more, "clips": len(clips), "found": len(found), "verdicts": verdicts,
-            "scores": dict(sorted(ranges.items())), "bins": bins, "problems": problems,
+            "looked": looked, "of": of, "more": more, "clips": len(clips), "found": len(found),
+            "verdicts": dict(verdicts), "stages": dict(stages), "scores": dict(sorted(ranges.items())),
+            "bins": bins, "problems": problems,
             "page": [msgspec.to_builtins(c) for c in found[offset : offset + limit]],
         }  # fmt: skip
 

@@ -10,6 +10,7 @@ is printed once.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import select
@@ -59,6 +60,20 @@ class Screen(msgspec.Struct):
     typing: bool = False
     unicode: bool = True
     colour: bool = True
+    said: list[str] = []
+    """What reading complained of last: nobody else may write to this screen."""
+
+
+class Said(io.TextIOBase):
+    """Stands in for stderr."""
+
+    def __init__(self, screen: Screen) -> None:
+        self.screen = screen
+
+    def write(self, text: str) -> int:
+        new = [line for line in text.splitlines() if line.strip()]
+        self.screen.said = list(dict.fromkeys([*self.screen.said, *new]))[-2:]
+        return len(text)
 
 
 def show(folder: Path, every: float, as_json: bool) -> int:
@@ -74,8 +89,8 @@ def show(folder: Path, every: float, as_json: bool) -> int:
         return 0
     encoding = (sys.stdout.encoding or "").lower()
     screen = Screen(unicode=encoding.startswith("utf"), colour=not os.environ.get("NO_COLOR"))
-    threading.Thread(target=watch.work, daemon=True).start()
-    with terminal() as (read, write):
+    with terminal() as (read, write), contextlib.redirect_stderr(Said(screen)):  # type: ignore[type-var]
+        threading.Thread(target=watch.work, daemon=True).start()
         loop(watch, screen, max(1.0, every), read, write)
     return 0
 
@@ -163,6 +178,7 @@ def listed(runs: dict[str, Any], screen: Screen, width: int, height: int) -> lis
     why = ", ".join(f"{why} {n:,}" for why, n in totals["reasons"].items())
     held += f"; {totals['pending']:,} tasks pending: {why}" if totals["pending"] else ""
     lines = [ink(screen, "bold", cut(f"hpc  {clean(runs['folder'])}  {states}", width)), cut(held, width)]
+    lines += [ink(screen, "incomplete", cut(clean(line), width)) for line in screen.said]
     lines += [ink(screen, "incomplete", cut(clean(f"cannot read {p['run']}: {p['why']}"), width))
               for p in runs["problems"][:2]]  # fmt: skip
     space = height - len(lines) - 1

@@ -9,6 +9,7 @@ character in strings that are as long as its stage has shards, so that ten thous
 
 from __future__ import annotations
 
+import re
 import stat
 import threading
 import time
@@ -149,7 +150,7 @@ def known(run: Run, gathered: status.Gathered, made: report.Report) -> Known:
     """All that is shown of a run. Pure but for looking which reports and pages are there."""
     now = time.time()
     words = {f"{t.job}_{i}": t.state for t in gathered.tasks for i in t.indices}
-    stages, folders = [], {}
+    stages, folders, measured = [], {}, figures(run)
     gpus: dict[tuple[str, int], int] = {}
     cpus: dict[tuple[str, int], int] = {}
     for row in made.status.stages:
@@ -162,13 +163,15 @@ def known(run: Run, gathered: status.Gathered, made: report.Report) -> Known:
         flow = throughput([r.t for s, r in fold.done.items() if fold.where[s].run == run.id], now)
         file = training.metrics_file(plan)
         stages.append(one_stage(row, cells, flow) | {
+            "figures": measured.get(row.stage),
             "time": next((msgspec.to_builtins(t) for t in made.times if t.stage == row.stage), None),
             "training": next((msgspec.to_builtins(t) | {"words": t.words()} for t in made.trainings
                               if t.stage == row.stage), None),
         })  # fmt: skip
         done = [s for s in gathered.scopes[row.stage] if s in fold.done]
         jobs = {s: w.job for s, w in fold.where.items()} | {s: w.job for s, (w, _) in fold.running.items()}
-        folders[row.stage] = StagePlace(row.kind, row.folder, plan.objects, done, jobs, file,
+        own = row.folder if re.fullmatch(rf".*/{re.escape(row.stage)}@v\d+", row.folder) else ""
+        folders[row.stage] = StagePlace(row.kind, own, plan.objects, done, jobs, file,
                                         file.with_name("pictures") if file else None)  # fmt: skip
     totals = {key: sum(s[key] for s in stages) for key in ("shards", "done", "failed", "running", "quarantined")}
     provenance, account = made.provenance, made.account
@@ -346,8 +349,20 @@ def _busy(made: report.Report) -> float | None:
     return sum(s.gpu.get("busy", 0.0) for s in made.status.stages) / seen if seen else None
 
 
+class _Figures(msgspec.Struct):
+    figures: dict[str, dict[str, Any]] = {}
+
+
+def figures(run: Run) -> dict[str, dict[str, Any]]:
+    """What stages have measured, as the last report tells."""
+    try:
+        return msgspec.json.decode(run.report("json").read_bytes(), type=_Figures).figures
+    except (OSError, msgspec.MsgspecError):
+        return {}
+
+
 def objects(place: StagePlace, shard: str, suffix: str) -> str:
     """The address of an object of a shard that is done. Raises FileNotFoundError."""
-    if suffix not in place.objects or shard not in place.jobs:
+    if not place.folder or suffix not in place.objects or shard not in place.done:
         raise FileNotFoundError(f"{shard}{suffix}")
     return place.folder.rstrip("/") + f"/{shard}{suffix}"

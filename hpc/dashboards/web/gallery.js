@@ -4,7 +4,12 @@
 function filtered(all, wanted) { // what the server does, for exported pages
   const words = (wanted.text || '').toLocaleLowerCase().split(/\s+/).filter(Boolean);
   const has = c => { const text = `${c.caption}\n${c.title}\n${c.key}`.toLocaleLowerCase(); return words.every(w => text.includes(w)); };
-  let found = all.page.filter(c => (!wanted.verdict || c.verdict === wanted.verdict) && has(c));
+  const stages = {}, verdicts = {}, of = c => !wanted.stage || c.stage === wanted.stage;
+  for (const c of all.page) {
+    stages[c.stage] = (stages[c.stage] || 0) + 1;
+    if (of(c)) verdicts[c.verdict] = (verdicts[c.verdict] || 0) + 1;
+  }
+  let found = all.page.filter(c => (!wanted.verdict || c.verdict === wanted.verdict) && of(c) && has(c));
   const scores = {};
   for (const c of found) for (const [name, v] of Object.entries(c.scores)) {
     const r = scores[name] ||= [v, v];
@@ -24,12 +29,12 @@ function filtered(all, wanted) { // what the server does, for exported pages
     found = found.filter(c => name in c.scores).sort((a, b) => sign * (a.scores[name] - b.scores[name]));
   }
   const offset = +wanted.offset || 0;
-  return {...all, scores, bins, found: found.length, page: found.slice(offset, offset + (+wanted.limit || 60))};
+  return {...all, stages, verdicts, scores, bins, found: found.length, page: found.slice(offset, offset + (+wanted.limit || 60))};
 }
 
 function gallery(run) {
-  const wanted = {text: '', column: '', low: '', high: '', verdict: 'keep', sort: '', offset: 0, limit: 60};
-  const cards = h('div.cards'), said = h('p.dim'), verdicts = h('div.chips'), histogram = h('div.range');
+  const wanted = {text: '', column: '', low: '', high: '', verdict: 'keep', stage: '', sort: '', offset: 0, limit: 60};
+  const cards = h('div.cards'), said = h('p.dim'), verdicts = h('div.chips'), stages = h('div.chips'), histogram = h('div.range');
   const search = h('input', {type: 'search', placeholder: 'words of captions   /', 'aria-label': 'search captions', oninput: later(event => { wanted.text = event.target.value; fresh(); })});
   const column = h('select', {'aria-label': 'score', onchange: () => { wanted.column = column.value; wanted.low = wanted.high = ''; wanted.sort = wanted.column && `-${wanted.column}`; fresh(); }});
   const order = h('button', {type: 'button', hidden: true, onclick: () => { wanted.sort = wanted.sort.startsWith('-') ? wanted.sort.slice(1) : `-${wanted.sort}`; fresh(); }});
@@ -48,23 +53,25 @@ function gallery(run) {
     if (mine !== serial || !alive) return;
     if (append) cards.append(...found.page.map(card));
     else cards.replaceChildren(...found.page.map(card));
-    controls(found);
-    more.hidden = cards.children.length >= found.found;
-    if (found.more && !STATIC) setTimeout(async () => { // the server reads on while somebody looks
-      if (mine !== serial || !alive || document.hidden) return;
-      try {
-        const next = await ask('clips', run, {...wanted, offset: 0, limit: Math.max(wanted.limit, cards.children.length)});
-        if (mine !== serial || !alive) return;
-        if (!cards.querySelector('video') && next.found !== found.found) cards.replaceChildren(...next.page.map(card));
-        controls(next);
-        more.hidden = cards.children.length >= next.found;
-        if (next.more) look_on(mine);
-      } catch { /* it is asked again with the next search */ }
-    }, 1200);
+    told(found, mine);
   }
 
-  function look_on(mine) {
-    setTimeout(() => { if (mine === serial && alive && !document.hidden && !cards.querySelector('video')) look(false); }, 1500);
+  function told(found, mine) {
+    controls(found);
+    more.hidden = cards.children.length >= found.found;
+    if (found.more) setTimeout(() => again(mine), 1200); // the server reads on while somebody looks
+  }
+
+  async function again(mine) {
+    const current = () => mine === serial && alive;
+    if (!current()) return;
+    if (document.hidden) { setTimeout(() => again(mine), 3000); return; }
+    try {
+      const found = await ask('clips', run, {...wanted, offset: 0, limit: Math.max(wanted.limit, cards.children.length)});
+      if (!current()) return;
+      if (!cards.querySelector('video[controls]')) cards.replaceChildren(...found.page.map(card)); // what plays goes on
+      told(found, mine);
+    } catch { /* it is asked again with the next search */ }
   }
 
   const fresh = () => { wanted.offset = 0; look(false); };
@@ -73,6 +80,9 @@ function gallery(run) {
     const all = Object.values(found.verdicts).reduce((a, b) => a + b, 0);
     verdicts.replaceChildren(...[['', 'all', all], ...Object.entries(found.verdicts).sort((a, b) => (b[0] === 'keep') - (a[0] === 'keep') || b[1] - a[1]).map(([k, n]) => [k, k === 'keep' ? 'kept' : k, n])]
       .map(([key, title, n]) => h('button.chip', {type: 'button', 'aria-pressed': String(wanted.verdict === key), onclick: () => { wanted.verdict = key; fresh(); }}, `${title} `, h('b', {}, count(n)))));
+    const made = Object.entries(found.stages);
+    stages.replaceChildren(...made.length < 2 ? [] : [['', 'all stages', made.reduce((a, b) => a + b[1], 0)], ...made.map(([k, n]) => [k, k, n])]
+      .map(([key, title, n]) => h('button.chip', {type: 'button', 'aria-pressed': String(wanted.stage === key), onclick: () => { wanted.stage = key; fresh(); }}, `${title} `, h('b', {}, count(n)))));
     const there = Object.keys(found.scores);
     if (names !== there.join()) {
       names = there.join();
@@ -100,9 +110,9 @@ function gallery(run) {
   function card(clip) {
     const address = kind => clip.addresses ? clip.addresses[kind] : clip.media[kind] && `media/${path(run, clip.stage, clip.shard, `${clip.key}.${kind}`)}`;
     const still = address('webp') || address('preview'), moving = address('preview'), video = address('mp4');
-    const picture = still ? h('img', {src: still, alt: clip.caption || clip.title, loading: 'lazy'}) : null;
+    const picture = still ? h('img', {src: still, alt: clip.caption || clip.title, loading: 'lazy'}) : video ? h('video', {src: `${video}#t=0.1`, preload: 'metadata', muted: true, playsinline: true, tabindex: -1}) : null;
     const frame = h('button.frame', {type: 'button', 'aria-label': `play ${clip.title}`, onclick: play}, picture || h('span.none', {}, clip.verdict === 'keep' ? 'no picture' : `not kept: ${clip.verdict}`), video ? h('span.play', {}, '▶') : null);
-    if (picture && moving && moving !== still) {
+    if (still && moving && moving !== still) {
       frame.addEventListener('mouseenter', () => { picture.src = moving; });
       frame.addEventListener('mouseleave', () => { picture.src = still; });
     }
@@ -122,5 +132,5 @@ function gallery(run) {
   }
 
   look(false);
-  return {element: h('section', {}, h('div.bar', {}, search, column, histogram, order), h('div.bar', {}, verdicts), said, cards, more), leave() { alive = false; }};
+  return {element: h('section', {}, h('div.bar', {}, search, column, histogram, order), h('div.bar', {}, stages, verdicts), said, cards, more), leave() { alive = false; }};
 }

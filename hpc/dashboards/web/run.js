@@ -70,6 +70,13 @@ function runView(main, run, tab, parameters) {
         h('td.n.wide', {}, s.gpu_hours ? s.gpu_hours.toFixed(2) : ''), h('td.n.wide', {}, s.cpu_hours ? s.cpu_hours.toFixed(2) : ''))))));
   }
 
+  function measured(told) { // what an evaluation found
+    const value = (v, unit) => v === null || v === undefined ? '' : `${number(v)}${unit ? ` ${unit}` : ''}`;
+    return h('section', {}, h('h2', {}, 'Figures ', h('span.dim', {}, told.of)), h('div.scroll', {}, h('table', {}, h('thead', {}, h('tr', {}, h('th', {}, 'figure'), h('th.n', {}, 'value'), h('th.n', {}, 'interval'), h('th.n', {}, 'of'), h('th', {}, ''))),
+      h('tbody', {}, told.rows.map(r => h('tr', {}, h('td', {}, r.name), h('td.n', {}, value(r.value, r.unit) || 'none'), h('td.n', {}, r.low === null || r.low === undefined ? '' : `${number(r.low)} to ${number(r.high)}`), h('td.n', {}, count(r.n)),
+        h('td.dim', {}, [r.better && `${r.better} is better`, r.band, r.note].filter(Boolean).join('; '))))))));
+  }
+
   function overview() {
     if (!data.stages.some(s => s.stage === pick.stage)) pick.stage = parameters.get('stage') || (data.stages.find(s => s.running) || data.stages.find(s => s.failed) || data.stages[0])?.stage;
     const s = data.stages.find(one => one.stage === pick.stage) || data.stages[0];
@@ -84,7 +91,7 @@ function runView(main, run, tab, parameters) {
     const array = s.shards ? heat({...s.cells}, {mode: pick.mode, onmode: mode => { pick.mode = mode; }, onpick: (shard, more) => openShard(run, s.stage, shard, more)}) : null;
     const title = h('h2', {}, s.stage, ' ', h('span.dim', {}, s.planned ? plural(s.shards, 'shard') : 'a barrier has still to plan its shards'));
     const tableBox = h('div', {}, stagesTable());
-    content.replaceChildren(tableBox, title, h('div.two', {}, h('div', {}, array ? array.element : ''), side));
+    content.replaceChildren(tableBox, title, h('div.two', {}, h('div', {}, array ? array.element : '', s.figures ? measured(s.figures) : ''), side));
     part = {stage: s.stage, array, tableBox, side};
   }
 

@@ -26,7 +26,8 @@ function runsView(main) {
     const failures = Object.entries(r.failures).map(([why, n]) => `${n} ${why}`).join(', ');
     return h('tr', {'data-row': r.run, onclick: event => { if (!event.target.closest('a')) location.hash = place(r.run); }},
       h('td.st', {}, state(r.state)),
-      h('td.name', {title: r.training || null}, h('a', {href: place(r.run)}, r.run), r.attempts > 1 ? h('span.dim', {}, ` attempt ${r.attempt}`) : null),
+      h('td.name', {title: r.training || null}, h('a', {href: place(r.run)}, r.run), r.attempts > 1 ? h('span.dim', {}, ` attempt ${r.attempt}`) : null,
+        r.training && ['running', 'waiting'].includes(r.state) ? h('div.training', {}, r.training) : null),
       h('td.me', {}, h('div.meters', {}, r.stages.map(meter))),
       h('td.n', {}, `${count(r.done)} / ${count(r.shards)}`),
       h('td.n', {'data-label': 'failed', title: failures || null}, r.failed ? h('span.bad', {}, count(r.failed)) : null),
