@@ -33,7 +33,7 @@ LOGIN_NODE_PACKAGES = {"hpc", "yaml", "msgspec"}
 HEAVY = ("torch", "av", "numpy", "boto3", "botocore", "pyarrow", "rich", "submitit", "PIL", "webdataset")
 SLURM_COMMANDS = {"sbatch", "squeue", "sacct", "scancel", "scontrol", "sinfo"}
 READS_SLURM_VARIABLES = {"hpc.batch.launch", "hpc.batch.rank", "hpc.batch.worker"}  # the programs that jobs run
-READS_SLURM_VARIABLES |= {"hpc.batch.doctor"}  # is it in an allocation?
+READS_SLURM_VARIABLES |= {"hpc.batch.doctor", "hpc.batch.health"}  # in an allocation? on which node?
 
 
 def modules() -> dict[str, Path]:

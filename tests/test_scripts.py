@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SBATCH = sorted(p.relative_to(ROOT) for p in ROOT.glob("sbatch/*"))
+SBATCH = sorted(p.relative_to(ROOT) for p in ROOT.glob("sbatch/*.sbatch"))
 SCRIPTS = [
     Path(".ci/run"),
-    *sorted(p.relative_to(ROOT) for f in ("tests", "containers", "jobs", "hpc") for p in (ROOT / f).rglob("*.sh")),
+    *sorted(p.relative_to(ROOT) for f in ("tests", "containers", "jobs", "hpc", "sbatch")
+            for p in (ROOT / f).rglob("*.sh")),
 ]
 
 

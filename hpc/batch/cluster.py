@@ -18,6 +18,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from hpc.batch import check, yaml_lines
+from hpc.batch.health import Health
 from hpc.batch.kinds import KINDS
 from hpc.batch.spec import Count, Image, Mail, Resources, Stage, Variable
 from hpc.batch.yaml_lines import Node, Problem, SpecErrors
@@ -149,6 +150,8 @@ class ClusterFile(Placement, frozen=True, kw_only=True):
     SRC:DST:ro, e.g. ["/lustre/data", "/lustre/hf:/lustre/hf:ro", "/home/me/.aws:/root/.aws:ro"]."""
     mail: Mail | None = None
     """Who gets the mail of a run whose spec names nobody."""
+    health: Health = Health()
+    """When a node is not fit for work, and what follows: {scratch: 10GiB, all_reduce: 300, exclude: 8}."""
     rates: Rates | None = None
     """What hours cost, for reports: {gpu_hour: 2.5, cpu_hour: 0.02, currency: EUR}. null: reports name no cost."""
     stages: dict[Name, Override] = {}

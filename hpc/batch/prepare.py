@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from hpc.batch import check, container, failure, inputs, jsons, ledger, plan, records, run, script, slurm
+from hpc.batch import check, container, failure, health, inputs, jsons, ledger, plan, records, run, script, slurm
 from hpc.batch.cluster import Cluster
 from hpc.batch.gang import is_gang
 from hpc.batch.run import Attempt, AttemptPlan, Run, StagePlan
@@ -129,6 +129,12 @@ def barrier_missing(stage: StagePlan, folder: str, fold: records.Fold) -> set[st
         return None
 
 
+def fold_nodes(fold: records.Fold) -> set[str]:
+    """Nodes where something failed for which they are to blame."""
+    failures = [(r, fold.where[shard]) for shard, r in fold.failed.items()]
+    return {r.node or worker.node for r, worker in failures if failure.REMEDIES[r.failure].elsewhere}
+
+
 class _Id(msgspec.Struct, array_like=True):
     id: str
 
@@ -222,6 +228,10 @@ def prepare(spec: Spec, cluster: Cluster, base: Path, *, on_slurm: bool, command
     )
 
     behind = _behind(spec, stages, scope, folds, known_runs, replaced, bool(groups))
+    for name in stages:
+        failed = fold_nodes(folds[name]) if name in behind and name in folds else set()
+        if nodes := failed | health.shunned(run_, cluster.health):
+            exclude[name] = sorted(nodes | set(exclude.get(name, ())))
     missing = {name: sum(name in names for names in todo.values()) for name in rates}
     result = Prepared(run_, None, None, len(scope), missing, listing.ignored, len(listing.entries), len(fresh), exclude,
                       {n: s.folder for n, s in stages.items() if s.folder}, [str(f) for f in unreachable])  # fmt: skip
@@ -299,14 +309,14 @@ def _remedies(folds: dict[str, records.Fold], scope: list[ledger.Shard],
     ids = {s.id for s in scope}
     for name, fold in folds.items():
         nodes: set[str] = set()
-        failures = [(shard, r.failure, fold.where[shard]) for shard, r in fold.failed.items()]
-        failures += [(shard, lost[name, shard], w) for shard, (w, _) in fold.running.items() if (name, shard) in lost]
-        for shard, why, worker in failures:
+        failures = [(shard, r.failure, r.node, fold.where[shard]) for shard, r in fold.failed.items()]
+        failures += [(s, lost[name, s], "", w) for s, (w, _) in fold.running.items() if (name, s) in lost]
+        for shard, why, node, worker in failures:
             remedy = failure.REMEDIES.get(why)
             if remedy is None or shard not in ids:
                 continue
             if remedy.elsewhere:
-                nodes.add(worker.node)
+                nodes.add(node or worker.node)
             memory, seconds = boosts.get(shard, (1.0, 1.0))
             if remedy.memory > 1:  # of what it had when it failed: the spec may ask for more since
                 memory = max(memory, min(remedy.memory * worker.memory / resources[name].memory, MAX_BOOST))

@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -188,8 +189,6 @@ def accounting(jobs: Iterable[str], since: float, starts: bool = False) -> list[
 
     starts: a Task for each start of a task that was requeued, in their order, not for its last alone.
     """
-    import time
-
     ids = ",".join(jobs)
     if not ids:
         return []
@@ -262,9 +261,21 @@ def throttle(job: str, tasks: int) -> None:
             raise
 
 
-def requeue(job: str) -> None:
-    """Requeue one array task, named <array>_<task>.
+def requeue(job: str, away_from: Sequence[str] = ()) -> None:
+    """Requeue one array task, named <array>_<task>; where nodes are named, to others: whoever calls this for itself
+    must live through a TERM, since Slurm takes the nodes only once it has begun to end the job. Raises SlurmError.
 
     Never by its raw id: the last task of an array has the array's own id, and scontrol would requeue the whole array.
     """
+    shunned = call(["squeue", "--noheader", "--jobs", job, "--format=%x"]).strip() if away_from else ""
     call(["scontrol", "requeue", job])
+    nodes = ",".join([*([shunned] if shunned not in ("", "(null)") else []), *away_from])
+    for _ in range(20) if away_from else ():
+        try:
+            call(["scontrol", "update", f"jobid={job}", f"excnodelist={nodes}"])
+            return
+        except SlurmError as error:  # it still runs; or the command was ended with the job
+            said = error
+        time.sleep(0.3)
+    if away_from:
+        raise said

@@ -28,7 +28,8 @@ import msgspec
 from submitit import JobEnvironment
 from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
 
-from hpc.batch import barrier, commit, failure, gang, jsons, records, slurm, twins
+from hpc.batch import barrier, commit, failure, gang, health, jsons, probe, records, slurm, twins
+from hpc.batch.cluster import Cluster
 from hpc.batch.gang import is_gang
 from hpc.batch.plan import RowShard
 from hpc.batch.run import Attempt, AttemptPlan, Run, StagePlan
@@ -53,6 +54,8 @@ MAX_KILLS = 3
 """A shard on which this many workers vanished is taken to be their killer."""
 MAX_IDLE_RESTARTS = 2
 """A task that was restarted this often in a row without finishing a shard gives up the shard in flight."""
+MAX_BAD_NODES = 3
+"""Starts on nodes that are not fit for work, after which a task is left for the next attempt."""
 MAX_NODE_FAILURES = 3
 """After so many failures of the node's own in a row, its remaining shards are left for another node."""
 
@@ -123,6 +126,8 @@ class State(msgspec.Struct):
     """The stage has started in one of the processes."""
     left: int = 0
     """Shards given up for now."""
+    shun: list[str] = []
+    """Nodes for which the next start is not to be."""
 
 
 def place() -> Place:
@@ -183,6 +188,8 @@ def work(run: Run, attempt: Attempt, plan: AttemptPlan, stage: StagePlan, row: i
         if here.on_slurm:  # on this machine alone a second one would only be in the way
             every = min(LOOK_SECONDS, LOOK_SHARE * stage.resources.time)
             state.twins = Twins(run, attempt, stage, f"{here.job}.{here.restart}", every)
+    if state.todo and here.on_slurm and (bad := unfit(run, attempt, plan, stage, here)):
+        return leave_unfit(run, log, state, earlier, here, bad)
     # A signal only sets a flag; the loop wakes up through this pipe.
     wake_read, wake_write = os.pipe()
     os.set_blocking(wake_write, False)
@@ -249,13 +256,52 @@ def work(run: Run, attempt: Attempt, plan: AttemptPlan, stage: StagePlan, row: i
     log.close()
     why = state.closing or "finished"
     print(f"row {row} of {stage.name}: {state.done} shards done, {unfinished} left ({why})", flush=True)
-    if state.closing in ("time limit", "hang") and unfinished:
+    if state.shun:
+        health.note(run, {node: ["ranks failed there: see the log"] for node in state.shun}, here.job)
+    if state.closing in ("time limit", "hang", "bad node") and unfinished:
         if here.on_slurm and not os.environ.get(CONTAINED):
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            slurm.requeue(here.job)
-            time.sleep(60)  # Slurm ends us, and the node is free at once
+            requeue(here, state.shun)
         return LOCAL_REQUEUE_RETURN_CODE
     return 0 if state.closing in ("", "node") or not unfinished else 128 + signal.SIGTERM
+
+
+def requeue(here: Place, away_from: list[str]) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if away_from else signal.SIG_DFL)
+    try:
+        slurm.requeue(here.job, away_from)
+    except slurm.SlurmError as error:
+        print(error, file=sys.stderr, flush=True)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(60)  # Slurm ends us, and the node is free at once
+
+
+def unfit(run: Run, attempt: Attempt, plan: AttemptPlan, stage: StagePlan, here: Place) -> dict[str, list[str]]:
+    """Nodes of this task that are not fit for work, and why."""
+    preset, r = jsons.decode((attempt.folder / "cluster.json").read_bytes(), Cluster), stage.resources
+    if not preset.health.check:
+        return {}
+    gpus = r.gpus_of(r.workers) if r.gpus else 0
+    nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", r.nodes))
+    return health.look(nodes=nodes, gpus=gpus, scratch=probe.scratch_of(plan.scratch), clock=run.folder,
+                       health=preset.health, name=here.node, all_reduce=is_gang(stage))  # fmt: skip
+
+
+def leave_unfit(run: Run, log: records.Log, state: State, earlier: records.Fold, here: Place,
+                bad: dict[str, list[str]]) -> int:  # fmt: skip
+    """Start again elsewhere, or leave the shards to the next attempt; either is kept away from these nodes."""
+    health.note(run, bad, here.job)
+    words = "; ".join(f"{node} is not fit for work: {', '.join(what)}" for node, what in bad.items())
+    print(words, file=sys.stderr, flush=True)
+    before = sum(why == "bad node" for why in earlier.ended.values())
+    again = before < MAX_BAD_NODES and not os.environ.get(CONTAINED)
+    for shard in state.todo if not again else ():
+        log.write(records.Record("failed", shard.id, time.time(), failure="node", detail=words, node=next(iter(bad))))
+    log.write(records.End(time.time(), "bad node"))
+    log.close()
+    if again:
+        requeue(here, list(bad))
+        return LOCAL_REQUEUE_RETURN_CODE
+    return 0
 
 
 def no_scratch(log: records.Log, state: State, words: str) -> int:
@@ -467,9 +513,11 @@ def failed(order: Order, why: str, detail: str, node: str, seconds: float, state
         state.todo.append(RowShard(order.shard, order.items))
     log.write(records.Record("stopped" if again and not leave else "failed", order.shard, time.time(), seconds=seconds,
                              failure=why, detail=detail, node=node))  # fmt: skip
-    # of a hang Slurm is asked for another start, on nodes that may be others
-    if not state.closing and (leave or (again and why == "hang" and state.on_slurm)):
-        state.closing = "node" if leave else "hang"
+    # ranks that hang, or of which one has a broken GPU, are to start again on other nodes: Slurm is asked for them
+    elsewhere = again and state.gang and state.on_slurm and why in ("hang", "node")
+    if not state.closing and (leave or elsewhere):
+        state.closing = "node" if leave else "hang" if why == "hang" else "bad node"
+        state.shun = [node] if why == "node" and node and not leave else []
         state.deadline = time.monotonic()
 
 
