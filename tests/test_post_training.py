@@ -249,6 +249,38 @@ def test_adapters_need_little_memory_and_work() -> None:
     assert 0.6 < some.flops / whole.flops < 0.75, "no gradients of weights, which are a third, but of attention"
 
 
+def test_which_data_set_a_model_is_trained_on(tmp_path: Path) -> None:
+    """Each takes one of three; instructions have the form of video2world."""
+    from hpc.train import ar
+
+    ids = {suffix: f"/x/000000{suffix}" for suffix in (".bin", ".idx", ".parquet")}
+    sets = {"ar-tiny": {"ids": [("000000", ids)]}}
+    rows: dict[str, Any] = {"ar-tiny": ids}
+    for model, mark in (("ar-tiny-video2world", video2world.METADATA), ("ar-tiny-action", f"train/{action.FRAMES}")):
+        (tmp_path / model / mark).parent.mkdir(parents=True)
+        (tmp_path / model / mark).touch()
+        sets[model] = {"tokens": [("000000", {".parquet": str(tmp_path / model / "000000.parquet")})]}
+        rows[model] = str(tmp_path / model)
+    for model in sets:
+        given = settings(model=model, shape=(2, 4, 4))
+        for other, stage in sets.items():
+            if other == model:
+                assert list(ar.freeze(given, stage, set())) == [[rows[model]]]
+            else:
+                with pytest.raises(ValueError, match=f"{model} is trained on tokens of the form"):
+                    list(ar.freeze(given, stage, set()))
+
+
+def test_adapters_are_converted_where_there_are_some(tmp_path: Path, base: Path) -> None:
+    train = {"kind": "train.ar", "needs": "ids", "model": "ar-tiny", "shape": [3, 4, 4], "steps": 1, "batch": 1}
+    convert = {"kind": "convert.ar", "needs": "ar", "forms": ["model.pt", "adapters.safetensors"]}
+    lora = {"lora": {"rank": 4}, "start": str(base)}
+    for more, code, words in (({}, 2, "forms: ar trains all weights, and no adapters"), (lora, 0, "")):
+        stages = {"ids": {"kind": "stages:Ids"}, "ar": train | more, "convert": convert}
+        said = runs.hpc("check", runs.spec(tmp_path, runs.numbered(1), stages), code=code)
+        assert words in said.stderr
+
+
 # What cannot be
 
 

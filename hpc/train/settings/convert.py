@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 import msgspec
 from msgspec import Meta
@@ -34,6 +34,13 @@ class ConvertAr(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         if list(kinds) == ["train.ar"]:
             return ""
         return f"convert.ar converts what one stage train.ar has trained; it needs {', '.join(kinds) or 'nothing'}"
+
+    def clash(self, needed: Mapping[str, Any]) -> str:
+        """What in the settings of stages in `needs` does not go with these; "" for nothing."""
+        for name, other in needed.items():
+            if "adapters.safetensors" in self.forms and other.KIND == "train.ar" and other.lora is None:
+                return f"forms: {name} trains all weights, and no adapters: give it `lora`, or leave that form out"
+        return ""
 
 
 class ConvertDiffusion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
