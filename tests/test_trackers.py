@@ -85,12 +85,12 @@ def test_tensorboard_reads_each_step_once(tmp_path: Path) -> None:
     assert [one.step for one in loss] == list(range(1, 10)) and math.isnan(loss[2].value)
     assert [one.value for one in loss[3:]] == pytest.approx([1 / step for step in range(4, 10)])
     assert [one.step for one in found.Scalars("gpu_hours")] == list(range(1, 10))
-    assert found.Tags()["images"] == ["pictures", "0_ema"]
-    assert [one.step for one in found.Images("pictures")] == [one.step for one in found.Images("0_ema")] == [4, 8]
+    assert found.Tags()["images"] == ["pictures", "video_0_ema"]
+    assert [one.step for one in found.Images("pictures")] == [one.step for one in found.Images("video_0_ema")] == [4, 8]
     (tmp_path / "x.png").write_bytes(found.Images("pictures")[1].encoded_image_string)
     still = np.asarray(PIL.Image.open(tmp_path / "x.png"))
     assert still.shape == (32, 1200, 3) and still[0, 0, 0] > 250 > 5 > still[0, 100, 0]
-    (tmp_path / "x.gif").write_bytes(found.Images("0_ema")[1].encoded_image_string)
+    (tmp_path / "x.gif").write_bytes(found.Images("video_0_ema")[1].encoded_image_string)
     with PIL.Image.open(tmp_path / "x.gif") as moving:
         assert (moving.size, moving.n_frames, moving.info["duration"]) == ((320, 26), 5, 120)
         assert moving.convert("RGB").getpixel((300, 10))[0] < 20
@@ -107,8 +107,8 @@ def test_wandb_without_a_network_has_each_step_once(tmp_path: Path) -> None:
     assert [found[line["step"]]["gpu_hours"] for line in said] == [line["gpu_hours"] for line in said]
     assert found[9]["loss"] == 1 / 9 and [step for step in found if "pictures" in found[step]] == [4, 8]
     [folder] = tmp_path.glob("wandb/offline-run-*/files")
-    assert all((folder / found[8][name]["path"]).is_file() for name in ("pictures", "0_ema"))
-    assert found[8]["0_ema"]["_type"] == "video-file"
+    assert all((folder / found[8][name]["path"]).is_file() for name in ("pictures", "video_0_ema"))
+    assert found[8]["video_0_ema"]["_type"] == "video-file"
     run = next(record.run for record in records(tmp_path) if record.WhichOneof("record_type") == "run")
     assert run.run_id == (tmp_path / "wandb/id").read_text() and run.project == "hpc"
     assert {item.key: json.loads(item.value_json) for item in run.config.update}["batch"] == 8
@@ -118,7 +118,7 @@ def test_pictures_come_back_with_the_steps(tmp_path: Path) -> None:
     train(tmp_path, ("wandb",), 0, 5)
     train(tmp_path, ("wandb",), 4, 6)
     found = history(tmp_path)
-    assert sorted(found) == [1, 2, 3, 4, 5, 6] and "0_ema" in found[4]
+    assert sorted(found) == [1, 2, 3, 4, 5, 6] and "video_0_ema" in found[4]
     assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 1
 
 

@@ -152,7 +152,8 @@ def named(folder: Path) -> str:
 
 def called(path: Path) -> str:
     """Pictures are named <step>.webp, videos <step>_<which>.mp4."""
-    return path.stem.partition("_")[2] or "pictures"
+    which = path.stem.partition("_")[2]
+    return f"video_{which}" if which else "pictures"
 
 
 def still(path: Path) -> tuple[tuple[int, int], bytes]:
