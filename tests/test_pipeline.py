@@ -14,7 +14,13 @@ from typing import Any
 import pytest
 import yaml
 
+from hpc.batch import launch
+from hpc.batch.cluster import load_cluster
+from hpc.batch.kinds import settings_of
+from hpc.batch.spec import load
 from hpc.data import layers, video
+from hpc.generate import diffusion
+from hpc.prepare import encode
 
 JOBS = Path(__file__).parents[1] / "jobs"
 DIFFUSION = ("clips", "data", "vae", "latents", "world", "videos", "scores")
@@ -118,3 +124,49 @@ def test_stages_that_do_not_fit_are_told_with_the_line(
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and words in done.stderr, done.stderr
     assert re.search(rf"(pipeline-tiny.yaml:\d+|hpc check): stages\.{stage}", done.stderr)
+
+
+def test_clips_wait_for_the_tokenizer_that_is_trained(tmp_path: Path) -> None:
+    """Behind a barrier: a shard for each of theirs, with layers over it, and where the tokenizer is."""
+    told = tmp_path / "000000.json"
+    told.write_text(json.dumps({"tokenizer": "/out/vae@v1/tokenizer"}))
+    settings = settings_of("prepare.latents", {"tokenizer": "vae"}).parts()["encode"].settings
+    assert settings.PHASES == ("barrier", "map") and settings.models() == {}
+    vae = [("000000", {".json": str(told)})]
+    clips = [(shard, {".tar": f"{shard}.tar"}) for shard in ("000000", "000001")]
+    words = [(shard, {".parquet": f"{shard}.parquet"}) for shard in ("000000", "000001")]
+    rows = list(encode.freeze(settings, {"vae": vae, "clips": clips, "words": words}, set()))
+    needed = {"clips": {".tar": "000001.tar"}, "words": {".parquet": "000001.parquet"}}
+    assert rows[1] == ["/out/vae@v1/tokenizer", needed]
+    with pytest.raises(ValueError, match="clips, words have different shards"):
+        list(encode.freeze(settings, {"vae": vae, "clips": clips, "words": words[:1]}, set()))
+    with pytest.raises(ValueError, match="it names no stage with clips"):
+        list(encode.freeze(settings, {"vae": vae}, set()))
+    told.write_text('{"model": "/out/ar@v1/model"}')
+    with pytest.raises(ValueError, match="names no tokenizer: the stage in `needs` trains something else"):
+        list(encode.freeze(settings, {"vae": vae, "clips": clips}, set()))
+
+
+def test_a_training_says_what_its_videos_are_made_by(tmp_path: Path) -> None:
+    told = {"model": "/out/world@v1/model", "settings": {"model": "tiny-predict2", "text": {"source": "none"},
+                                                         "objective": {"high": 0.1, "given_level": None}}}  # fmt: skip
+    (tmp_path / "000000.json").write_text(json.dumps(told))
+    values = {"model": "tiny-predict2", "weights": "world", "tokenizer": "vae", "text_encoder": "none"}
+    of = lambda **more: diffusion.of_training(
+        settings_of("generate.diffusion", values | more), "world", str(tmp_path / "000000.json")
+    )
+    assert of() == {"weights": "/out/world@v1/model/ours", "objective": {"high": 0.1}}
+    with pytest.raises(ValueError, match="world has trained tiny-predict2, and this is tiny-predict1: write `model: t"):
+        of(model="tiny-predict1")
+    with pytest.raises(ValueError, match="text_encoder: world was trained with no texts: write none here"):
+        of(text_encoder="/models/t5")
+
+
+def test_ranks_that_have_videos_together_are_an_array_as_well(tmp_path: Path) -> None:
+    """`tasks` of them: each task has `context` ranks."""
+    path = shorter(tmp_path)
+    [spec] = load(path, ["stages.videos.context=2", "stages.videos.resources.workers=2", "stages.videos.tasks=5"])
+    made = launch.plan(spec, load_cluster("local", path), tmp_path / "runs", on_slurm=False, command=["test"])
+    assert made.plan
+    assert (made.plan.stage("videos").kind, made.plan.stage("videos").width) == ("generate.diffusion-ranks", 5)
+    assert made.plan.stage("world").width == 1

@@ -22,6 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hpc.data import layers, upstream
+from hpc.data.latents import SUFFIX
 from hpc.data.shard_plan import RECORD, Plan, Records, groups, local, packed, unpacked
 from hpc.data.upstream import CURRENT, current, meta_of
 
@@ -51,6 +52,14 @@ SCHEMA = pa.schema(
         ("why", pa.string()),  # it was left out: "too-short", ...; null for documents
     ]
 )
+
+NAMES = {SUFFIX: "", ".json": "json_", ".pickle": "pickle_"}
+"""Members of a tar of latents -> what their columns begin with."""
+LATENTS = pa.schema([
+    ("key", pa.string()), *SCHEMA,
+    *((f"{name}{what}", pa.int64()) for name in NAMES.values() if name for what in ("offset", "size")),
+])  # fmt: skip
+"""Of a shard of latents, the same columns and where members lie: hpc.prepare.latents has them."""
 
 
 class DocumentPlan(msgspec.Struct):

@@ -21,21 +21,15 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import pyarrow as pa
-
 from hpc.data import layers, pickles
 from hpc.data.latents import SUFFIX, dumps
 from hpc.data.work import Bad, Made, Work
 from hpc.prepare import encode
-from hpc.prepare.documents import SCHEMA as DOCUMENTS
+from hpc.prepare.documents import LATENTS as SCHEMA
+from hpc.prepare.documents import NAMES
 from hpc.prepare.encode import Encoder
 from hpc.prepare.encode import freeze as freeze
 from hpc.prepare.settings import LatentsEncode
-
-NAMES = {SUFFIX: "", ".json": "json_", ".pickle": "pickle_"}
-"""Members -> what their columns begin with."""
-SCHEMA = pa.schema([("key", pa.string()), *DOCUMENTS,
-                    *((f"{name}{what}", pa.int64()) for name in NAMES.values() if name for what in ("offset", "size"))])
 
 
 def start(settings: LatentsEncode) -> Callable[[Work], Made]:

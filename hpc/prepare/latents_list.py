@@ -14,8 +14,8 @@ import pyarrow.compute as pc
 
 from hpc.data import layers, upstream
 from hpc.data.work import Made, Work
+from hpc.prepare.documents import LATENTS as ENCODED
 from hpc.prepare.documents import Shards
-from hpc.prepare.latents import SCHEMA as ENCODED
 from hpc.prepare.settings import LatentsList
 
 SCHEMA = pa.schema([
