@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import runs
 
-from hpc.batch import health
+from hpc.batch import health, report, status
 from hpc.batch.cluster import Cluster
 from hpc.batch.health import Health
 from hpc.batch.run import Run
@@ -118,6 +118,8 @@ def test_nodes_that_the_next_attempt_keeps_away_from(tmp_path: Path) -> None:
     health.note(made.run, {"n3": ["GPU 1: 3 uncorrected memory errors"]}, "7_0")
     assert runs.planned(file).excluded == {"echo": ["n3"]}
     health.note(made.run, {"n1": ["full"], "n3": ["again"]}, "7_1")
+    said = report.build(made.run, status.gather(made.run, ask_slurm=False)).advice
+    assert "n1 is not fit for work: full" in said and "n3 is not fit for work: again" in said
     assert health.shunned(made.run, limits) == {"n1", "n3"} and health.told(made.run, limits)["n3"].words == ["again"]
     health.note(made.run, {"n2": ["full"]}, "7_2")
     assert health.shunned(made.run, limits) == set(), "so many: it is something else"

@@ -185,8 +185,9 @@ class Heart:
         if len(times := list(self.times)) < 2:
             return
         self.mine.step_seconds = statistics.fmean(times)
-        share = _waited_on_gpu()
-        if share is None and self.looked[-1][0] > self.looked[0][0]:
+        share, cuda = _waited_on_gpu(), getattr(sys.modules.get("torch"), "cuda", None)
+        # where GPUs wait, the main thread does not show it
+        if not (cuda and cuda.is_initialized()) and self.looked[-1][0] > self.looked[0][0]:
             share = (self.looked[-1][1] - self.looked[0][1]) / (self.looked[-1][0] - self.looked[0][0])
         self.mine.own_seconds = None if share is None else self.mine.step_seconds * (1 - share)
 

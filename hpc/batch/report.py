@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from hpc.batch import accounting, charts, counts, failure, jsons, metrics, outcome, page, status, training
+from hpc.batch import accounting, charts, counts, failure, health, jsons, metrics, outcome, page, status, training
 from hpc.batch.outcome import code_of, shards_of
 from hpc.batch.run import Run
 from hpc.data.units import seconds
@@ -113,6 +113,7 @@ def build(run: Run, gathered: status.Gathered) -> Report:
         first += [a for a, _ in own]
         last += [b for _, b in own]
         times.append(_times(name, fold, gathered.stages[name].resources.time))
+    bad_nodes = health.told(run, health.Health())
     path = gathered.attempt.folder / "provenance.json"
     provenance = msgspec.json.decode(path.read_bytes()) if path.exists() else {}
     attempts = len(run.attempts())
@@ -122,7 +123,8 @@ def build(run: Run, gathered: status.Gathered) -> Report:
         attempts=attempts, cluster=gathered.plan.cluster,
         made=time.strftime("%Y-%m-%d %H:%M:%S %Z"), started=min(first, default=0.0),
         wall_seconds=max(last, default=0.0) - min(first, default=0.0), times=times, failures=failures, quarantined=bad,
-        nodes=dict(nodes), advice=_advice(rows, failures, times),
+        nodes=dict(nodes), advice=_advice(rows, failures, times)
+        + [f"{node} is not fit for work: {', '.join(one.words)}" for node, one in sorted(bad_nodes.items())],
     )  # fmt: skip
 
 
