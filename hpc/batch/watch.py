@@ -125,6 +125,7 @@ class Watch(exporter.Exporter):
             reasons.update(row["reasons"])
         return {
             "folder": str(self.folder), "at": time.time(), "runs": rows, "slurm": self.slurm_up,
+            "reading": not self.read_at,
             "problems": [{"run": name, "why": why} for name, why in sorted(self.problems.items())],
             "totals": {"states": dict(Counter(r["state"] for r in rows)), "reasons": dict(reasons.most_common()),
                        **{key: sum(r[key] for r in rows) for key in ("running", "failed", "pending", "gpus", "cpus")}},

@@ -22,8 +22,9 @@ function route() {
 async function refresh() {
   clearTimeout(timer);
   const mine = view;
+  let fresh = null;
   try {
-    const fresh = await mine.ask();
+    fresh = await mine.ask();
     if (mine !== view) return;
     heard = Date.now();
     failing = '';
@@ -35,7 +36,7 @@ async function refresh() {
     if (!shown) $('#main').replaceChildren(h('p', {}, failing), h('p', {}, h('a', {href: '#/'}, 'all runs')));
   }
   said();
-  if (!STATIC && !document.hidden) timer = setTimeout(refresh, failing ? 2 * PAUSE : PAUSE);
+  if (!STATIC && !document.hidden) timer = setTimeout(refresh, !shown || (fresh && fresh.reading) ? 1500 : failing ? 2 * PAUSE : PAUSE);
 }
 
 function said() {

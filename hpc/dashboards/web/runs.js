@@ -53,7 +53,7 @@ function runsView(main) {
     const selected = body.querySelector('.on')?.dataset.row;
     body.replaceChildren(...shown.map(row));
     if (selected) body.querySelector(`[data-row="${CSS.escape(selected)}"]`)?.classList.add('on');
-    if (!shown.length) body.append(h('tr', {}, h('td', {colspan: head.length}, h('span.dim', {}, data.runs.length ? 'no run is like that' : `no runs under ${data.folder} yet`))));
+    if (!shown.length) body.append(h('tr', {}, h('td', {colspan: head.length}, h('span.dim', {}, data.runs.length ? 'no run is like that' : data.reading ? 'reading…' : `no runs under ${data.folder} yet`))));
     problems.replaceChildren(...data.problems.length ? [h('h2', {}, 'Could not be read'), ...data.problems.map(p => h('p.dim', {}, h('code', {}, p.run), ` ${p.why}`))] : []);
   }
 
