@@ -19,7 +19,7 @@ import json
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -187,13 +187,17 @@ class Batches:
             arriving = self._by_lanes(rank, ranks, first_step, ahead)
         else:
             arriving = stream(at, first_step, workers, ahead)
-        for batch, waited in arriving:
-            batch.waited = waited
-            for words in batch.replaced:
-                logging.getLogger(__name__).warning("step %d: the sample beside it is taken for %s", batch.step, words)
-            yield batch
+        with contextlib.closing(arriving):  # or its threads would stay until it is collected
+            for batch, waited in arriving:
+                batch.waited = waited
+                for words in batch.replaced:
+                    said = "step %d: the sample beside it is taken for %s"
+                    logging.getLogger(__name__).warning(said, batch.step, words)
+                yield batch
 
-    def _by_lanes(self, rank: int, ranks: int, first_step: int, ahead: int) -> Iterator[tuple[Batch, float]]:
+    def _by_lanes(
+        self, rank: int, ranks: int, first_step: int, ahead: int
+    ) -> Generator[tuple[Batch, float], None, None]:  # fmt: skip
         """Batches and the seconds that were waited for each: threads take samples, so many that all video engines
         work also where a rank has few in a batch, but no more than `ahead` batches else."""
         waiting: deque[tuple[int, int, int, list[Future[One]]]] = deque()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Generic, TypeVar
 
@@ -19,7 +19,7 @@ Made = TypeVar("Made")
 
 def stream(
     at: Callable[[int], Made], first_step: int, workers: int = 0, ahead: int = 2
-) -> Iterator[tuple[Made, float]]:  # fmt: skip
+) -> Generator[tuple[Made, float], None, None]:  # fmt: skip
     """What `at` makes of each step from the first on, without end, and the seconds that were waited for it.
 
     workers: processes, 0 for none; ahead: batches of each that wait. `at` is sent to the processes.
@@ -32,7 +32,7 @@ def stream(
         yield made, time.monotonic() - begun
 
 
-def by_thread(at: Callable[[int], Made], first_step: int, ahead: int = 2) -> Iterator[tuple[Made, float]]:
+def by_thread(at: Callable[[int], Made], first_step: int, ahead: int = 2) -> Generator[tuple[Made, float], None, None]:
     """The same by one thread of this process, where `at` only copies what is in its memory."""
     with ThreadPoolExecutor(1) as pool:
         made = deque(pool.submit(at, first_step + number) for number in range(ahead))
