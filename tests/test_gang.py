@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import runs
 
-from hpc.batch import gang, records
+from hpc.batch import gang, records, script
+from hpc.batch.cluster import LOCAL
 from hpc.batch.prepare import Prepared
 from hpc.batch.run import Run
 from hpc.train.metrics import lines
@@ -169,3 +170,23 @@ def test_a_warning_makes_them_save_and_leave_and_the_next_start_goes_on(tmp_path
     assert [line["step"] for line in lines(file)] == list(range(1, 401))
     fold = runs.fold(Run(prepared.run.folder), "train")
     assert list(fold.done) == ["000000"] and not fold.failed
+
+
+def test_of_the_nodes_that_slurm_gives_so_many_work_as_can_share_the_batch(tmp_path: Path) -> None:
+    shape = {"frames": 13, "height": 64, "width": 48, "batch": 8}
+    world = {"kind": "train.diffusion", "needs": "echo", "model": "tiny-predict2", "steps": 9, "shapes": [shape],
+             "optimizer": {"warmup": 1}, "resources": {"nodes": 4, "least_nodes": 1, "workers": 2}}  # fmt: skip
+    all_stages = {"echo": runs.ECHO, "world": world}
+    prepared = runs.planned(runs.spec(tmp_path, runs.numbered(1), all_stages))
+    assert prepared.plan
+    stage = prepared.plan.stage("world")
+    flags = script.resource_flags(stage, LOCAL)
+    assert "--nodes=1-4" in flags and "--mincpus=4" in flags and not any("ntasks" in flag for flag in flags)
+    for given, taken in ((4, 4), (3, 2), (2, 2), (1, 1)):  # 8 samples / 6 ranks are not equally many
+        assert gang.nodes(stage, given) == taken
+        assert f"--ntasks={2 * taken}" in gang.command(stage, on_slurm=True, given=given)
+    for wrong, words in (({"nodes": 2, "least_nodes": 3}, "least_nodes: 3 is more than the 2 of `nodes`"),
+                         ({"nodes": 4, "least_nodes": 3, "workers": 1}, "8 samples / (3 ranks / cp 1 = 3) = 2.667")):
+        said = runs.hpc("check", runs.spec(tmp_path, runs.numbered(1), all_stages | {
+            "world": world | {"resources": wrong}}), code=2).stderr  # fmt: skip
+        assert words in said

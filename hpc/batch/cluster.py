@@ -101,6 +101,8 @@ class Override(Placement, frozen=True, kw_only=True):
     """Workers per array task."""
     nodes: Count | None = None
     """Stages that train only."""
+    least_nodes: Count | None = None
+    """Stages that train only."""
     patience: Seconds | None = None
     """Stages that train only."""
 
@@ -227,7 +229,8 @@ LOCAL = Cluster()
 def _shareable(stage: Stage, resources: Resources) -> Resources:
     if shared_by := getattr(stage.settings, "shared_by", None):
         try:
-            shared_by(resources.nodes * resources.workers)
+            for nodes in {resources.nodes, resources.least_nodes or resources.nodes}:
+                shared_by(nodes * resources.workers)
         except ValueError as error:
             raise ValueError(f"stages.{stage.name}.{error}") from error
     return resources

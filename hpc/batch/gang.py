@@ -9,6 +9,7 @@ When one rank fails, all are ended.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import signal
@@ -24,6 +25,7 @@ from typing import NoReturn
 import msgspec
 
 from hpc.batch import records, slurm
+from hpc.batch.kinds import settings_of
 from hpc.batch.run import StagePlan
 
 RUNNER = ["-m", "hpc.batch.runner"]
@@ -43,16 +45,32 @@ def is_gang(stage: StagePlan) -> bool:
     return "gang" in stage.phases
 
 
-def command(stage: StagePlan, on_slurm: bool, container: Sequence[str] = ()) -> list[str]:
-    """What starts the process, or the ranks, of a stage. container: pyxis's options for ranks in containers."""
+def command(stage: StagePlan, on_slurm: bool, container: Sequence[str] = (), given: int = 0) -> list[str]:
+    """What starts the process, or the ranks, of a stage. container: pyxis's options for ranks in containers; given: see
+    `nodes`."""
     if not is_gang(stage):
         return [sys.executable, *RUNNER]
     r = stage.resources
     if on_slurm:
         python = IMAGE_PYTHON if container else sys.executable
         ranks = [python, "-m", "hpc.batch.rank", "--", *RUNNER]
-        return slurm.step(ranks, nodes=r.nodes, tasks_per_node=r.workers, cpus_per_task=r.cpus, container=container)
+        return slurm.step(ranks, nodes=nodes(stage, given), tasks_per_node=r.workers, cpus_per_task=r.cpus,
+                          container=container)  # fmt: skip
     return [sys.executable, "-m", "hpc.batch.gang", str(r.nodes * r.workers)]
+
+
+def nodes(stage: StagePlan, given: int) -> int:
+    """Of so many nodes that Slurm gave this start of a stage, `least_nodes` or more, how many its ranks take: the most
+    that can share its batch. given: 0 without Slurm."""
+    r = stage.resources
+    if r.least_nodes is None or not 0 < given < r.nodes:
+        return r.nodes
+    shared_by = getattr(settings_of(stage.kind, stage.settings), "shared_by", lambda ranks: None)
+    for number in range(given, r.least_nodes, -1):
+        with contextlib.suppress(ValueError):
+            shared_by(number * r.workers)
+            return number
+    return r.least_nodes
 
 
 class Line(msgspec.Struct):

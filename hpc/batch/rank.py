@@ -20,6 +20,9 @@ def main(arguments: list[str]) -> None:
         sys.exit("usage: srun python -m hpc.batch.rank -- PROGRAM.py [flags]   or   -- -m PACKAGE.MODULE [flags]")
     if "SLURM_PROCID" not in os.environ:
         sys.exit("hpc.batch.rank: SLURM_PROCID is not set: this is not a step of a Slurm job; start it with srun")
+    # of the step, which may take fewer nodes than the job has: submitit reads the job's
+    for mine, whole in (("SLURM_STEP_NUM_NODES", "SLURM_JOB_NUM_NODES"), ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST")):
+        os.environ[whole] = os.environ.get(mine, os.environ[whole])
     ranks, nodes = int(os.environ["SLURM_NTASKS"]), int(os.environ["SLURM_JOB_NUM_NODES"])
     if ranks % nodes:
         sys.exit(f"hpc.batch.rank: {ranks} ranks on {nodes} nodes: each node must have the same number of ranks; "

@@ -137,6 +137,8 @@ def resource_flags(stage: StagePlan, cluster: Cluster, memory: float = 1.0, time
     flags = [*site_flags(here), f"--time={math.ceil(r.time * time / 60)}"]
     if is_gang(stage):  # a task of Slurm's for each rank
         tasks = [f"--nodes={r.nodes}", f"--ntasks={r.nodes * r.workers}", f"--ntasks-per-node={r.workers}"]
+        if r.least_nodes and r.least_nodes < r.nodes:  # without tasks, whose number Slurm would keep for other starts
+            tasks = [f"--nodes={r.least_nodes}-{r.nodes}", f"--mincpus={r.workers * r.cpus}"]
         cpus = r.cpus
     else:
         tasks, cpus = ["--nodes=1", "--ntasks=1"], r.cpus * r.workers

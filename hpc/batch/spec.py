@@ -64,6 +64,9 @@ class Resources(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Workers per array task, which share its row. A preset that allocates whole nodes raises it."""
     nodes: Count = 1
     """Stages that train only: how many nodes work together."""
+    least_nodes: Count | None = None
+    """Stages that train only: they begin, or go on after a node was lost, on as few where there are no more now; of
+    those that they get they take so many as can share the batch equally. null: on `nodes`, for which they wait."""
     patience: Seconds | None = None
     """Stages that train only: when no rank has got on for so long, they write down where they are, and start again.
     null: 20 steps, but 10m at least."""
@@ -75,6 +78,9 @@ class Resources(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ValueError(f"gpus: {self.gpus:g} is neither a whole number nor a share of one GPU: 0.5, 0.25, 0.125")
         if self.time < 60:
             raise ValueError(f"time: {check.plain(self.time)} is too short: Slurm counts minutes, give 1m at least")
+
+        if self.least_nodes is not None and self.least_nodes > self.nodes:
+            raise ValueError(f"least_nodes: {self.least_nodes} is more than the {self.nodes} of `nodes`")
 
     @property
     def sharing(self) -> int:
@@ -285,7 +291,8 @@ def _file(spec: Spec) -> dict[str, Any]:
     for name, stage in plain["stages"].items():
         settings = stage.pop("settings")
         common = {key: value for key, value in stage.items() if key != "name" and (key, value) != ("image", None)}
-        common["resources"] = {k: v for k, v in common["resources"].items() if (k, v) != ("patience", None)}
+        common["resources"] = {k: v for k, v in common["resources"].items()
+                               if k not in ("least_nodes", "patience") or v is not None}  # fmt: skip
         stages[name] = common | settings
     first = {"name": plain["name"], "inputs": plain["inputs"], "output": plain["output"], "stages": stages}
     return first | {key: plain[key] for key in ("cluster", "shards", "env", "secrets", "retries", "notify")}
@@ -362,6 +369,10 @@ def _stages(node: Node, problems: list[Problem]) -> dict[str, Stage]:
             message = f"a task of {kind.value} runs on one node: leave this out, its array spreads over the cluster"
             place = block.below("resources").below("nodes")
             problems.append(place.problem(f"{where}.resources.nodes", message))
+        if "resources" in values and values["resources"].least_nodes is not None and not ranks:
+            message = f"{kind.value} has no ranks on several nodes: leave this out"
+            place = block.below("resources").below("least_nodes")
+            problems.append(place.problem(f"{where}.resources.least_nodes", message))
         if "resources" in values and values["resources"].patience is not None and not ranks:
             message = f"{kind.value} has no ranks that wait for each other: leave this out"
             place = block.below("resources").below("patience")

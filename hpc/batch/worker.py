@@ -71,6 +71,8 @@ class Place(msgspec.Struct):
     on_slurm: bool
     container: tuple[str, ...] = ()
     """pyxis's options for ranks, whose launcher is outside of their containers."""
+    nodes: int = 0
+    """That Slurm gave."""
 
 
 class Child(msgspec.Struct):
@@ -144,6 +146,7 @@ def place() -> Place:
         restart=int(os.environ.get("SLURM_RESTART_COUNT", "0")),
         node=os.environ.get("SLURMD_NODENAME", env.hostname),
         on_slurm=True,
+        nodes=int(os.environ.get("SLURM_JOB_NUM_NODES", "1")),
     )
 
 
@@ -328,8 +331,8 @@ def open_log(
         records.Worker(
             t=time.time(), run=run.id, attempt=attempt.number, stage=stage.name, fingerprint=stage.fingerprint,
             job=here.job, restart=here.restart, row=row, node=here.node, raw_job=here.raw_job,
-            cpus=stage.resources.cpus * stage.resources.workers * stage.resources.nodes,
-            gpus=stage.resources.gpus_of(stage.resources.workers) * stage.resources.nodes,
+            cpus=stage.resources.cpus * stage.resources.workers * gang.nodes(stage, here.nodes),
+            gpus=stage.resources.gpus_of(stage.resources.workers) * gang.nodes(stage, here.nodes),
             memory=stage.resources.memory * boost.memory, time=stage.resources.time * boost.time,
         )
     )  # fmt: skip
@@ -404,8 +407,9 @@ def start_child(run: Run, attempt: Attempt, plan: AttemptPlan, stage: StagePlan,
         first = k // r.sharing * r.gpus_of(1)
         env["CUDA_VISIBLE_DEVICES"] = ",".join(visible[first : first + r.gpus_of(1)])
     process = subprocess.Popen(
-        gang.command(stage, here.on_slurm, here.container), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env
-    )
+        gang.command(stage, here.on_slurm, here.container, here.nodes), stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, env=env,
+    )  # fmt: skip
     upstream = {}
     for need in stage.needs:
         if plan.stage(need).domain == stage.domain and stage.name != stage.domain:
