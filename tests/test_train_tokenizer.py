@@ -235,6 +235,26 @@ def test_parts_of_a_share_add_up(
     near(curve(tmp_path), alone)
 
 
+def test_pieces_are_drawn_by_the_samples_number(clips: Path, here: ranks.Here, tmp_path: Path) -> None:
+    given = settings(piece=(16, 8), steps=3)
+    numbered = torch.arange(2 * 5 * SIDE * SIDE).reshape(2, 5, SIDE, SIDE, 1)
+    inside = torch.ones(2, SIDE, SIDE, dtype=torch.bool)
+    found, shown = tokenizer.pieces(given, [7, 8], numbered, inside)
+    assert found.shape == (2, 5, 16, 8, 1) and shown.shape == (2, 16, 8)
+    assert torch.equal(found[0, 1] - found[0, 0], torch.full((16, 8, 1), SIDE * SIDE)), "the same place in all frames"
+    alone, _ = tokenizer.pieces(given, [8], numbered[1:], inside[1:])
+    assert torch.equal(alone[0], found[1]), "whoever has the sample"
+    places = {int(tokenizer.pieces(given, [n], numbered[:1], inside[:1])[0].flatten()[0]) for n in range(50)}
+    assert len(places) > 20
+    tokenizer.train(given, listed([str(clips)]), tmp_path, here, lambda: None)
+    said = curve(tmp_path)
+    assert len(said) == 3 and "psnr" in said[-1]
+    with pytest.raises(ValueError, match=r"piece: 12 / 8 = 1.5: a latent stands for 8 pixels; make it 8 or 16"):
+        settings(piece=(16, 12))
+    with pytest.raises(ValueError, match=r"piece: \[256, 8\] is larger than the frames of shapes.0"):
+        settings(piece=(256, 8))
+
+
 def test_a_warning_saves_and_leaves(
     clips: Path, here: ranks.Here, alone: list[dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -8,7 +8,7 @@ First cut the film into its shots (here; any film will do):
 
 Then train, where the GPU is (it needs torch, PyAV, pyarrow, msgspec, Pillow, safetensors):
 
-    python tests/train_film.py film/shard@v1 out --tokenizer dv-4x8x8 --minutes 6
+    python tests/train_film.py film/shard@v1 out --tokenizer dv-4x8x8 --minutes 6 --piece 128 128 --compile
     torchrun --nproc-per-node 2 tests/train_film.py film/shard@v1 out        on several GPUs
 
 A tenth of the shots is held out, each whole. The script times some steps first, and takes as many as fit the minutes.
@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=17)
     parser.add_argument("--height", type=int, default=256)
     parser.add_argument("--width", type=int, default=448)
+    parser.add_argument("--piece", type=int, nargs=2, help="height and width that are trained on of each clip")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--compile", action="store_true")
@@ -71,6 +72,7 @@ def main() -> None:
     here, table = ranks.start(), samples.listed(given.data)
     settings = TrainTokenizer(
         tokenizer=sizes, steps=TIMED, in_memory=True, weights="bfloat16", compile=given.compile,
+        piece=tuple(given.piece) if given.piece else None,
         shapes=(Shape(frames=given.frames, height=given.height, width=given.width, batch=given.batch),),
         optimizer=Optimizer(rate=given.rate, warmup=TIMED, final=0.02),
         validation=Validation(share=0.1, by="clip", every=10**9, clips=16), checkpoints=Checkpoints(every=10**9),

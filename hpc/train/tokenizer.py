@@ -105,7 +105,7 @@ def train(
     if settings.precision == "fp32":
         torch.backends.cudnn.allow_tf32 = False
     tokenizer = first(settings).to(here.device)
-    unfit(settings.shapes, tokenizer.temporal, tokenizer.spatial)
+    unfit(settings.shapes, tokenizer.temporal, tokenizer.spatial, settings.piece)
     known, held = samples.held_out(table, v.share, v.by) if (v := settings.validation).share else (table, table[:0])
     gpu = None if settings.in_memory else nvdec.device_for(settings.decode, here.device)
     batches = Batches(known, settings.shapes, settings.seed, settings.fit, gpu=gpu)
@@ -257,8 +257,9 @@ def gradients(settings: TrainTokenizer, tokenizer: CausalTokenizer, perceptual: 
     sums: dict[str, Tensor] = {}
     for begin in range(0, share, each):
         here = slice(begin, begin + each)
-        video, inside = as_video(batch.frames[here], device), batch.inside[here].to(device)
         drawn = batch.samples[here]
+        frames, inside = pieces(settings, drawn, batch.frames[here], batch.inside[here])
+        video, inside = as_video(frames, device), inside.to(device)
         with computing(settings, device):
             passed = reconstructed(tokenizer, video, functools.partial(noise, settings.seed, drawn, device))
         losses = losses_of(settings, passed, video, inside)
@@ -272,6 +273,21 @@ def gradients(settings: TrainTokenizer, tokenizer: CausalTokenizer, perceptual: 
         for name, value in losses.items():
             sums[name] = sums.get(name, 0) + value.detach() * part
     return sums
+
+
+def pieces(
+    settings: TrainTokenizer, drawn: list[int], frames_BTHWC: Tensor, inside_BHW: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What is trained on of samples: whole frames, or a piece of each, at a place that its number draws."""
+    if settings.piece is None:
+        return frames_BTHWC, inside_BHW
+    room = [whole - part for whole, part in zip(frames_BTHWC.shape[2:4], settings.piece, strict=True)]
+    found = []
+    for frames, inside, sample in zip(frames_BTHWC, inside_BHW, drawn, strict=True):
+        top, left = numbers(settings.seed, "piece", sample).integers(0, room, endpoint=True)
+        place = slice(top, top + settings.piece[0]), slice(left, left + settings.piece[1])
+        found.append((frames[:, *place], inside[place]))
+    return torch.stack([frames for frames, _ in found]), torch.stack([inside for _, inside in found])
 
 
 class Passed(NamedTuple):

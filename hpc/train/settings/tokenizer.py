@@ -137,6 +137,9 @@ class TrainTokenizer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """Steps of training in all."""
     fit: Fit = "crop"
     """How a picture of another aspect ratio is brought to a shape: crop, pad or stretch."""
+    piece: tuple[Annotated[int, Meta(ge=1)], Annotated[int, Meta(ge=1)]] | None = None
+    """Height and width of a piece of each clip's frames, which alone is trained on, at a place drawn for each sample:
+    many small steps instead of few large ones. Held-out clips stay whole; null: all clips do."""
     loss: Loss = Loss()
     optimizer: Optimizer = Optimizer()
     ema: Mean = Mean(width=0.1)
@@ -195,7 +198,11 @@ class TrainTokenizer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         elif self.loss.evenness and self.tokenizer.family != "cosmos-dv":
             raise ValueError(f"loss: evenness is of cosmos-dv; {self.tokenizer.family} has no levels")
         if self.compression:
-            unfit(self.shapes, *self.compression)
+            unfit(self.shapes, *self.compression, self.piece)
+        for number, shape in enumerate(self.shapes if self.piece else ()):
+            if self.piece and (self.piece[0] > shape.height or self.piece[1] > shape.width):
+                raise ValueError(f"piece: {list(self.piece)} is larger than the frames of shapes.{number}, "
+                                 f"{[shape.height, shape.width]} (height, width)")  # fmt: skip
         if self.optimizer.warmup > self.steps:
             words = f"the rate would still be rising at the last of {self.steps} steps"
             raise ValueError(f"optimizer: warmup of {self.optimizer.warmup} steps: {words}")
@@ -215,15 +222,18 @@ class TrainTokenizer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
                                  f"shapes.{number}, which are not a multiple of {self.micro_batch}")  # fmt: skip
 
 
-def unfit(shapes: tuple[Shape, ...], temporal: int, spatial: int) -> None:
-    """Raises ValueError naming a shape that a tokenizer with this compression cannot take, and what is near."""
+def unfit(shapes: tuple[Shape, ...], temporal: int, spatial: int, piece: tuple[int, int] | None = None) -> None:
+    """Raises ValueError naming a shape or a piece that a tokenizer with this compression cannot take, and what is
+    near."""
     for number, shape in enumerate(shapes):
         if (shape.frames - 1) % temporal:
             down = 1 + (shape.frames - 1) // temporal * temporal
             raise ValueError(f"shapes: {number}.frames: {shape.frames} is not 1 + k x {temporal}: "
                              f"make it {down} or {down + temporal}")  # fmt: skip
-        for name, value in (("height", shape.height), ("width", shape.width)):
-            if value % spatial:
-                near = sorted({max(1, math.floor(value / spatial)) * spatial, math.ceil(value / spatial) * spatial})
-                raise ValueError(f"shapes: {number}.{name}: {value} / {spatial} = {value / spatial:.4g}: a latent "
-                                 f"stands for {spatial} pixels; make it {' or '.join(map(str, near))}")  # fmt: skip
+    sides = [(f"shapes: {n}.{name}", side) for n, one in enumerate(shapes)
+             for name, side in (("height", one.height), ("width", one.width))]  # fmt: skip
+    for where, value in (*sides, *(("piece", side) for side in piece or ())):
+        if value % spatial:
+            near = sorted({max(1, math.floor(value / spatial)) * spatial, math.ceil(value / spatial) * spatial})
+            raise ValueError(f"{where}: {value} / {spatial} = {value / spatial:.4g}: a latent stands for {spatial} "
+                             f"pixels; make it {' or '.join(map(str, near))}")  # fmt: skip
