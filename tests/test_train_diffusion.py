@@ -28,7 +28,7 @@ from hpc.data.video import nvdec
 from hpc.data.work import BadInput, Stopped, Work
 from hpc.models import dit_files, text_input
 from hpc.models.dit import Block, DiT, linear
-from hpc.models.dit_presets import PRESETS, Config
+from hpc.models.dit_presets import PRESETS, Config, parameters
 from hpc.models.tokenizers import files
 from hpc.train import clips, diffusion, diffusion_model, diffusion_optimizer, ema, ranks, saver
 from hpc.train.checkpoint import Checkpoints, complete
@@ -40,7 +40,7 @@ from hpc.train.samples import listed
 from hpc.train.schedule import cycled
 from hpc.train.settings import TrainDiffusion
 from hpc.train.settings.data import Shape, Validation
-from hpc.train.settings.diffusion import AdamW, Lora, Mesh, Objective, Pictures, Text
+from hpc.train.settings.diffusion import AdamW, Lora, Mesh, Objective, Pictures, Sizes, Text
 from hpc.train.settings.optimizer import Cycle, Mean
 from hpc.train.settings.tokenizer import Sizes as Wan
 from hpc.train.tokenizer import made as made_of
@@ -197,6 +197,31 @@ def test_a_run_whose_rank_is_killed_is_equal_to_the_last_bit(tar: Path, two: Pat
     assert dit_files.load(output / "model/ours").config == PRESETS["tiny-predict2"].config
     stopped = [r for r in runs.lines(prepared.run, "world") if getattr(r, "failure", "") == "lost"]
     assert len(stopped) == 1, "it was killed while it trained"
+
+
+def _measured(tar: Path, folder: Path, given: TrainDiffusion) -> None:
+    ranks.memory = lambda device: 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])  # type: ignore
+    torch.set_num_threads(1)
+    diffusion.train(given, listed([str(tar)]), folder, ranks.start(), lambda: None)
+
+
+def test_to_go_on_takes_no_more_memory_than_to_begin(tar: Path, tmp_path: Path) -> None:
+    """The peak of a process up to its second step, before anything is saved: 26 million weights, 98 MiB for each copy
+    of them, so that one copy too many would show."""
+    given = settings(sizes=Sizes(channels=512, blocks=6, heads=4, adaln_rank=64), steps=4, ema=(Mean(width=0.1),),
+                     validation=Validation(share=0), checkpoints=Checkpoints(every=2))  # fmt: skip
+    peaks = []
+    for first in (0, 2):
+        shutil.rmtree(tmp_path / "checkpoints/iter_000000004", ignore_errors=True)
+        process = multiprocessing.get_context("spawn").Process(target=_measured, args=(tar, tmp_path, given))
+        process.start()
+        process.join(180)
+        assert process.exitcode == 0
+        said = list(lines(tmp_path / "metrics.jsonl"))
+        peaks.append(said[first + 1]["memory_bytes"])
+    fresh, resumed = peaks
+    assert fresh > 5 * 4 * parameters(given.config), "weights, gradients, moments and means"
+    assert resumed < fresh + 0.25 * 4 * parameters(given.config)
 
 
 # In this process
