@@ -69,12 +69,21 @@ def _address(table_ptr, row, tensors, tensor, DTYPE: tl.constexpr, ALIGNED: tl.c
 
 @jit
 def _step(
-    table_ptr, chunks_ptr, scale_ptr, tensors,
+    table_ptr, chunks_ptr, scale_ptr, counted_ptr, tensors,
     keep, rate, one_minus_beta1, beta2, one_minus_beta2, root_correction, eps, e0_rate, e1_rate, e2_rate,
     GRAD: tl.constexpr, STATE: tl.constexpr, COPY_TYPE: tl.constexpr, SCALED: tl.constexpr, COPY: tl.constexpr,
-    EMAS: tl.constexpr, ALIGNED: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+    COUNTED: tl.constexpr, EMAS: tl.constexpr, ALIGNED: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """table_ptr int64 [.., tensors]: lengths, addresses of p, g, m, v, copy and averages; chunks_ptr [programs, 2]."""
+    """table_ptr int64 [.., tensors]: lengths, addresses of p, g, m, v, copy and averages; chunks_ptr [programs, 2].
+    COUNTED: rate and root_correction are in counted_ptr."""
+    keep, one_minus_beta1 = tl.cast(keep, tl.float32), tl.cast(one_minus_beta1, tl.float32)
+    beta2, one_minus_beta2 = tl.cast(beta2, tl.float32), tl.cast(one_minus_beta2, tl.float32)
+    eps = tl.cast(eps, tl.float32)
+    e0_rate, e1_rate, e2_rate = tl.cast(e0_rate, tl.float32), tl.cast(e1_rate, tl.float32), tl.cast(e2_rate, tl.float32)
+    if COUNTED:
+        rate, root_correction = tl.load(counted_ptr), tl.load(counted_ptr + 1)
+    else:
+        rate, root_correction = tl.cast(rate, tl.float32), tl.cast(root_correction, tl.float32)
     tensor = tl.load(chunks_ptr + 2 * tl.program_id(0))
     first = tl.load(chunks_ptr + 2 * tl.program_id(0) + 1).to(tl.int64) * CHUNK
     end = tl.load(table_ptr + tensor)
@@ -124,7 +133,7 @@ def _chunks(lengths: tuple[int, ...], device: torch.device) -> Tensor:
 
 def _launch(
     params: Sequence[Tensor], grads: Sequence[Tensor], lists: list[Sequence[Tensor]], *, averages: int, copies: bool,
-    numbers: tuple[float, ...], grad_scale: Tensor | None,
+    numbers: tuple[float, ...], grad_scale: Tensor | None, counted: Tensor | None,
 ) -> None:  # fmt: skip
     device, types = params[0].device, {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16}
     lengths = [p.numel() for p in params]
@@ -135,23 +144,24 @@ def _launch(
     chunks = _chunks(tuple(lengths), device)
     if len(chunks):
         _step[(len(chunks),)](
-            table, chunks, grad_scale, len(params), *numbers,
+            table, chunks, grad_scale, counted, len(params), *numbers,
             GRAD=types[grads[0].dtype], STATE=tl.float32, COPY_TYPE=tl.bfloat16, SCALED=grad_scale is not None,
-            COPY=copies, EMAS=averages, ALIGNED=all(a % 16 == 0 for row in addresses for a in row), CHUNK=CHUNK,
-            **config(),
+            COPY=copies, COUNTED=counted is not None, EMAS=averages, CHUNK=CHUNK,
+            ALIGNED=all(a % 16 == 0 for row in addresses for a in row), **config(),
         )  # fmt: skip
 
 
 def adamw_ema(
     params: Sequence[Tensor], grads: Sequence[Tensor], exp_avgs: Sequence[Tensor], exp_avg_sqs: Sequence[Tensor], *,
-    lr: float, betas: tuple[float, float], eps: float, weight_decay: float, step: int,
+    lr: float, betas: tuple[float, float], eps: float, weight_decay: float, step: int | Tensor,
     averages: Sequence[Sequence[Tensor]] = (), average_betas: Sequence[float] = (),
     copies: Sequence[Tensor] | None = None, grad_scale: Tensor | None = None, kernels: str = "auto",
 ) -> None:  # fmt: skip
     """One step, in place, of all these tensors; one call for each group of parameters.
 
     params, exp_avgs, exp_avg_sqs and each of the averages (at most 3 lists): fp32, contiguous (of a sharded parameter
-    its local part); grads: all fp32 or all bf16; copies: bf16, written only. step counts from 1; average_betas: the
+    its local part); grads: all fp32 or all bf16; copies: bf16, written only. step counts from 1,
+    and may be one number on the tensors' device, which nobody waits for then; average_betas: the
     share of the old average that stays, one for each list; grad_scale: one number, on the tensors' device, that
     gradients are multiplied by: if it is not finite, nothing changes. Raises ValueError for tensors that do not fit.
     """
@@ -176,17 +186,22 @@ def adamw_ema(
                     f"{params[i].numel()} numbers of {' or '.join(map(str, dtypes))}, alike for all of {name}"
                 )
     beta1, beta2 = betas
-    keep, rate = 1 - lr * weight_decay, lr / (1 - beta1**step)
-    root_correction = math.sqrt(1 - beta2**step)
+    keep, rate, root_correction, counted = 1 - lr * weight_decay, 0.0, 0.0, None
+    if isinstance(step, Tensor):
+        count = step.double()
+        counted = torch.stack((lr / (1 - beta1**count), (1 - beta2**count).sqrt())).float().view(2)
+    else:
+        rate, root_correction = lr / (1 - beta1**step), math.sqrt(1 - beta2**step)
     if choose(kernels, params[0]) == "torch":
-        numbers = beta1, beta2, keep, rate, root_correction, eps
+        of_step = (rate, root_correction) if counted is None else counted.tolist()
+        numbers = beta1, beta2, keep, *of_step, eps
         adamw_ema_reference(params, grads, exp_avgs, exp_avg_sqs, averages, average_betas, copies, grad_scale, *numbers)
         return
     rates = [1 - b for b in average_betas] + [0.0] * (MOST_AVERAGES - len(averages))
     filler = [] if copies is not None else [params]  # so that each row of the table is where the kernel looks
     _launch(
         params, grads, [params, grads, exp_avgs, exp_avg_sqs, *filler, *list(lists.values())[4:]],
-        averages=len(averages), copies=copies is not None, grad_scale=grad_scale,
+        averages=len(averages), copies=copies is not None, grad_scale=grad_scale, counted=counted,
         numbers=(keep, rate, 1 - beta1, beta2, 1 - beta2, root_correction, eps, *rates),
     )  # fmt: skip
 

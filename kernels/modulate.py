@@ -43,6 +43,7 @@ def _forward(
     D: tl.constexpr, GATED: tl.constexpr, OUT: tl.constexpr, AMAX: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Program (group, part) takes the tokens part * run ... of the group's. AMAX: the largest |out| into amax_ptr."""
+    eps = tl.cast(eps, tl.float32)
     group, first = tl.program_id(0).to(tl.int64), tl.program_id(1) * run
     col = tl.arange(0, BLOCK)
     inside = col < D
@@ -91,9 +92,9 @@ def _forward(
 def _backward(
     z_ptr, y_ptr, gate_ptr, scale_ptr, mean_ptr, r_ptr, dz_ptr, d_out_ptr, dx_ptr, dy_ptr, sums_ptr,
     tokens, run, gate_stride, scale_stride,
-    D: tl.constexpr, GATED: tl.constexpr, BLOCK: tl.constexpr,
+    D: tl.constexpr, GATED: tl.constexpr, STREAM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """sums_ptr [groups, parts, 3, D]: this program's of d_shift, d_scale, d_gate."""
+    """sums_ptr [groups, parts, 3, D]: this program's of d_shift, d_scale, d_gate. STREAM: there is a dz."""
     group, first = tl.program_id(0).to(tl.int64), tl.program_id(1) * run
     col = tl.arange(0, BLOCK)
     inside = col < D
@@ -108,7 +109,9 @@ def _backward(
     z, d_out = tl.load(z_ptr + at, mask=more, other=0.0), tl.load(d_out_ptr + at, mask=more, other=0.0)
     y, dz = z, z
     if GATED:
-        y, dz = tl.load(y_ptr + at, mask=more, other=0.0), tl.load(dz_ptr + at, mask=more, other=0.0)
+        y = tl.load(y_ptr + at, mask=more, other=0.0)
+    if STREAM:
+        dz = tl.load(dz_ptr + at, mask=more, other=0.0)
     d_shift = tl.zeros((BLOCK,), tl.float32)
     d_scale = tl.zeros((BLOCK,), tl.float32)
     d_gate = tl.zeros((BLOCK,), tl.float32)
@@ -122,13 +125,16 @@ def _backward(
         more = inside & (first + step + 1 < last)
         z, d_out = tl.load(z_ptr + at, mask=more, other=0.0), tl.load(d_out_ptr + at, mask=more, other=0.0)
         if GATED:
-            y, dz = tl.load(y_ptr + at, mask=more, other=0.0), tl.load(dz_ptr + at, mask=more, other=0.0)
+            y = tl.load(y_ptr + at, mask=more, other=0.0)
+        if STREAM:
+            dz = tl.load(dz_ptr + at, mask=more, other=0.0)
         d_shift += d
         d_scale += d * h
         g = d * scale
         dx = r * (g - tl.sum(g, axis=0) / D - h * (tl.sum(g * h, axis=0) / D))
-        if GATED:
+        if STREAM:
             dx += dz_now
+        if GATED:
             d_gate += dx * y_now
             tl.store(dy_ptr + at_now, (gate * dx).to(dy_ptr.dtype.element_ty), mask=inside)
         tl.store(dx_ptr + at_now, dx.to(dx_ptr.dtype.element_ty), mask=inside)
@@ -259,7 +265,7 @@ def _launch_backward(
         _backward[(groups, parts)](
             z, y, gate, scale, mean, r, dz, d_out, dx, dy, sums, tokens, run,
             0 if gate is None else gate.stride(0), scale.stride(0),
-            D=d, GATED=y is not None, BLOCK=triton.next_power_of_2(d), num_warps=use["warps"],
+            D=d, GATED=y is not None, STREAM=dz is not None, BLOCK=triton.next_power_of_2(d), num_warps=use["warps"],
         )  # fmt: skip
         _sum_parts[(groups, triton.cdiv(d, 64), 2 if gate is None else 3)](
             sums, d_shift, d_scale, d_shift if d_gate is None else d_gate, parts, D=d, BLOCK_P=64, BLOCK=64, num_warps=4
@@ -268,17 +274,16 @@ def _launch_backward(
 
 
 class _Modulate(torch.autograd.Function):
-    """(z, out) of x, y, gate, shift, scale; y and gate None: z is x and no output."""
+    """(z, out) of x, y, gate, shift, scale; y and gate None: z is x."""
 
     @staticmethod
     def forward(ctx, x, y, gate, shift, scale, eps):  # type: ignore[no-untyped-def]
         z, out, mean, r = _launch_forward(x, y, gate, shift, scale, eps)
         ctx.save_for_backward(z, y, gate, shift, scale, mean, r)
-        return (out,) if y is None else (z, out)
+        return (x.view_as(x) if y is None else z), out
 
     @staticmethod
-    def backward(ctx, *grads):  # type: ignore[no-untyped-def]
-        dz, d_out = (None, *grads)[-2:]
+    def backward(ctx, dz, d_out):  # type: ignore[no-untyped-def]
         return *_launch_backward(*ctx.saved_tensors, dz, d_out), None
 
 
@@ -313,12 +318,15 @@ def gated_modulate(
     return _Modulate.apply(x_GLD.contiguous(), y_GLD.contiguous(), *_rows(gate_GD, shift_GD, scale_GD), eps)
 
 
-def modulate(x_GLD: Tensor, shift_GD: Tensor, scale_GD: Tensor, *, eps: float = 1e-6, kernels: str = "auto") -> Tensor:
-    """LayerNorm and modulation alone, for what has no part before it: the first of the first block."""
+def modulate(
+    x_GLD: Tensor, shift_GD: Tensor, scale_GD: Tensor, *, eps: float = 1e-6, kernels: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """(x, its modulated norm), for what has no part before it: the first of a block. Whoever goes on with the x that is
+    given back, instead of the one given, has the residual stream's gradient added where the norm's is made."""
     _check(x_GLD, None, shift=shift_GD, scale=scale_GD)
     if choose(kernels, x_GLD) == "torch":
-        return modulate_reference(x_GLD, shift_GD, scale_GD, eps=eps)
-    return _Modulate.apply(x_GLD.contiguous(), None, None, *_rows(shift_GD, scale_GD), eps)[0]
+        return x_GLD, modulate_reference(x_GLD, shift_GD, scale_GD, eps=eps)
+    return _Modulate.apply(x_GLD.contiguous(), None, None, *_rows(shift_GD, scale_GD), eps)
 
 
 class Quantized(NamedTuple):
@@ -351,7 +359,7 @@ def _launch_quantize(
 
 
 class _ModulateFp8(torch.autograd.Function):
-    """(z, wrap(out in FP8)); the gradient of the second is taken as out's. y and gate None: z is no output."""
+    """(z, wrap(out in FP8)); the gradient of the second is taken as out's. y and gate None: z is x."""
 
     @staticmethod
     def forward(ctx, x, y, gate, shift, scale, eps, given, wrap):  # type: ignore[no-untyped-def]
@@ -359,13 +367,12 @@ class _ModulateFp8(torch.autograd.Function):
         z, _, mean, r = _launch_forward(x, y, gate, shift, scale, eps, amax)
         ctx.save_for_backward(z, y, gate, shift, scale, mean, r)
         out = wrap(_launch_quantize(z, shift, scale, mean, r, amax, given))
-        return (out,) if y is None else (z, out)
+        return (x.view_as(x) if y is None else z), out
 
     @staticmethod
-    def backward(ctx, *grads):  # type: ignore[no-untyped-def]
-        dz, d_out = (None, *grads)[-2:]
-        z = ctx.saved_tensors[0]
-        return *_launch_backward(*ctx.saved_tensors, dz, d_out.reshape(z.shape)), None, None, None
+    def backward(ctx, dz, d_out):  # type: ignore[no-untyped-def]
+        saved = ctx.saved_tensors  # once: where they are computed again, only the first time has them
+        return *_launch_backward(*saved, dz, d_out.reshape(saved[0].shape)), None, None, None
 
 
 def gated_modulate_fp8(
@@ -391,12 +398,12 @@ def gated_modulate_fp8(
 def modulate_fp8(
     x_GLD: Tensor, shift_GD: Tensor, scale_GD: Tensor, *,
     wrap: Callable[[Quantized], Tensor], fp8_scale: Tensor | None = None, eps: float = 1e-6, kernels: str = "auto",
-) -> Tensor:  # fmt: skip
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """modulate with out in FP8: see gated_modulate_fp8."""
     _check(x_GLD, None, shift=shift_GD, scale=scale_GD)
     if choose(kernels, x_GLD) == "torch":
-        return _quantized_reference(x_GLD, shift_GD, scale_GD, wrap, fp8_scale, eps)
-    return _ModulateFp8.apply(x_GLD.contiguous(), None, None, *_rows(shift_GD, scale_GD), eps, fp8_scale, wrap)[0]
+        return x_GLD, _quantized_reference(x_GLD, shift_GD, scale_GD, wrap, fp8_scale, eps)
+    return _ModulateFp8.apply(x_GLD.contiguous(), None, None, *_rows(shift_GD, scale_GD), eps, fp8_scale, wrap)
 
 
 def modulate_reference(x_GLD: Tensor, shift_GD: Tensor, scale_GD: Tensor, *, eps: float = 1e-6) -> Tensor:
@@ -415,7 +422,18 @@ def gated_modulate_reference(
     return z, modulate_reference(z, shift_GD, scale_GD, eps=eps)
 
 
-class _Straight(torch.autograd.Function):
+def in_e4m3(wide_ND: Tensor, fp8_scale: Tensor | None) -> Quantized:
+    """By torch's operators."""
+    out_ND = wide_ND.detach()
+    amax = out_ND.abs().amax().view(1)
+    by = fp8_scale
+    if by is None:
+        by = torch.where((amax > 0) & amax.isfinite(), FP8_MAX / amax, torch.ones_like(amax))
+    rows_ND = (out_ND * by).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
+    return Quantized(rows_ND, rows_ND.t().contiguous(), 1 / by, amax)
+
+
+class Straight(torch.autograd.Function):
     """wrap(quantized) in the place of `wide`, whose gradient it gets."""
 
     @staticmethod
@@ -442,11 +460,4 @@ def _quantized_reference(
     eps: float,
 ) -> Tensor:  # fmt: skip
     wide_ND = modulate_reference(z.to(maths(z)), shift_GD, scale_GD, eps=eps).flatten(0, 1)
-    out_ND = wide_ND.detach()
-    amax = out_ND.abs().amax().view(1)
-    by = fp8_scale
-    if by is None:
-        by = torch.where((amax > 0) & amax.isfinite(), FP8_MAX / amax, torch.ones_like(amax))
-    rows_ND = (out_ND * by).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
-    quantized = Quantized(rows_ND, rows_ND.t().contiguous(), 1 / by, amax)
-    return _Straight.apply(wide_ND, quantized, wrap)
+    return Straight.apply(wide_ND, in_e4m3(wide_ND, fp8_scale), wrap)

@@ -37,6 +37,7 @@ def _forward_heads(
     NORM: tl.constexpr, ROPE: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """All H heads of one token: x_ptr and y_ptr point to its first; y's heads are contiguous."""
+    eps = tl.cast(eps, tl.float32)
     col = tl.arange(0, BLOCK_C)[None, :]
     for first in tl.static_range(0, H, BLOCK_H):
         head = first + tl.arange(0, BLOCK_H)[:, None]
@@ -95,6 +96,7 @@ def _backward_heads(
     NORM: tl.constexpr, ROPE: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """The heads first .. first + BLOCK_H of H, of this program's tokens; their part of dw, [2 * HALF], to sums_ptr."""
+    eps = tl.cast(eps, tl.float32)
     program, programs = tl.program_id(0), tl.num_programs(0)
     col = tl.arange(0, BLOCK_C)[None, :]
     head = first + tl.arange(0, BLOCK_H)[:, None]
@@ -281,22 +283,41 @@ def _launch_backward(
     return dw_q, dw_k
 
 
+class _Head(torch.autograd.Function):
+    """The norm alone of x [o, i, H, D]."""
+
+    @staticmethod
+    def forward(ctx, x, weight, eps):  # type: ignore[no-untyped-def]
+        x = x if x.stride(-1) == 1 else x.contiguous()
+        ctx.save_for_backward(x, weight)
+        ctx.eps = eps
+        return _launch_forward(x.unsqueeze(3), None, None, (weight, None), None, None, eps, 0)[0]
+
+    @staticmethod
+    def backward(ctx, dy):  # type: ignore[no-untyped-def]
+        x, weight = ctx.saved_tensors
+        dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+        dw, _ = _launch_backward(
+            x.unsqueeze(3), None, (dy.unsqueeze(3), None, None), (dx.unsqueeze(3), None, None), (weight, None),
+            None, None, ctx.eps, 0,
+        )  # fmt: skip
+        return dx, dw, None
+
+
 class _Heads(torch.autograd.Function):
-    """Of q [o, i, H, D], and k [o, i, HK, D] if not None."""
+    """Of q [o, i, H, D] and k [o, i, HK, D]."""
 
     @staticmethod
     def forward(ctx, q, k, q_weight, k_weight, cos, sin, eps, seq_dim):  # type: ignore[no-untyped-def]
-        q, k = (t if t is None or t.stride(-1) == 1 else t.contiguous() for t in (q, k))
+        q, k = (t if t.stride(-1) == 1 else t.contiguous() for t in (q, k))
         ctx.save_for_backward(q, k, q_weight, k_weight, cos, sin)
         ctx.eps, ctx.seq_dim = eps, seq_dim
-        q_out, k_out, _ = _launch_forward(q.unsqueeze(3), k, None, (q_weight, k_weight), cos, sin, eps, seq_dim)
-        return q_out, k_out
+        return _launch_forward(q.unsqueeze(3), k, None, (q_weight, k_weight), cos, sin, eps, seq_dim)[:2]
 
     @staticmethod
     def backward(ctx, dq, dk):  # type: ignore[no-untyped-def]
         q, k, q_weight, k_weight, cos, sin = ctx.saved_tensors
-        dx = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-        dxk = None if k is None else torch.empty(k.shape, dtype=k.dtype, device=k.device)
+        dx, dxk = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k))
         dw_q, dw_k = _launch_backward(
             q.unsqueeze(3), k, (dq.unsqueeze(3), dk, None), (dx.unsqueeze(3), dxk, None), (q_weight, k_weight),
             cos, sin, ctx.eps, ctx.seq_dim,
@@ -392,7 +413,7 @@ def head_norm(x: Tensor, weight: Tensor, *, eps: float, kernels: str = "auto") -
     whose lengths differ."""
     if choose(kernels, x) == "torch":
         return _norm_reference(x, weight, eps)
-    return _Heads.apply(x, None, weight, None, None, None, eps, 0)[0]
+    return _Head.apply(x, weight, eps)
 
 
 def _norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:

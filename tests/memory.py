@@ -97,7 +97,7 @@ def of_dit(settings: TrainDiffusion, place: Place, here: Here) -> dict[str, Any]
     assert settings.compression is not None
     of, o = diffusion_model.objective(settings), settings.optimizer
     model = diffusion_model.build(settings, here)
-    for weight in model.parameters():
+    for weight in (*model.parameters(), *model.buffers()):
         torch.nn.init.normal_(ema.local(weight.data), std=0.02)
     optimizer, means = diffusion_optimizer.make(model, o), [ema.begin(model) for _ in settings.ema]
     at_once = choose(settings.kernels, torch.empty(0, device=here.device)) == "fused"

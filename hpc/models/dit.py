@@ -20,8 +20,8 @@ bfloat16 weights and activations, float32 where rounding would show: norms, rota
 level, what it modulates with, and the last layer (Predict2.5 was trained so, "use_wan_fp32_strategy"; the others in
 bfloat16, which this rounds less).
 
-What stands between a block's parts (gated residual, norm, modulation; norms of heads and their rotation) is written out
-in torch's operators, and there are kernels of the same (hpc.kernels): `kernels` says which compute.
+What stands between a block's parts (gated residual, norm, modulation; norms of heads and their rotation; GELU) is
+written out in torch's operators, and there are kernels of the same (hpc.kernels): `kernels` says which compute.
 
 cosmos_predict1 4ed35fa: diffusion/training/networks/general_dit.py, general_dit_lvg.py, module/blocks.py
 cosmos_predict2 661da47: models/text2image_dit.py; cosmos_predict2.5 50369b8: networks/minimal_v4_dit.py
@@ -38,7 +38,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hpc.kernels import choose, gated, modulate, qk_norm_rope
+from hpc.kernels import choose, gated, gelu, modulate, qk_norm_rope
 from hpc.models.attention import attend
 from hpc.models.dit_presets import FOURIER, MLP, PATCH, Config
 
@@ -87,15 +87,16 @@ class Joints:
     def fused(self, x: Tensor) -> bool:
         return choose(self.kernels, x) == "fused"
 
-    def modulated(self, x_BTND: Tensor, shift_BT1D: Tensor, scale_BT1D: Tensor) -> Tensor:
-        """[B, S, D]: the input of a block's part."""
+    def modulated(self, x_BTND: Tensor, shift_BT1D: Tensor, scale_BT1D: Tensor) -> tuple[Tensor, Tensor]:
+        """(x to go on with, the input of a block's part [B, S, D])."""
         if not self.fused(x_BTND):
-            return modulated(x_BTND, shift_BT1D, scale_BT1D).flatten(1, 2)
+            return x_BTND, modulated(x_BTND, shift_BT1D, scale_BT1D).flatten(1, 2)
         x_GLD, shift_GD, scale_GD = grouped(x_BTND, shift_BT1D), rows(shift_BT1D), rows(scale_BT1D)
         if self.quantizing and (wrap := self.quantizing(x_BTND.flatten(1, 2))):
-            return modulate.modulate_fp8(x_GLD, shift_GD, scale_GD, wrap=wrap, eps=EPS, kernels="fused")
-        out_GLD = modulate.modulate(x_GLD, shift_GD, scale_GD, eps=EPS, kernels="fused")
-        return out_GLD.view(len(x_BTND), -1, x_BTND.shape[-1])
+            z_GLD, out = modulate.modulate_fp8(x_GLD, shift_GD, scale_GD, wrap=wrap, eps=EPS, kernels="fused")
+            return z_GLD.view(x_BTND.shape), out
+        z_GLD, out_GLD = modulate.modulate(x_GLD, shift_GD, scale_GD, eps=EPS, kernels="fused")
+        return z_GLD.view(x_BTND.shape), out_GLD.view(len(x_BTND), -1, x_BTND.shape[-1])
 
     def joined(self, x_BTND: Tensor, gate_BT1D: Tensor, y_BSD: Tensor) -> Tensor:
         if not self.fused(x_BTND):
@@ -117,6 +118,15 @@ class Joints:
             return z_GLD.view(x_BTND.shape), out
         z_GLD, out_GLD = modulate.gated_modulate(*given, eps=EPS, kernels="fused")
         return z_GLD.view(x_BTND.shape), out_GLD.view(len(x_BTND), -1, x_BTND.shape[-1])
+
+
+    def activated(self, x_BSF: Tensor) -> Tensor:
+        """Between the layers of an MLP."""
+        if not self.fused(x_BSF):
+            return F.gelu(x_BSF)
+        if self.quantizing and (wrap := self.quantizing(x_BSF)):
+            return gelu.gelu_fp8(x_BSF, wrap=wrap, kernels="fused")
+        return gelu.gelu(x_BSF, kernels="fused")
 
 
 def grouped(x_BTND: Tensor, vector_BT1D: Tensor) -> Tensor:
@@ -193,13 +203,14 @@ class Attention(nn.Module):
 
 
 class Feedforward(nn.Module):
-    def __init__(self, c: Config, linear: Linear) -> None:
+    def __init__(self, c: Config, linear: Linear, joints: Joints) -> None:
         super().__init__()
+        self.joints = joints
         self.layer1 = linear(c.channels, MLP * c.channels)
         self.layer2 = linear(MLP * c.channels, c.channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer2(F.gelu(self.layer1(x)))
+        return self.layer2(self.joints.activated(self.layer1(x)))
 
 
 class Modulation(nn.Sequential):
@@ -222,11 +233,11 @@ class Block(nn.Module):
         super().__init__()
         self.self_attn = Attention(c, False, linear, kernels)
         self.cross_attn = Attention(c, True, linear, kernels)
-        self.mlp = Feedforward(c, linear)
+        self.joints = Joints(kernels, quantizing)
+        self.mlp = Feedforward(c, linear, self.joints)
         self.adaln_modulation_self_attn = Modulation(c, 3)
         self.adaln_modulation_cross_attn = Modulation(c, 3)
         self.adaln_modulation_mlp = Modulation(c, 3)
-        self.joints = Joints(kernels, quantizing)
 
     def forward(
         self,
@@ -240,7 +251,8 @@ class Block(nn.Module):
         """T of the noise level is 1 where all frames have the same. Tokens are the latent pixels of all frames."""
         x = x_BTND if positions_1TND is None else x_BTND + positions_1TND
         shift, scale, gate = self.adaln_modulation_self_attn(level_BTD, shared_BT3D)
-        y = self.self_attn(self.joints.modulated(x, shift, scale), None, rope)
+        x, h = self.joints.modulated(x, shift, scale)
+        y = self.self_attn(h, None, rope)
         shift, scale, next_gate = self.adaln_modulation_cross_attn(level_BTD, shared_BT3D)
         x, h = self.joints.joined_modulated(x, gate, y, shift, scale)
         y, gate = self.cross_attn(h, text_BLE, None), next_gate

@@ -67,6 +67,8 @@ def build(settings: TrainDiffusion, here: Here) -> DiT:
     )  # fmt: skip
     shard = settings.mesh.sharded(here.count)
     fsdp.shard([*model.blocks, model], fsdp.mesh(here.device, shard), policy)
+    if shard == 1 or here.count == 1:
+        fsdp.keep_gathered(model)
     return model.to_empty(device=here.device).train()
 
 
@@ -201,24 +203,24 @@ def recomputed(
     forward: Callable[..., Tensor], again: Recompute, settings: TrainDiffusion, device: torch.device
 ) -> Callable[..., Tensor]:
     """A block's forward pass that keeps less, and does it again on the way back."""
+    options: dict[str, Any] = {}
+    if kept := KEPT.get(again):
+        options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, functools.partial(policy, kept))
+    run: Callable[..., Any] = checkpoint
     if settings.precision == "fp8-delayed" and in_fp8(settings, device):
         import transformer_engine.pytorch as te
 
         # of the second pass, its own knows which scales the first one had, and counts no largest numbers twice
-        return lambda *x: te.checkpoint(forward, *x, use_reentrant=False) if torch.is_grad_enabled() else forward(*x)
+        run, inside = te.checkpoint, forward
+    else:
+        options["preserve_rng_state"] = False
 
-    def inside(*x: Any) -> Tensor:
-        with computing(settings, device):
-            return forward(*x)
-
-    options: dict[str, Any] = {}
-    if kept := KEPT.get(again):
-        options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, functools.partial(policy, kept))
+        def inside(*x: Any) -> Tensor:
+            with computing(settings, device):
+                return forward(*x)
 
     def twice(*x: Any) -> Tensor:
-        if not torch.is_grad_enabled():
-            return inside(*x)
-        return checkpoint(inside, *x, use_reentrant=False, preserve_rng_state=False, **options)
+        return run(inside, *x, use_reentrant=False, **options) if torch.is_grad_enabled() else inside(*x)
 
     return twice
 

@@ -30,29 +30,32 @@ def step(model: nn.Module, optimizer: torch.optim.AdamW, o: Optimizer, means: Se
     """One step, with the rate that the optimizer has, and of each mean, of which the share `kept` stays. Returns the
     norm of all gradients; where it is not finite nothing has changed. at_once: in one pass; kernels: see adamw_ema."""
     weights = ema.trained(model)
-    norm = fsdp.clip(weights, math.inf if at_once else o.clip)
-    if not math.isfinite(norm):
-        return norm
     if not at_once:
-        optimizer.step()
-        for mean, share in zip(means, kept, strict=True):
-            ema.update(mean, model, share)
+        norm = fsdp.clip(weights, o.clip)
+        if math.isfinite(norm):
+            optimizer.step()
+            for mean, share in zip(means, kept, strict=True):
+                ema.update(mean, model, share)
         return norm
+    # the GPU is still at the backward pass: nothing below waits for it before its work has been laid out
     own = [n for n, weight in enumerate(weights) if weight.grad is not None and local(weight).numel()]
     every = [fsdp.moments(optimizer, weight) for weight in weights]
-    torch._foreach_add_([state["step"] for state in every], 1)
     states = [every[n] for n in own]
     values = [list(mean.values()) for mean in means]
     averages = [[local(mean[n]) for n in own] for mean in values]
     [group] = optimizer.param_groups
+    whole = fsdp.norm(weights)
+    scale = torch.where(whole.isfinite(), (o.clip / whole).clamp(max=1.0), torch.nan)
     adamw_ema(
         [local(weights[n]).detach() for n in own], [local(weights[n].grad) for n in own],  # type: ignore[arg-type]
         [local(state["exp_avg"]) for state in states], [local(state["exp_avg_sq"]) for state in states],
         lr=group["lr"], betas=o.betas, eps=o.eps, weight_decay=o.weight_decay,
-        step=int(every[0]["step"]),
-        averages=averages[:MOST_AVERAGES], average_betas=list(kept)[:MOST_AVERAGES],
-        grad_scale=torch.tensor(min(1.0, o.clip / norm) if norm else 1.0, device=weights[0].device), kernels=kernels,
+        step=local(every[0]["step"]).to(whole.device) + 1,
+        averages=averages[:MOST_AVERAGES], average_betas=list(kept)[:MOST_AVERAGES], grad_scale=scale, kernels=kernels,
     )  # fmt: skip
-    for mean, share in zip(means[MOST_AVERAGES:], kept[MOST_AVERAGES:], strict=True):
-        ema.update(mean, model, share)
+    torch._foreach_add_([state["step"] for state in every], whole.isfinite().to(every[0]["step"]))
+    norm = whole.item()
+    if math.isfinite(norm):
+        for mean, share in zip(means[MOST_AVERAGES:], kept[MOST_AVERAGES:], strict=True):
+            ema.update(mean, model, share)
     return norm

@@ -3,12 +3,14 @@
 Weights, gradients, two moments and each mean are float32, spread over n ranks by FSDP2: (16 + 4 x means) / n bytes for
 each weight. Beside them are, in bfloat16, the block that computes and the next one, gathered (torch.distributed.fsdp
 2.9: _fsdp_param_group.py prefetches one), the float32 gradients of one block before they are spread, and what stands
-outside of blocks, gathered throughout. With LoRA only the adapters have gradients, moments and means.
+outside of blocks, gathered throughout; on one GPU all blocks are (hpc.train.fsdp). With LoRA only the adapters have
+gradients, moments and means.
 
 Activations are KEPT bytes for each token, channel and block: measured, tests/test_train_diffusion.py holds them against
 what autograd keeps. What is computed again is there for one block at a time.
 
-Videos are encoded before each step, whole: while that lasts there are no activations, and the larger of the two counts.
+Videos are encoded before each step, large ones in pieces (hpc.models.tokenizers.encoded): while that lasts there are no
+activations, and the larger of the two counts.
 """
 
 from __future__ import annotations
@@ -21,9 +23,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from hpc.models.dit_presets import MLP, Config, flops, parameters
+from hpc.models.tokenizer_files import PIECE, piece
 from hpc.train.estimate import SUSTAINED, Estimate, Place, busy
 
 if TYPE_CHECKING:
+    from hpc.train.settings.data import Shape
     from hpc.train.settings.diffusion import TrainDiffusion
 
 KEPT = {"none": 91.0, "matmuls": 28.0, "attention": 6.0, "blocks": 2.0}
@@ -34,8 +38,10 @@ FUSED = 52.0
 3 x 2 and as they are modulated 3 x 2; q, k, v before the norms and q, k after them 10, of attention to the text 4; what
 each attention and projection makes 8, the MLP 18."""
 ENCODING = {r"Wan|Predict2": 1190.0, r"CV8x8x8": 75.0}
-"""Bytes for each pixel of a video while it is encoded whole, by words in a tokenizer's name: 93 GiB for 93 frames of
-704 x 1280, 6 GiB for 97 (tests/bench_tokenizers.py)."""
+"""Bytes for each pixel that is encoded at once, by words in a tokenizer's name: 93 GiB for 93 frames of 704 x 1280, 6
+GiB for 97 (tests/bench_tokenizers.py)."""
+BEFORE = 5
+"""Frames more that a stream takes for what it keeps of those before: by 4 frames 9 GiB, by 16 21 GiB."""
 TEXT = {"t5": 4.76e9 * 2, "qwen2.5-vl": 8.29e9 * 2}
 """Bytes of an encoder's weights in bfloat16: T5-11B's encoder, Qwen2.5-VL-7B."""
 
@@ -97,10 +103,10 @@ def memory(s: TrainDiffusion, place: Place) -> dict[str, float]:
     sizes = list(zip(s.shapes, s.latents(s.compression), strict=True))
     at_once = [s.micro_batch or shape.batch // data for shape, _ in sizes]
     tokens = max(count * one.tokens / s.mesh.cp for count, (_, one) in zip(at_once, sizes, strict=True))
-    pixels = max(count * shape.frames * shape.height * shape.width
+    pixels = max(encoded_at_once(shape, count, s.compression[0])
                  for count, (shape, _) in zip(at_once, sizes, strict=True))  # fmt: skip
     passing = {
-        "gathered": (2 * block + ends) * wide + gradients,
+        "gathered": ((2 if spread > 1 else c.blocks) * block + ends) * wide + gradients,
         # transformer-engine keeps a block's weights in FP8, as they are and transposed, until the way back
         **({"fp8 weights": 2 * full * block} if fp8 and full else {}),
         "activations": tokens * c.channels * each * wide / 2,
@@ -108,7 +114,7 @@ def memory(s: TrainDiffusion, place: Place) -> dict[str, float]:
     a_pixel = next((size for word, size in ENCODING.items() if re.search(word, s.video_tokenizer)), 0.0)
     encoding = 0.0 if place.latents else pixels * a_pixel
     if encoding > sum(passing.values()):
-        passing = {"encoding of whole videos": encoding}
+        passing = {"encoding of videos": encoding}
     text = {"text encoder": TEXT[s.preset.text]} if s.text.source == "encoder" else {}
     return {
         "weights": weights * 4 / spread,
@@ -118,6 +124,14 @@ def memory(s: TrainDiffusion, place: Place) -> dict[str, float]:
         **text,
         **passing,
     }
+
+
+def encoded_at_once(shape: Shape, count: int, temporal: int) -> int:
+    """Pixels that so many videos of a shape take at once while they are encoded."""
+    video = shape.frames * shape.height * shape.width
+    if video <= PIECE:
+        return min(count, PIECE // video) * video
+    return (piece(shape.height, shape.width, temporal) + BEFORE) * shape.height * shape.width
 
 
 def times(s: TrainDiffusion, place: Place, batch: int, latent: tuple[int, int, int]) -> dict[str, float]:
@@ -165,8 +179,7 @@ def alternatives(s: TrainDiffusion, place: Place) -> Iterator[tuple[str, TrainDi
         yield "`micro_batch: 1`", other(s, micro_batch=1), place
     ways = ("none", "matmuls", "attention", "blocks")
     for way in ways[ways.index(s.recompute) + 1 :]:
-        if not (s.precision == "fp8-delayed" and way in ("matmuls", "attention")):
-            yield f"`recompute: {way}`", other(s, recompute=way), place
+        yield f"`recompute: {way}`", other(s, recompute=way), place
     for cp in (2, 4, 8):
         if cp > s.mesh.cp and cp % s.mesh.cp == 0:
             yield f"`mesh.cp: {cp}`", other(s, mesh=other(s.mesh, cp=cp)), place

@@ -22,6 +22,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate
 
+from hpc.train import ema
+
 # Networks return views of what they computed; they are changed in place nowhere.
 warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
 
@@ -46,24 +48,37 @@ def shard(modules: Iterable[nn.Module], over: DeviceMesh, precision: MixedPrecis
         fully_shard(module, mesh=over, mp_policy=precision or MixedPrecisionPolicy(), reshard_after_forward=True)
 
 
-def clip(weights: Iterable[nn.Parameter], limit: float) -> float:
-    """Scales all gradients so that their norm, over all weights and ranks, is at most `limit`. Returns what it was; NaN
-    or infinite where one of them is, and then nothing is scaled."""
+def keep_gathered(model: nn.Module) -> None:
+    """Between forward and backward pass the weights stay as they were gathered: where a rank has all of them that costs
+    2 bytes a weight in bfloat16, and spares casting and copying them again. model: `shard`'s last."""
+    # without a way back nothing would drop them after it: checkpoints and means need this rank's part
+    model.register_forward_pre_hook(lambda one, _: one.set_reshard_after_forward(not torch.is_grad_enabled()))
+
+
+def norm(weights: Iterable[nn.Parameter]) -> Tensor:
+    """Of all gradients, over all weights and ranks, float32, on their device; NaN or infinite where one of them is."""
     grads = [weight.grad for weight in weights if weight.grad is not None]
     groups: dict[DeviceMesh | None, list[Tensor]] = {}
     for grad in grads:
-        groups.setdefault(grad.device_mesh if isinstance(grad, DTensor) else None, []).append(grad)
-    total = 0.0
+        groups.setdefault(grad.device_mesh if isinstance(grad, DTensor) else None, []).append(ema.local(grad))
+    total = []
     for of, some in groups.items():
-        norms = torch._foreach_norm([one.to_local() if isinstance(one, DTensor) else one for one in some])
-        squares = torch.stack(norms).square().sum()
+        squares = torch.stack(torch._foreach_norm(some)).square().sum()
         if of is not None:
             dist.all_reduce(squares, group=of["dp_shard"].get_group() if of.ndim > 1 else of.get_group())
-        total += squares.item()
-    norm = math.sqrt(total) if total == total else total
-    if limit < norm < math.inf:
-        torch._foreach_mul_([one.to_local() if isinstance(one, DTensor) else one for one in grads], limit / norm)
-    return norm
+        total.append(squares)
+    return torch.stack(total).sum().sqrt()
+
+
+def clip(weights: Iterable[nn.Parameter], limit: float) -> float:
+    """Scales all gradients so that their norm, over all weights and ranks, is at most `limit`. Returns what it was; NaN
+    or infinite where one of them is, and then nothing is scaled."""
+    weights = list(weights)
+    found = norm(weights).item()
+    if limit < found < math.inf:
+        grads = [ema.local(weight.grad) for weight in weights if weight.grad is not None]
+        torch._foreach_mul_(grads, limit / found)
+    return found
 
 
 def moments(optimizer: torch.optim.AdamW, weight: Tensor) -> dict[str, Tensor]:

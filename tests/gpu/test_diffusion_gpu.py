@@ -157,7 +157,7 @@ def test_recompute_runs_in_fp8(
         monkeypatch.setattr(diffusion_model, "computing", counted)
         enabled = lambda: depth > 0
     grads = {}
-    for recompute in ("none", "blocks", *(() if precision == "fp8-delayed" else ("attention",))):
+    for recompute in ("none", "blocks", "attention"):
         given = awake(tmp_path, precision=precision, recompute=recompute)
         model = spread(given, here)
         seen: list[bool] = []

@@ -84,7 +84,7 @@ class Taking(nn.Linear):
 
 
 def test_layers_are_given_fp8_where_they_take_it(device: torch.device) -> None:
-    """...once for the queries, keys and values together."""
+    """...once for the queries, keys and values together, and for either layer of the MLP."""
     seen: list[Quantized] = []
     takes = True
 
@@ -98,7 +98,7 @@ def test_layers_are_given_fp8_where_they_take_it(device: torch.device) -> None:
     with torch.random.fork_rng():
         model = awake(ONE, "fused", device, linear=Taking, quantizing=quantizing)
     found = ran(model, ONE, LEVELS["one of a video"], device)
-    assert len(seen) == 3 * ONE.blocks
+    assert len(seen) == 4 * ONE.blocks
     for block in model.blocks:
         q, k, v = (getattr(block.self_attn, name).given[0] for name in ("q_proj", "k_proj", "v_proj"))
         assert q is k and k is v
@@ -107,7 +107,7 @@ def test_layers_are_given_fp8_where_they_take_it(device: torch.device) -> None:
     model.zero_grad()
     same(ran(model, ONE, LEVELS["one of a video"], device),
          ran(awake(ONE, "torch", device), ONE, LEVELS["one of a video"], device), 1e-4)  # fmt: skip
-    assert len(seen) == 3 * ONE.blocks
+    assert len(seen) == 4 * ONE.blocks
 
 
 def test_what_cannot_be_is_said() -> None:

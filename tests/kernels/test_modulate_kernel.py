@@ -41,7 +41,11 @@ def test_equal_to_the_formula(dtype: torch.dtype, g: int, n: int, d: int, device
     doubles = [t.detach().double().requires_grad_() for t in inputs]
     wanted = gated_modulate_reference(*doubles)
     exact = torch.autograd.grad(wanted, doubles, [t.double() for t in grads])
-    for one, other in zip((*found, *ours[:2]), (*wanted, *exact[:2]), strict=True):
+    near(found[0], wanted[0], dtype)
+    # z is rounded to x's type before it is normed, and out is its norm
+    out = modulate(found[0].detach().double(), *(t.detach().double() for t in inputs[3:]), kernels="torch")[1]
+    near(found[1], out, dtype)
+    for one, other in zip(ours[:2], exact[:2], strict=True):
         near(one, other, dtype)
     for one, other in zip(ours[2:], exact[2:], strict=True):
         assert one.dtype == torch.float32  # sums over tokens of what bf16 has rounded are as far off as that
@@ -51,16 +55,30 @@ def test_equal_to_the_formula(dtype: torch.dtype, g: int, n: int, d: int, device
 def test_norm_and_modulation_alone(device: torch.device) -> None:
     x, _, _, shift, scale = example(3, 4, 40, torch.float32, device)
     inputs = [x, shift.bfloat16().detach().requires_grad_(), scale.bfloat16().detach().requires_grad_()]
-    found = modulate(*inputs, kernels="fused")
+    found = modulate(*inputs, kernels="fused")[1]
     doubles = [t.detach().double().requires_grad_() for t in inputs]
     norm = torch.nn.functional.layer_norm(doubles[0], (40,), eps=1e-6)
     wanted = norm * (1 + doubles[2][:, None]) + doubles[1][:, None]
     near(found, wanted, torch.float32)
-    near(modulate(*inputs, kernels="torch"), wanted, torch.float32)
+    near(modulate(*inputs, kernels="torch")[1], wanted, torch.float32)
     ours, exact = (torch.autograd.grad(t.square().sum(), leaves) for t, leaves in ((found, inputs), (wanted, doubles)))
     near(ours[0], exact[0], torch.float32)
     for one, other in zip(ours[1:], exact[1:], strict=True):
         near(one, other.to(torch.bfloat16), torch.bfloat16)
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+def test_the_stream_that_goes_on_adds_its_gradient(fp8: bool, device: torch.device) -> None:
+    """x, used beside its modulated norm, has the gradients of both."""
+    x, _, _, shift, scale = example(2, 5, 24, torch.float32, device)
+    inputs, grads = (x, shift, scale), [torch.randn(2, 5, 24, device=device) for _ in range(2)]
+    wanted = torch.autograd.grad((x * 1, modulate(*inputs, kernels="torch")[1]), inputs, grads)
+    for kernels in ("fused", "torch"):
+        wrap = lambda one: (one.rows_ND.float() * one.scale_inv).view(x.shape)
+        found = modulate_fp8(*inputs, wrap=wrap, kernels=kernels) if fp8 else modulate(*inputs, kernels=kernels)
+        assert torch.equal(found[0], x)
+        for one, other in zip(torch.autograd.grad(found, inputs, grads), wanted, strict=True):
+            near(one, other, torch.float32)
 
 
 def test_sums_of_more_programs_than_a_tile_has_rows(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
@@ -108,8 +126,10 @@ def in_fp8(inputs: list[Tensor], fp8_scale: float | None, kernels: str) -> tuple
 @pytest.mark.parametrize("fp8_scale", [None, 64.0])
 @pytest.mark.parametrize(("g", "n", "d"), [(2, 5, 24), (1, 70, 136)])
 def test_bytes_of_fp8(fp8_scale: float | None, g: int, n: int, d: int, device: torch.device) -> None:
-    """With a scale of 64 some numbers are beyond 448."""
+    """With a scale of 64 some numbers are beyond 448: those of one channel, which is shifted by 20."""
     inputs = [t.detach() for t in example(g, n, d, torch.bfloat16, device)]
+    inputs[3][:, 1] = 20.0
+    inputs[4][:, 1] = 0.0
     z, _, found = in_fp8(inputs, fp8_scale, "fused")
     z_wanted, _, wanted = in_fp8(inputs, fp8_scale, "torch")
     assert torch.equal(z, z_wanted)
@@ -120,7 +140,7 @@ def test_bytes_of_fp8(fp8_scale: float | None, g: int, n: int, d: int, device: t
     # fp32 sums taken in another order move a number over the edge between two neighbours, rarely and no further
     assert (ours - theirs).abs().max() <= 1 and (ours != theirs).float().mean() < 0.01
     values = found.rows_ND.float() * found.scale_inv
-    exact = modulate(z.double(), *(t.double() for t in inputs[3:]), kernels="torch").flatten(0, 1)
+    exact = modulate(z.double(), *(t.double() for t in inputs[3:]), kernels="torch")[1].flatten(0, 1)
     limit = 448 / fp8_scale if fp8_scale else float("inf")
     step = float(wanted.scale_inv) * 2**-9  # between the smallest numbers of e4m3
     torch.testing.assert_close(values.double(), exact.clamp(-limit, limit), rtol=1 / 16, atol=step)
@@ -140,11 +160,11 @@ def test_gradients_pass_fp8_as_if_it_were_not_there(device: torch.device) -> Non
 def test_fp8_without_a_part_before(device: torch.device) -> None:
     x, _, _, shift, scale = example(2, 5, 24, torch.float32, device)
     grad = torch.randn(2, 5, 24, device=device)
-    exact = modulate(x, shift, scale, kernels="torch")
+    exact = modulate(x, shift, scale, kernels="torch")[1]
     wanted = torch.autograd.grad(exact, (x, shift, scale), grad)
     for kernels in ("fused", "torch"):
         wrap = lambda one: (one.rows_ND.float() * one.scale_inv).view(x.shape)
-        out = modulate_fp8(x, shift, scale, kernels=kernels, wrap=wrap)
+        out = modulate_fp8(x, shift, scale, kernels=kernels, wrap=wrap)[1]
         torch.testing.assert_close(out, exact, rtol=1 / 16, atol=float(exact.detach().abs().max()) / 448 * 2**-9)
         for one, other in zip(torch.autograd.grad(out, (x, shift, scale), grad), wanted, strict=True):
             near(one, other, torch.float32)

@@ -311,8 +311,6 @@ class TrainDiffusion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         policies = self.policies
         if len(policies) != c.blocks:
             raise ValueError(f"spared: {self.spared}: {len(policies)} blocks in all; there are {c.blocks}")
-        if self.precision == "fp8-delayed" and not {"none", "blocks"}.issuperset(policies):
-            raise ValueError("recompute, spared: with fp8-delayed there are none and blocks")
         if not self.optimizer.cycle and self.optimizer.warmup > self.steps:
             words = f"the rate would still be rising at the last of {self.steps} steps"
             raise ValueError(f"optimizer: warmup of {self.optimizer.warmup} steps: {words}")

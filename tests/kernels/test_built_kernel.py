@@ -1,0 +1,44 @@
+"""Kernels are built for a Hopper GPU, without one, where numbers come as float64: so torch.compile passes them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+CODE = """
+import triton, triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from hpc.kernels import adamw_ema, gelu, modulate, qk_norm_rope
+
+SCALARS = ("eps keep rate one_minus_beta1 beta2 one_minus_beta2 root_correction e0_rate e1_rate e2_rate").split()
+SUMS = {name + "_ptr": "*fp32" for name in "amax inverse scale counted sums gate shift mean r cos sin".split()}
+EIGHT = {name: "*fp8e4nv" for name in ("rows_ptr", "columns_ptr")}
+
+def build(kernel, constants, **given):
+    types = SUMS | EIGHT | dict.fromkeys(SCALARS, "fp64") | given
+    signature = {name: "constexpr" if name in constants else
+                 types.get(name, "*bf16" if name.endswith("_ptr") else "i32") for name in kernel.arg_names}
+    at = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+    triton.compile(ASTSource(kernel, signature, at), target=GPUTarget("cuda", 90, 32))
+
+heads = dict(PER_GROUP=1, HQ=4, HK=4, HALF=16, K=True, V=False, ROPE=True, BLOCK_Q=4, BLOCK_K=4, BLOCK_C=16)
+build(qk_norm_rope._forward, heads)
+build(qk_norm_rope._backward, heads)
+build(modulate._forward, dict(D=256, GATED=True, OUT=True, AMAX=True, BLOCK=256))
+build(modulate._backward, dict(D=256, GATED=False, STREAM=True, BLOCK=256))
+build(gelu._backward, dict(BLOCK=2048))
+build(gelu._quantize, dict(D=256, GIVEN=False, FP8_MAX=448.0, BLOCK_L=64, BLOCK_D=64))
+types = dict(GRAD=tl.float32, STATE=tl.float32, COPY_TYPE=tl.bfloat16)
+for counted in (True, False):
+    build(adamw_ema._step, types | dict(SCALED=True, COPY=False, COUNTED=counted, EMAS=1, ALIGNED=True, CHUNK=2048,
+          BLOCK=1024), table_ptr="*i64", chunks_ptr="*i32")
+print("built")
+"""
+
+
+def test_numbers_of_float64() -> None:
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", CODE], env=env, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "built", done.stderr[-3000:]
