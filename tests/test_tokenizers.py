@@ -11,13 +11,14 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from made import made, weight
 from torch import Tensor, nn
 
 from hpc.models.tokenizer_files import files_of
-from hpc.models.tokenizers import Tokenizer, cosmos, files, haar, load, names, wan
+from hpc.models.tokenizers import Tokenizer, cosmos, encoded, files, haar, load, names, wan
 from hpc.models.tokenizers.causal import CausalTokenizer
 from hpc.models.tokenizers.fsq import FSQ
 from hpc.models.tokenizers.torchscript import read_torchscript
@@ -109,6 +110,32 @@ def test_no_latent_sees_later_frames(tokenizer: CausalTokenizer) -> None:
     first, second = (tokenizer.encoder(x, None)[0] for x in (video, other))
     assert torch.equal(first[:, :, :seen], second[:, :, :seen])
     assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("frames", [1, 17, 41])
+def test_many_pixels_are_encoded_in_pieces(
+    tokenizer: CausalTokenizer, frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same but for rounding, ids to the last bit; what the encoder sees at once is bounded in any batch."""
+    pictures = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (5, 3, frames, 16, 32), dtype=np.uint8))
+    whole = encoded(tokenizer, pictures)
+    assert torch.equal(whole, tokenizer.encode(pictures.float() / 127.5 - 1))
+    seen: list[int] = []
+    tokenizer.encoder.register_forward_pre_hook(lambda _, given: seen.append(given[0][:, 0].numel()))
+    for most in (5 * frames * 512, 2 * 17 * 512, 12 * 512, 512):
+        monkeypatch.setattr("hpc.models.tokenizer_files.PIECE", most)
+        seen.clear()
+        found = encoded(tokenizer, pictures)
+        if tokenizer.vocabulary is not None or most >= 5 * frames * 512:
+            assert torch.equal(found, whole) and seen == [pictures[:, 0].numel()]
+            continue
+        assert close(found, whole) and sum(seen) == pictures[:, 0].numel()
+        assert len(seen) > 1 and max(seen) <= max(most, tokenizer.temporal * 512)
+    if frames == 17 and tokenizer.vocabulary is None:
+        monkeypatch.setattr("hpc.models.tokenizer_files.PIECE", 2 * 17 * 512)
+        seen.clear()
+        encoded(tokenizer, pictures)
+        assert seen == [2 * 17 * 512, 2 * 17 * 512, 17 * 512], "small ones go together"
 
 
 @pytest.mark.parametrize("kind", ["dv", "wan"])

@@ -16,6 +16,10 @@ PUBLISHED = {
 """{repository: files}."""
 IMPORT_PATH = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
 """A tokenizer of one's own: package.module:make."""
+PIECE = 2**24
+"""Pixels, frames counted, that a continuous tokenizer encodes at once: 18 frames of 720 x 1280. With the 96 channels of
+Wan's VAE 2^31 / 96 of them, 1.3 times as many, are more numbers than cuDNN has fast convolutions for: on one H200 a
+whole clip of 93 x 720 x 1280 takes 93 GiB, and 1.65 times as long as in pieces of 16 frames, which take 21 GiB."""
 STAGE = r"[a-z][a-z0-9_-]{0,31}"
 """A stage of the same spec, which trains it."""
 
@@ -28,6 +32,11 @@ def is_stage(where: str | None) -> bool:
     return where is not None and bool(re.fullmatch(STAGE, where))
 
 
+def piece(height: int, width: int, temporal: int) -> int:
+    """Frames of a long video that are encoded at once: whole latent frames, one at the least."""
+    return max(1, PIECE // (height * width) // temporal) * temporal
+
+
 def files_of(where: str) -> tuple[str, ...]:
     """Of owner/name@revision, the files to fetch; () for a path, for package.module:make, and for a stage. Raises
     ValueError for a repository that is not known to have a tokenizer."""
@@ -37,7 +46,8 @@ def files_of(where: str) -> tuple[str, ...]:
         if re.fullmatch(pattern, where.partition("@")[0]):
             return names
     raise ValueError(
-        f"{where}: no tokenizer is known by this name. Give the path of a file or a folder, package.module:make, a stage in "
-        "`needs` that trains one, or a repository with one: nvidia/Cosmos-Tokenize1-DV8x16x16-720p, nvidia/Cosmos-Tokenize1-CV8x8x8-720p, "
+        f"{where}: no tokenizer is known by this name. Give the path of a file or a folder, package.module:make, a "
+        "stage in `needs` that trains one, or a repository with one: nvidia/Cosmos-Tokenize1-DV8x16x16-720p, "
+        "nvidia/Cosmos-Tokenize1-CV8x8x8-720p, "
         "Wan-AI/Wan2.1-T2V-1.3B, nvidia/Cosmos-Predict2.5-2B"
     )

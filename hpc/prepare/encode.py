@@ -1,9 +1,8 @@
 """Windows of clips through a video tokenizer, in batches: what tokens and latents have in common.
 
 Clips are read and decoded by threads, a few windows ahead of the tokenizer, on CPUs or by the GPU's video engines, as
-`decode` says: hpc.data.video.sample_gpu tells how their frames differ. Windows are encoded whole, but for large
-ones of continuous tokenizers: as a stream they are the same but for rounding, where ids near the border of two may
-differ.
+`decode` says: hpc.data.video.sample_gpu tells how their frames differ. hpc.models.tokenizers.encoded says which windows
+are encoded whole.
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ from hpc.data.video import fit as fitting
 from hpc.data.video import nvdec
 from hpc.data.video.sample_gpu import LANES, Sampler, together
 from hpc.data.work import Bad, BadInput, Made, Work
+from hpc.models import tokenizers
 from hpc.models.tokenizer_files import is_stage
 from hpc.models.tokenizers import Tokenizer, load
 from hpc.prepare import inputs
@@ -38,11 +38,6 @@ from hpc.prepare.settings.frames import Frames
 
 MOST_THREADS = 8  # windows that are being read or wait: each is 65 MB at 33 x 640 x 1024, 250 MB at 93 x 704 x 1280
 TOGETHER = 32  # frames of neighbouring windows that are decoded at once, where windows are shorter
-LARGE = 2**31 // 96
-"""Pixels, frames counted. With the 96 channels of Wan's VAE more of them are more than 2^31 numbers, for which cuDNN
-has slow convolutions alone: on one H200 a whole window of 93 x 720 x 1280 takes 93 GiB, and 1.65 times as long as a
-stream that takes 21 GiB."""
-STREAM = 16  # frames of it at a time
 
 
 class Encoder(msgspec.Struct):
@@ -280,7 +275,4 @@ def _run(encoder: Encoder, frames_BTHWC: Tensor) -> Tensor:
     """Ids, or latents, on the CPU."""
     with torch.inference_mode():
         pictures = frames_BTHWC.to(encoder.device).permute(0, 4, 1, 2, 3)
-        if encoder.tokenizer.vocabulary is None and frames_BTHWC[..., 0].numel() > LARGE:
-            parts = (part.float() / 127.5 - 1 for part in pictures.split(STREAM, 2))
-            return torch.cat([made.cpu() for made in encoder.tokenizer.encode_stream(parts)], -3)
-        return encoder.tokenizer.encode(pictures.float() / 127.5 - 1).cpu()
+        return tokenizers.encoded(encoder.tokenizer, pictures).cpu()

@@ -106,8 +106,7 @@ class Inputs:
         """Of a hpc.train.loader.Batch, or a part of it."""
         x0 = frames.to(self.device, non_blocking=True)
         if frames.dtype == torch.uint8:
-            video = x0.permute(0, 4, 1, 2, 3).to(self.dtype) / 127.5 - 1
-            x0 = self.tokenizer.encode(video)
+            x0 = tokenizers.encoded(self.tokenizer, x0.permute(0, 4, 1, 2, 3))
         if x0.shape[1] != self.config.latent_channels:
             raise ValueError(f"latents of {x0.shape[1]} channels; {self.settings.model} takes "
                              f"{self.config.latent_channels}: were they made by another tokenizer?")  # fmt: skip

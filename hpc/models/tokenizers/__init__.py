@@ -3,6 +3,7 @@
     tokenizer = load("nvidia/Cosmos-Tokenize1-DV8x16x16-720p", device="cuda", dtype=torch.bfloat16)
     ids = tokenizer.encode(video)        # [B, 3, 33, 640, 1024] from -1 to 1 -> int32 [B, 5, 40, 64]
     for ids in tokenizer.encode_stream(chunks): ...              # of any length, in bounded memory
+    latents = encoded(tokenizer, pictures)                       # of pixels, in pieces where they are many
 
 Whatever has the methods of `Tokenizer` is one. `load` knows Cosmos-Tokenize1's DV8x16x16 and CV8x8x8 and the VAE of
 Wan2.1 (which Cosmos-Predict2 and 2.5 use), as published or as diffusers saves them, and takes another by an import
@@ -20,8 +21,9 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from hpc.models import tokenizer_files
 from hpc.models.hub import located
-from hpc.models.tokenizer_files import IMPORT_PATH, files_of, is_path
+from hpc.models.tokenizer_files import IMPORT_PATH, files_of, is_path, piece
 from hpc.models.tokenizers import causal, cosmos, files, wan
 
 
@@ -134,3 +136,19 @@ def imported(where: str, device: str | torch.device, dtype: torch.dtype) -> Toke
         lacks = [one for one in promised if not hasattr(tokenizer, one)]
         raise TypeError(f"{where} returned a {type(tokenizer).__name__}, which lacks {', '.join(lacks)} of a Tokenizer")
     return tokenizer
+
+
+@torch.no_grad()
+def encoded(tokenizer: Tokenizer, pictures_BCTHW: Tensor) -> Tensor:
+    """What `encode` returns for pixels from 0 to 255. Latents of more than PIECE pixels are made in pieces, so that
+    memory does not grow with the batch, nor with a video's length: of several videos each, of one larger than that its
+    frames as a stream. They are the same but for rounding; ids, of which those near the border of two would differ, are
+    made of whole videos."""
+    B, _, T, H, W = pictures_BCTHW.shape
+    if tokenizer.vocabulary is not None or B * T * H * W <= tokenizer_files.PIECE:
+        return tokenizer.encode(pictures_BCTHW.float() / 127.5 - 1)
+    made = []
+    for some in pictures_BCTHW.split(max(1, tokenizer_files.PIECE // (T * H * W))):
+        frames = (part.float() / 127.5 - 1 for part in some.split(piece(H, W, tokenizer.temporal), dim=2))
+        made.append(torch.cat(list(tokenizer.encode_stream(frames)), dim=-3))
+    return torch.cat(made)
