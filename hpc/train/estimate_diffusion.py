@@ -3,7 +3,8 @@
 Weights, gradients, two moments and each mean are float32, spread over n ranks by FSDP2: (16 + 4 x means) / n bytes for
 each weight. Beside them are, in bfloat16, the block that computes and the next one, gathered (torch.distributed.fsdp
 2.9: _fsdp_param_group.py prefetches one), the float32 gradients of one block before they are spread, and what stands
-outside of blocks, gathered throughout. With LoRA only the adapters have gradients, moments and means.
+outside of blocks, gathered throughout; on one GPU all blocks are (hpc.train.fsdp). With LoRA only the adapters have
+gradients, moments and means.
 
 Activations are KEPT bytes for each token, channel and block: measured, tests/test_train_diffusion.py holds them against
 what autograd keeps. What is computed again is there for one block at a time.
@@ -105,7 +106,7 @@ def memory(s: TrainDiffusion, place: Place) -> dict[str, float]:
     pixels = max(encoded_at_once(shape, count, s.compression[0])
                  for count, (shape, _) in zip(at_once, sizes, strict=True))  # fmt: skip
     passing = {
-        "gathered": (2 * block + ends) * wide + gradients,
+        "gathered": ((2 if spread > 1 else c.blocks) * block + ends) * wide + gradients,
         # transformer-engine keeps a block's weights in FP8, as they are and transposed, until the way back
         **({"fp8 weights": 2 * full * block} if fp8 and full else {}),
         "activations": tokens * c.channels * each * wide / 2,
@@ -178,8 +179,7 @@ def alternatives(s: TrainDiffusion, place: Place) -> Iterator[tuple[str, TrainDi
         yield "`micro_batch: 1`", other(s, micro_batch=1), place
     ways = ("none", "matmuls", "attention", "blocks")
     for way in ways[ways.index(s.recompute) + 1 :]:
-        if not (s.precision == "fp8-delayed" and way in ("matmuls", "attention")):
-            yield f"`recompute: {way}`", other(s, recompute=way), place
+        yield f"`recompute: {way}`", other(s, recompute=way), place
     for cp in (2, 4, 8):
         if cp > s.mesh.cp and cp % s.mesh.cp == 0:
             yield f"`mesh.cp: {cp}`", other(s, mesh=other(s.mesh, cp=cp)), place
