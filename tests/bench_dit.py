@@ -13,6 +13,10 @@ of the weights; float32 weights in FSDP2 of one rank, random latents, a text of 
     torch-fp8           fp8-current without our kernels
     fp8-dpa             fp8-current with attention in FP8 too (transformer-engine's fp8_dpa, cuDNN)
     te-attention        bf16 with transformer-engine's attention instead of PyTorch's
+    compiled-ours       bf16 with the blocks compiled around our kernels
+    bf16-plain-gelu, fp8-plain-gelu    GELU (of fp8-current) by PyTorch
+    bf16-cast-again     bf16 with weights cast and gathered again for the way back
+    bf16-plain-update   bf16 with PyTorch's AdamW, clipping and mean
 
 Sizes are those of training: 93 frames of 432x768 (31,104 tokens) and of 704x1280 (84,480); Predict1's 121 frames of
 704x1280 are 56,320 tokens. What a row computes again is in RECOMPUTE, and --recompute 480:bf16=attention,matmuls:16
@@ -42,6 +46,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
@@ -53,8 +58,9 @@ from torch import Tensor, nn
 from hpc.kernels import choose
 from hpc.models.attention import attend, backend
 from hpc.models.diffusion import Condition, Draws
+from hpc.models.dit import Joints
 from hpc.models.dit_presets import MLP, Config, flops, parameters
-from hpc.train import diffusion_model, diffusion_optimizer, ema, ranks
+from hpc.train import diffusion_model, diffusion_optimizer, ema, fsdp, ranks
 from hpc.train.settings import TrainDiffusion
 from hpc.train.settings.data import Shape
 from hpc.train.settings.diffusion import Sizes
@@ -63,6 +69,7 @@ from hpc.train.settings.optimizer import Mean
 PEAK = 989e12  # dense bfloat16, of an H100 SXM and an H200 alike
 LATENTS = {"480": (24, 54, 96), "720": (24, 88, 160)}
 GPU = torch.cuda.is_available()
+NOTHING = contextlib.nullcontext()
 
 ROWS: dict[str, dict[str, Any]] = {
     "eager": {"kernels": "torch"},
@@ -74,6 +81,11 @@ ROWS: dict[str, dict[str, Any]] = {
     "torch-fp8": {"precision": "fp8-current", "kernels": "torch"},
     "fp8-dpa": {"precision": "fp8-current"},
     "te-attention": {},
+    "compiled-ours": {"compile": True},
+    "bf16-plain-gelu": {},
+    "fp8-plain-gelu": {"precision": "fp8-current"},
+    "bf16-cast-again": {},
+    "bf16-plain-update": {},
 }
 MAIN = "eager,compiled,bf16,fp8-current,fp8-delayed"
 RECOMPUTE = {
@@ -81,19 +93,18 @@ RECOMPUTE = {
     "480:eager": "matmuls,none:9 | matmuls",
     "480:torch-fp8": "attention,none:9 | attention",
     "480:fp8-current": "none | attention,none:20 | attention",
-    "480:fp8-delayed": "none | blocks,none:20 | blocks",
+    "480:fp8-delayed": "none | attention,none:20 | attention",
     "480:fp8-dpa": "none | blocks,none:20 | blocks",
     "720": "attention,none:6 | attention",
     "720:eager": "attention",
     "720:compiled": "attention",
     "720:bf16": "attention,matmuls:14 | attention,matmuls:10 | attention",
-    "720:fp8-delayed": "blocks,none:6 | blocks",
     "720:fp8-dpa": "blocks,none:6 | blocks",
     "720:te-attention": "blocks,none:6 | blocks",
 }
 """By size and row, or by size; of a 139 GiB GPU. Where memory does not reach, the next of them."""
 
-OURS = {"_forward", "_backward", "_quantize", "_sum_parts", "_sum_rows"}
+OURS = {"_forward", "_backward", "_largest", "_quantize", "_sum_parts", "_sum_rows"}
 KINDS = {
     "attention": ("sdpa", "attention", "attn", "flash", "fmha", "cudnn_generated"),
     "matmul": ("gemm", "nvjet", "cutlass", "cublas", "xmma", "splitk", "aten::mm", "aten::addmm"),
@@ -143,14 +154,18 @@ class Row:
     def __init__(self, row: str, settings: TrainDiffusion, here: ranks.Here, text: int) -> None:
         self.settings, self.here = settings, here
         self.objective = diffusion_model.objective(settings)
-        self.model = diffusion_model.build(settings, here)
+        with mock.patch.object(fsdp, "keep_gathered", lambda _: None) if row == "bf16-cast-again" else NOTHING:
+            self.model = diffusion_model.build(settings, here)
         self.filled()
+        for layer in self.model.blocks if row.endswith("plain-gelu") else ():
+            layer.mlp.joints = Joints("torch")
         for layer in self.model.blocks if row in ("fp8-dpa", "te-attention") else ():
             layer.self_attn.attend = te_attention(settings.config)
         self.eight = row == "fp8-dpa"
         self.optimizer = diffusion_optimizer.make(self.model, settings.optimizer)
         self.means = [ema.begin(self.model)]
-        self.at_once = choose(settings.kernels, torch.empty(0, device=here.device)) == "fused"
+        fused = choose(settings.kernels, torch.empty(0, device=here.device)) == "fused"
+        self.at_once = fused and row != "bf16-plain-update"
         c, [latent] = settings.config, settings.latents(settings.compression or (4, 8))
         random = torch.Generator(here.device).manual_seed(1)
         shape = (1, c.latent_channels, *latent)
