@@ -40,9 +40,12 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
     except Exception as error:
+        from hpc.batch import masking
+
         if not _expected(error) or os.environ.get("HPC_TRACEBACK"):
+            sys.excepthook = masking.excepthook
             raise
-        print(f"hpc {args.verb}: {error}", file=sys.stderr)
+        print(f"hpc {args.verb}: {masking.masked(str(error))}", file=sys.stderr)
         return 2
 
 
@@ -153,12 +156,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def emit(args: argparse.Namespace, value: Any, lines: list[str]) -> None:
-    if args.json:
-        from hpc.batch import jsons
+    from hpc.batch import jsons, masking
 
-        print(jsons.pretty(value).decode(), end="")
+    if args.json:
+        print(masking.masked(jsons.pretty(value).decode()), end="")
     elif lines:
-        print("\n".join(lines))
+        print(masking.masked("\n".join(lines)))
 
 
 def load(args: argparse.Namespace) -> list[Any]:
@@ -174,9 +177,11 @@ def cluster_for(spec: Any) -> Any:
 
 
 def find(args: argparse.Namespace) -> Run:
-    from hpc.batch import run
+    from hpc.batch import masking, run
 
-    return run.find(args.run, args.runs)
+    found = run.find(args.run, args.runs)
+    os.environ[masking.NAMES] = ",".join(masking.named(found.spec))
+    return found
 
 
 def check(args: argparse.Namespace) -> int:
@@ -420,7 +425,7 @@ def report(args: argparse.Namespace) -> int:
 
 
 def _overview(args: argparse.Namespace) -> int:
-    from hpc.batch import accounting, jsons, overview
+    from hpc.batch import accounting, jsons, masking, overview
 
     made = overview.build(args.runs, overview.parse(args.since))
     if args.output:
@@ -428,7 +433,7 @@ def _overview(args: argparse.Namespace) -> int:
                  ".json": lambda o: jsons.pretty(o).decode()}  # fmt: skip
         if args.output.suffix not in forms:
             raise ValueError(f"--output {args.output}: the name must end with {', '.join(forms)}")
-        args.output.write_text(forms[args.output.suffix](made))
+        args.output.write_text(masking.masked(forms[args.output.suffix](made)))
     emit(args, made, [*overview.text(made), *([str(args.output)] if args.output else [])])
     return 0
 

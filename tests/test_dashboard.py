@@ -249,8 +249,10 @@ def test_secrets_are_masked(film: Run, address: str, tmp_path: Path) -> None:
     assert SECRETS[0] in text and not [s for s in SECRETS[1:] if s in text]
     plain = "tokenizer: DV8x16x16, tokens 32000, keys: 5, secret"
     assert masking.masked(plain) == plain
-    log = next(film.logs("words").glob("*.out")).read_text()
-    assert shown.SECRET in log, "the stage printed it"
+    log = next(film.logs("words").glob("*.out"))
+    text = log.read_text()
+    assert "password=***" in text and shown.SECRET not in text, "the stage printed it, and the worker masks"
+    log.write_text(text.replace("password=***", f"password={shown.SECRET}"))  # as a program would that is not Python
     for shard in range(6):
         said = json.dumps(get(address, f"api/log/{film.id}?stage=words&shard={shard:06}")[2])
         assert shown.SECRET not in said

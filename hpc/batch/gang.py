@@ -24,7 +24,7 @@ from typing import NoReturn
 
 import msgspec
 
-from hpc.batch import records, slurm
+from hpc.batch import masking, records, slurm
 from hpc.batch.kinds import settings_of
 from hpc.batch.run import StagePlan
 
@@ -86,7 +86,7 @@ def leave(file: str, rank: int, why: str, detail: str, node: str) -> NoReturn:
     """Say why a rank failed and end this process, at once: the others may be waiting for it, and whoever started them
     ends them now."""
     with Path(file).open("ab") as out:
-        out.write(msgspec.json.encode(Line(rank, why, detail, node)) + b"\n")
+        out.write(msgspec.json.encode(Line(rank, why, masking.masked(detail), node)) + b"\n")
     os._exit(1)
 
 

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from hpc.batch import commit, failure, finale, jsons, ledger, local, prepare, slurm, status
+from hpc.batch import commit, failure, finale, jsons, ledger, local, masking, prepare, slurm, status
 from hpc.batch.cluster import Cluster
 from hpc.batch.run import Run
 from hpc.batch.spec import Spec, fingerprint, load
@@ -136,4 +136,5 @@ def main(folder: str, attempt: str = "") -> int:
 
 
 if __name__ == "__main__":
+    masking.install(Run(Path(sys.argv[1])).spec)
     sys.exit(main(*sys.argv[1:]))

@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 
@@ -62,8 +63,9 @@ def tasks_of(attempt: Attempt, plan: AttemptPlan) -> list[Task]:
 
 def run_task(run: str, stage: str, attempt: int, row: int) -> int:
     """What submitit runs: the worker, as a batch job would."""
-    from hpc.batch import worker
+    from hpc.batch import masking, worker
 
+    masking.install(Run(Path(run)).spec)
     status = worker.main(run, stage, str(attempt), "barrier" if row < 0 else str(row))
     if status:
         sys.exit(status)  # a status, not an exception: submitit reads "start me again" from it

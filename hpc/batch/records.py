@@ -18,6 +18,7 @@ from typing import Literal
 
 import msgspec
 
+from hpc.batch import masking
 from hpc.data.work import Bad, Object
 
 
@@ -96,7 +97,7 @@ class Log:
         self.fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o640)
 
     def write(self, line: Line) -> None:
-        data = _encode(line) + b"\n"
+        data = _encode(_masked(line)) + b"\n"
         if os.write(self.fd, data) != len(data):
             raise OSError(28, f"{self.path}: only a part of a record could be written: is the disk full?")
         if not (isinstance(line, Record) and line.state in ("start", "progress")):
@@ -104,6 +105,16 @@ class Log:
 
     def close(self) -> None:
         os.close(self.fd)
+
+
+def _masked(line: Line) -> Line:
+    """Without secrets in what a stage or an error says."""
+    if not isinstance(line, Record) or not (line.detail or line.bad):
+        return line
+    hidden = masking.values()
+    bad = [msgspec.structs.replace(b, uri=masking.cleaned(b.uri, hidden), detail=masking.cleaned(b.detail, hidden))
+           for b in line.bad]  # fmt: skip
+    return msgspec.structs.replace(line, detail=masking.cleaned(line.detail, hidden), bad=bad)
 
 
 class Fold(msgspec.Struct):

@@ -10,7 +10,20 @@ from typing import Any
 
 import msgspec
 
-from hpc.batch import accounting, charts, counts, failure, health, jsons, metrics, outcome, page, status, training
+from hpc.batch import (
+    accounting,
+    charts,
+    counts,
+    failure,
+    health,
+    jsons,
+    masking,
+    metrics,
+    outcome,
+    page,
+    status,
+    training,
+)
 from hpc.batch.outcome import code_of, shards_of
 from hpc.batch.run import Run
 from hpc.data.units import seconds
@@ -269,8 +282,9 @@ def write(run: Run, gathered: status.Gathered) -> Report:
         "csv": accounting.table([report.account]),
         "prom": metrics.text([metrics.of(report)]),
     }
+    hidden = masking.values(masking.named(run.spec))
     for form, content in forms.items():
-        replace(run.report(form), content)
+        replace(run.report(form), masking.without(content, hidden))
     return report
 
 

@@ -34,7 +34,7 @@ from typing import Any
 import msgspec
 
 import hpc
-from hpc.batch import jsons
+from hpc.batch import jsons, masking
 from hpc.batch.plan import Group, Row
 from hpc.batch.spec import Resources
 
@@ -247,7 +247,7 @@ class _RowIds(msgspec.Struct, array_like=True):
 
 def new_attempt(run: Run) -> Attempt:
     """Make the folder of the next attempt, never one that another planner has begun (it may still be at it)."""
-    run.folder.mkdir(parents=True, exist_ok=True)
+    run.folder.mkdir(mode=0o750, parents=True, exist_ok=True)
     run.folder.chmod(0o750)
     number = 1
     while True:
@@ -295,10 +295,10 @@ def provenance(attempt: Attempt, spec_hash: str, command: list[str], images: dic
     sha = _git(root, "rev-parse", "HEAD") if (root / ".git").exists() else ""
     diff = _git(root, "diff", "HEAD") if sha else ""
     if diff:
-        (attempt.folder / "code.diff").write_text(diff)
+        (attempt.folder / "code.diff").write_text(masking.without(diff, masking.values()))
     facts = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": command,
+        "command": [masking.masked(word) for word in command],
         "spec_hash": spec_hash,
         "git": {"sha": sha.strip(), "changed": bool(diff), "diff": "code.diff" if diff else ""},
         "host": platform.node(),

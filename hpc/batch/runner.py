@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
-from hpc.batch import failure, gang, gpus, jsons, twins
+from hpc.batch import failure, gang, gpus, jsons, masking, twins
 from hpc.batch.heartbeat import NODE, Heart
 from hpc.batch.run import StagePlan
 from hpc.batch.spec import settings_of
@@ -88,6 +88,7 @@ def main() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
     channel = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # whatever a library prints goes to the log, not into the channel
+    masking.install()
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda signum, frame: stopping.append(signum))
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # the worker decides what a warning from Slurm means...
@@ -283,7 +284,7 @@ def _reporter(send: Any, look: Any, shard: str, every: float, heart: Heart | Non
 
     def progress(fraction: float, words: str = "") -> None:
         if heart:
-            heart.mine.words = words
+            heart.mine.words = masking.masked(words)
         now = time.monotonic()
         if now - last[0] >= every:
             last[0] = now

@@ -28,7 +28,7 @@ import msgspec
 from submitit import JobEnvironment
 from submitit.local.local import LOCAL_REQUEUE_RETURN_CODE
 
-from hpc.batch import barrier, commit, failure, gang, health, jsons, probe, records, slurm, twins
+from hpc.batch import barrier, commit, failure, gang, health, jsons, masking, probe, records, slurm, twins
 from hpc.batch.cluster import Cluster
 from hpc.batch.gang import is_gang
 from hpc.batch.plan import RowShard
@@ -603,4 +603,5 @@ def stop_children(children: list[Child], state: State, log: records.Log) -> None
 
 
 if __name__ == "__main__":
+    masking.install(Run(Path(sys.argv[1])).spec)
     sys.exit(main(*sys.argv[1:]))

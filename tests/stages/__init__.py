@@ -108,6 +108,22 @@ class Look(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """A folder, needed for `together`."""
 
 
+class Leak(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Prints its environment and secrets, and fails with them in its error."""
+
+    KIND: ClassVar[str] = "stages:Leak"
+    CODE: ClassVar[str] = "stages.leak"
+    PHASES: ClassVar[tuple[str, ...]] = ("map",)
+    OBJECTS: ClassVar[tuple[str, ...]] = (".jsonl",)
+    INPUT_SUFFIXES: ClassVar[tuple[str, ...]] = (".txt",)
+    VERSION: ClassVar[int] = 1
+    NEUTRAL: ClassVar[tuple[str, ...]] = ()
+    SECONDS_PER_GIB: ClassVar[float] = 1.0
+
+    variables: tuple[str, ...] = ()
+    """Names of those whose values it knows for secrets."""
+
+
 class Count(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A part of Tale: how many lines Echo has."""
 
