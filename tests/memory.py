@@ -33,6 +33,7 @@ from hpc.train.ar import backend
 from hpc.train.ar_engine import Compute, Engine
 from hpc.train.diffusion_input import Inputs
 from hpc.train.estimate import Estimate, Place
+from hpc.train.estimate_diffusion import states
 from hpc.train.loader import Batch
 from hpc.train.ranks import Here
 from hpc.train.settings import TrainAr, TrainDiffusion
@@ -121,7 +122,9 @@ def of_dit(settings: TrainDiffusion, place: Place, here: Here) -> dict[str, Any]
             "means": bytes_of(value for mean in means for value in mean.values())}  # fmt: skip
     count = sum(one.numel() for one in model.parameters())
     what = f"{settings.model} {settings.precision}"
-    return row(what, held, count, parameters(settings.config), step, settings.estimate(place))
+    told = row(what, held, count, parameters(settings.config), step, settings.estimate(place))
+    told["estimated"] |= states(settings, here.count)  # gradients and activations are never there together
+    return told
 
 
 def rows(chosen: argparse.Namespace, here: Here) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:

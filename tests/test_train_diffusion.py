@@ -497,6 +497,8 @@ def test_a_block_keeps_what_is_estimated(recompute: str) -> None:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda one: one):
         forward(x, *given, None)
     found = sum(one.untyped_storage().nbytes() for one in kept.values()) / tokens / 256
+    if recompute == "none":
+        found -= 12  # what a GPU's norms of q and k do not keep: three float32
     assert found == pytest.approx(KEPT[recompute], rel=0.05)
 
 

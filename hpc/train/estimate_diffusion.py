@@ -6,11 +6,13 @@ each weight. Beside them are, in bfloat16, the block that computes and the next 
 outside of blocks, gathered throughout; on one GPU all blocks are (hpc.train.fsdp). With LoRA only the adapters have
 gradients, moments and means.
 
-Activations are KEPT bytes for each token, channel and block: measured, tests/test_train_diffusion.py holds them against
-what autograd keeps. What is computed again is there for one block at a time.
+Activations are KEPT bytes for each token, channel and block: tests/test_train_diffusion.py holds them against what
+autograd keeps. What is computed again is there for one block at a time. They are most where the way back begins. There
+are no gradients yet, unless those of an earlier part of the batch: the update frees them. So the largest counts of what
+is never there together: activations, all gradients, and what encodes videos before each step, large ones in pieces
+(hpc.models.tokenizers.encoded).
 
-Videos are encoded before each step, large ones in pieces (hpc.models.tokenizers.encoded): while that lasts there are no
-activations, and the larger of the two counts.
+Held against one H200, Predict2.5-2B in seven ways (tests/test_estimate.py): within 2.5 % of memory, 5 % of a step.
 """
 
 from __future__ import annotations
@@ -30,13 +32,18 @@ if TYPE_CHECKING:
     from hpc.train.settings.data import Shape
     from hpc.train.settings.diffusion import TrainDiffusion
 
-KEPT = {"none": 91.0, "matmuls": 28.0, "attention": 6.0, "blocks": 2.0}
-"""Bytes that a block in bfloat16 keeps for the way back, for each token and channel, by what is computed again: as
-measured on a CPU, not compiled."""
-FUSED = 52.0
-"""The same where nothing is computed again, and kernels do what is between matrix products (hpc.kernels): hidden states
-3 x 2 and as they are modulated 3 x 2; q, k, v before the norms and q, k after them 10, of attention to the text 4; what
-each attention and projection makes 8, the MLP 18."""
+KEPT = {"none": 79.0, "matmuls": 28.0, "attention": 6.0, "blocks": 2.0}
+"""Bytes that a block in bfloat16 keeps for the way back, for each token and channel, by what is computed again, not
+compiled."""
+FUSED, FUSED_FP8 = 53.0, 50.5
+"""The same where nothing is computed again, and kernels do what is between matrix products: ours (hpc.kernels), or
+those that torch.compile makes. Hidden states 3 x 2 and as they are modulated 3 x 2; q, k, v before the norms and q, k
+after them 10, of attention to the text 4; what each attention and projection makes 8, the MLP 18; one more on a GPU. In
+FP8 as measured, beside the weights."""
+WAY_BACK = 12.0
+"""Bytes of gradients where the way back begins, of one block: two of its MLP's hidden states, and less."""
+EAGER = 5.0
+"""Times that more is read and written for what is kept where PyTorch's operators run one by one, in float32."""
 ENCODING = {r"Wan|Predict2": 1190.0, r"CV8x8x8": 75.0}
 """Bytes for each pixel that is encoded at once, by words in a tokenizer's name: 93 GiB for 93 frames of 704 x 1280, 6
 GiB for 97 (tests/bench_tokenizers.py)."""
@@ -87,19 +94,41 @@ def outside(c: Config) -> float:
     return parameters(dataclasses.replace(c, blocks=0))
 
 
+def whole(s: TrainDiffusion) -> float:
+    """Bytes that a block keeps where nothing is computed again."""
+    if eager(s):
+        return KEPT["none"]
+    return FUSED_FP8 if s.precision.startswith("fp8") else FUSED
+
+
+def eager(s: TrainDiffusion) -> bool:
+    return not s.compile and (s.kernels == "torch" or s.precision == "fp32")
+
+
+def states(s: TrainDiffusion, ranks: int) -> dict[str, float]:
+    """Bytes on a GPU of what is there from step to step, and of all gradients."""
+    spread, trained = s.mesh.sharded(ranks), adapted(s)
+    return {
+        "weights": parameters(s.config) * 4 / spread,
+        "gradients": trained * 4 / spread,
+        "moments": trained * 8 / spread,
+        "means": trained * 4 * len(s.ema) / spread,
+    }
+
+
 def memory(s: TrainDiffusion, place: Place) -> dict[str, float]:
     """Bytes on a GPU, by what they are for, of the largest shape."""
     assert s.compression is not None
     c, spread, data = s.config, s.mesh.sharded(place.ranks), place.ranks // s.mesh.cp
-    weights, trained = parameters(c), adapted(s)
     ends = outside(c)
     wide = 4 if s.precision == "fp32" else 2
-    block = (weights - ends) / c.blocks
-    gradients = 4 * (block + ends) if not s.lora else 4 * trained / c.blocks
+    block = (parameters(c) - ends) / c.blocks
+    gradients = 4 * (block + ends) if not s.lora else 4 * adapted(s) / c.blocks
     fp8 = s.precision.startswith("fp8")
-    whole = KEPT["none"] if s.kernels == "torch" or s.precision == "fp32" else FUSED
     full = s.policies.count("none")
-    each = sum(whole if policy == "none" else KEPT[policy] for policy in s.policies) + whole * (full < c.blocks)
+    each = sum(whole(s) if policy == "none" else KEPT[policy] for policy in s.policies) + WAY_BACK
+    again = next((policy for policy in reversed(s.policies) if policy != "none"), None)
+    each += 0.0 if again is None else whole(s) - KEPT[again]
     sizes = list(zip(s.shapes, s.latents(s.compression), strict=True))
     at_once = [s.micro_batch or shape.batch // data for shape, _ in sizes]
     tokens = max(count * one.tokens / s.mesh.cp for count, (_, one) in zip(at_once, sizes, strict=True))
@@ -112,18 +141,13 @@ def memory(s: TrainDiffusion, place: Place) -> dict[str, float]:
         "activations": tokens * c.channels * each * wide / 2,
     }
     a_pixel = next((size for word, size in ENCODING.items() if re.search(word, s.video_tokenizer)), 0.0)
-    encoding = 0.0 if place.latents else pixels * a_pixel
-    if encoding > sum(passing.values()):
-        passing = {"encoding of videos": encoding}
+    encoding = {"encoding of videos": 0.0 if place.latents else pixels * a_pixel}
     text = {"text encoder": TEXT[s.preset.text]} if s.text.source == "encoder" else {}
-    return {
-        "weights": weights * 4 / spread,
-        "gradients": trained * 4 / spread,
-        "moments": trained * 8 / spread,
-        "means": trained * 4 * len(s.ema) / spread,
-        **text,
-        **passing,
-    }
+    held = states(s, place.ranks)
+    all_of_them = {"gradients": held.pop("gradients")}
+    if any(count < shape.batch // data for count, (shape, _) in zip(at_once, sizes, strict=True)):
+        held, all_of_them = held | all_of_them, {}  # those of the parts before
+    return {**held, **text, **max(passing, encoding, all_of_them, key=lambda one: sum(one.values()))}
 
 
 def encoded_at_once(shape: Shape, count: int, temporal: int) -> int:
@@ -142,15 +166,14 @@ def times(s: TrainDiffusion, place: Place, batch: int, latent: tuple[int, int, i
     tokens = latent[0] * (latent[1] // 2) * (latent[2] // 2)
     share = batch / place.ranks  # samples of a GPU
     micro = batch / data / (s.micro_batch or batch // data)
-    whole = flops(c, *latent)
+    forward = flops(c, *latent)
     attention = c.blocks * 4.0 * c.channels * tokens * (tokens + 512)
     share_of = lambda *policies: sum(one in policies for one in s.policies) / max(1, c.blocks)  # of blocks
-    matmuls = (whole - attention) * (3 + share_of("attention", "blocks"))
+    matmuls = (forward - attention) * (3 + share_of("attention", "blocks"))
     attention *= 3 + share_of("blocks")
     again = 1 - share_of("none")
-    whole_kept = KEPT["none"] if s.kernels == "torch" or s.precision == "fp32" else FUSED
-    moved = share * tokens * c.channels * c.blocks * whole_kept * (2 if s.precision == "fp32" else 1)
-    moved *= 1 + again / 3
+    moved = share * tokens * c.channels * c.blocks * whole(s) * (2 if s.precision == "fp32" else 1)
+    moved *= (1 + again / 3) * (EAGER if eager(s) else 1)
     fp8 = s.precision.startswith("fp8")
     compute = busy(gpu, 0.0 if fp8 else share * matmuls, share * attention, moved, causal=False,
                    fp8=share * matmuls if fp8 else 0.0)  # fmt: skip
