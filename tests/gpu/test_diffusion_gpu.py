@@ -196,10 +196,11 @@ def test_kernels_hand_fp8_to_the_layers(here: ranks.Here, tmp_path: Path, precis
         model = spread(given, here)
         seen: list[bool] = []
         for block in model.blocks:
-            for layer in (block.self_attn.q_proj, block.self_attn.v_proj, block.cross_attn.q_proj, block.mlp.layer1):
+            for layer in (block.self_attn.q_proj, block.self_attn.v_proj, block.cross_attn.q_proj, block.mlp.layer1,
+                          block.mlp.layer2):  # fmt: skip
                 layer.register_forward_pre_hook(lambda _, x, seen=seen: seen.append(isinstance(x[0], Float8Tensor)))
         run(given, model, 0, here.device)
-        assert seen == [kernels == "fused" and precision != "fp8-blockwise"] * 4 * len(model.blocks)
+        assert seen == [kernels == "fused" and precision != "fp8-blockwise"] * 5 * len(model.blocks)
         grads[kernels] = whole(model)
     assert off(grads["fused"], grads["torch"]) < 0.1
 
