@@ -49,9 +49,14 @@ h3{font-size:.95rem;margin:0 0 .1rem;overflow-wrap:anywhere}.small{font-size:.85
 """
 
 
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src data: 'self'; form-action 'none'"
+"""What the page may load: were something of it not escaped, it would not run all the same."""
+
+
 def head(title: str) -> str:
     return (
         "<!doctype html><html lang=en><meta charset=utf-8>\n"
+        f"<meta http-equiv=Content-Security-Policy content=\"{POLICY}\">\n"
         "<meta name=viewport content='width=device-width,initial-scale=1'>\n"
         f"<title>{html.escape(title)}</title><style>{STYLE}{charts.STYLE}</style>"
     )

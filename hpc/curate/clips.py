@@ -226,7 +226,8 @@ def videos_in_tar(item: Item) -> tuple[list[tarfile.TarInfo], Bad | None]:
             try:
                 for member in tar:
                     name = member.name
-                    if member.isreg() and name.lower().endswith(VIDEO) and "/." not in f"/{name}":
+                    shown = name.lower().endswith(VIDEO) and "/." not in f"/{name}"
+                    if shown and member.isreg() and not member.issparse():  # a sparse one may unfold to any size
                         found[name] = member
             except tarfile.TarError as error:
                 found = {name: m for name, m in found.items() if m.offset_data + m.size <= item.size}

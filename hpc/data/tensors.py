@@ -63,7 +63,7 @@ class Tensor(NamedTuple):
     stride: tuple[int, ...]
 
 
-class Reader(pickle.Unpickler):
+class Reader(pickle._Unpickler):  # in Python: C's takes memory for any place that a file names
     """Of the pickle in such a file. It calls nothing but `tensor` and `OrderedDict`, whatever the file names."""
 
     def find_class(self, module: str, name: str) -> Any:

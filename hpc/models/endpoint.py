@@ -46,6 +46,17 @@ REFUSED = re.compile(r"Refused: HTTP \d+")
 COMMIT = re.compile(r"@[0-9a-f]{40}$")
 
 
+MOST = 64 << 20
+"""Bytes of an answer."""
+
+
+class Stay(urllib.request.HTTPRedirectHandler):
+    """Follows nothing: a server that sends elsewhere would have the key sent there."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
 class Refused(RuntimeError):
     """The server says no to this request, and would again."""
 
@@ -87,7 +98,7 @@ class Endpoint(Engine):
         """Has it answered anything yet?"""
         # A server on this machine is not behind a proxy.
         proxies = urllib.request.ProxyHandler({}) if server is not None else urllib.request.ProxyHandler()
-        self.open = urllib.request.build_opener(proxies).open
+        self.open = urllib.request.build_opener(proxies, Stay).open
 
     def size(self, frames: int, height: int, width: int) -> tuple[int, int]:
         return qwen_vl.frame_size(frames, height, width, FACTOR, self.settings.frame_tokens)
@@ -197,9 +208,12 @@ class Endpoint(Engine):
             try:
                 sent = urllib.request.Request(self.url, data, headers, method="POST")
                 with self.open(sent, timeout=float(self.remote.timeout)) as response:
-                    return json.loads(response.read())
+                    if len(answer := response.read(MOST + 1)) > MOST:
+                        raise Refused(f"an answer of more than {MOST:,} bytes")
+                    return json.loads(answer)
             except urllib.error.HTTPError as error:
                 words = f"HTTP {error.code}: {error.read(2000).decode(errors='replace').strip() or error.reason}"
+                words = words.replace(self.key, "***") if self.key else words  # some repeat it in their errors
                 if error.code == 400 and limit == "max_tokens" and "max_completion_tokens" in words:
                     self.limit = "max_completion_tokens"
                     continue  # which is no further try
@@ -210,7 +224,7 @@ class Endpoint(Engine):
                 if last:
                     raise Outage(f"{self.url} does not answer for {self.name}: {words}") from None
                 pause = max(pause, asked_to_wait(error.headers.get("Retry-After")))
-            except (*BROKEN, ValueError) as error:
+            except (*BROKEN, ValueError, RecursionError) as error:  # the last: JSON that is nested too deep
                 words = f"{type(error).__name__}: {error}"
                 if self.server is not None:
                     self.server.check()  # if it has died, its own words say more

@@ -11,6 +11,7 @@ Weights of a frozen archive (torch.jit.freeze) are constants without a name, and
 from __future__ import annotations
 
 import io
+import math
 import pickle
 import zipfile
 from collections import OrderedDict
@@ -43,10 +44,12 @@ class Node:
 
 
 def tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object) -> Tensor:
+    if math.prod(size) > storage.numel():
+        raise pickle.UnpicklingError(f"a tensor of {size} on {storage.numel()} numbers")
     return storage.as_strided(size, stride, offset).clone()
 
 
-class Unpickler(pickle.Unpickler):
+class Unpickler(pickle._Unpickler):  # in Python: C's takes memory for any place that a file names
     def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
         super().__init__(io.BytesIO(archive.read(f"{root}data.pkl")))
         self.archive, self.root = archive, root
@@ -88,5 +91,5 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
             if len(pickles) != 1 or order not in ([], [b"little"]):
                 raise RuntimeError(f"{path}: not a TorchScript archive: it has no data.pkl in little endian")
             return dict(tensors(Unpickler(archive, pickles[0].removesuffix("data.pkl")).load()))
-    except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError, KeyError) as error:
+    except (zipfile.BadZipFile, pickle.UnpicklingError, EOFError, LookupError, TypeError, AttributeError) as error:
         raise RuntimeError(f"{path}: cannot be read as a TorchScript archive: {error}") from error
