@@ -60,7 +60,7 @@ def options(run: Run, attempt: Attempt, image: str, here: Cluster, variables: It
 
 def mounts(run: Run, attempt: Attempt, here: Cluster) -> list[str]:
     """SRC:DST[:FLAGS], the later ones over the earlier ones."""
-    scratch = here.scratch or "/tmp"  # enroot's own /tmp is in memory
+    scratch = here.scratch or "/tmp"  # enroot's own /tmp is in memory  # noqa: S108  a path within containers
     out = [f"{run.folder}:{run.folder}", f"{scratch}:{scratch}", *(full(mount) for mount in here.mounts)]
     return [*out, f"{attempt.code}:{attempt.code}:ro", f"{attempt.code}:{OWN_COPY}:ro"]
 

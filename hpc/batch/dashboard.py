@@ -266,7 +266,7 @@ def serve(board: Dashboard, host: str, port: int) -> tuple[ThreadingHTTPServer, 
     server = Server((host, port), Answer)
     threading.Thread(target=board.watch.work, daemon=True).start()
     board.watch.wanted.set()
-    name = f"[{host}]" if ":" in host else socket.getfqdn() if host in ("0.0.0.0", "::") else host
+    name = f"[{host}]" if ":" in host else socket.getfqdn() if host in ("0.0.0.0", "::") else host  # noqa: S104  only compared
     return server, f"http://{name}:{server.server_port}/" + (f"?token={token}" if token else "")
 
 
