@@ -377,6 +377,27 @@ def test_other_models_are_trained_and_published(tar: Path, here: ranks.Here, tmp
     assert isinstance(again, DiT)
 
 
+def test_a_tokenizer_of_the_same_spec_shows_what_latents_become(tar: Path, here: ranks.Here, tmp_path: Path) -> None:
+    """`tokenizer: vae`: its folder stands before the data, and videos are made to look at."""
+    torch.manual_seed(0)
+    small = Wan(family="wan", channels=8, latent_channels=16, multipliers=(1, 1, 1, 2), blocks=1)
+    files.save(made_of(small), tmp_path / "vae")
+    (tmp_path / "vae.json").write_text(json.dumps({"tokenizer": str(tmp_path / "vae")}))
+    given = settings(tokenizer="vae", text=Text(source="none"), steps=2, pictures=Pictures(every=2, steps=2),
+                     validation=Validation(share=0.3, by="clip", every=2, clips=2))  # fmt: skip
+    assert given.wired() == {"tokenizer": ("vae", ("train.tokenizer",))} and not settings().wired()
+    assert given.compression is None and given.models() == {}
+    upstream = {"vae": [("000000", {".json": str(tmp_path / "vae.json")})], "data": [("000000", {".tar": str(tar)})]}
+    (rows,) = diffusion.freeze(given, upstream, set())
+    assert rows == [str(tmp_path / "vae"), str(tar)]
+    (tmp_path / "scratch").mkdir()
+    work = Work("000000", [], rows, {}, tmp_path / "scratch", "f" * 12, lambda: None, lambda share, words: None,
+                folder=str(tmp_path / "out/t@v1"))  # fmt: skip
+    made = diffusion.process(given, here, work)
+    shown = sorted(path.name for path in made.tree.values() if path.suffix in (".webp", ".mp4"))
+    assert shown == ["000000002.webp", "000000002_0_ema.mp4", "000000002_0_regular.mp4"]
+
+
 def test_steps_that_are_not_finite_change_nothing_and_are_counted(
     tar: Path, here: ranks.Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch.distributed as dist
 
+from hpc.data.upstream import trained
 from hpc.data.work import Work
 from hpc.train import samples
 from hpc.train.randomness import key
@@ -25,9 +26,12 @@ Upstream = Mapping[str, list[tuple[str, dict[str, str]]]]
 def freeze(settings: Any, upstream: Upstream, superseded: set[tuple[str, str]]) -> Iterator[list[Any]]:
     """One shard: the tars of the needed data sets, or of a data set in another layout its folder; the inputs, where no
     stage is needed. Of videos in a folder `videos`, the folder around it, with metas/ and t5_xxl/. Raises ValueError
-    where a needed stage made no data set."""
-    rows = []
+    where a needed stage made no data set. Where another stage trains the tokenizer its folder comes first."""
+    wired = getattr(settings, "wired", dict)()
+    rows = [trained(upstream[name], key)[key] for key, (name, _) in wired.items()]
     for name, shards in upstream.items():
+        if any(name == other for other, _ in wired.values()):
+            continue
         made = shards[0][1]
         if name == "inputs":  # no stage is called so
             rows += sorted({around(uri) for _, uris in shards for uri in uris})

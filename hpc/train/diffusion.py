@@ -27,6 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 import torch
 import torch.distributed as dist
@@ -71,8 +72,11 @@ def start(settings: TrainDiffusion) -> Callable[[Work], Made]:
 
 
 def process(settings: TrainDiffusion, here: Here, work: Work) -> Made:
+    rows = work.rows
+    if settings.wired():  # a path from here on
+        settings, rows = msgspec.structs.replace(settings, tokenizer=rows[0]), rows[1:]
     folder = place(settings, work)
-    table = dataset(work.rows, folder, here)
+    table = dataset(rows, folder, here)
     out = [work.scratch / f"{work.shard}{suffix}" for suffix in settings.OBJECTS]
     weights = work.scratch / "model"
     told = train(settings, table, folder, here, work.check, work.progress, weights)

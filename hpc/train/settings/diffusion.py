@@ -12,7 +12,7 @@ from msgspec import Meta
 
 from hpc.data.units import Bytes
 from hpc.models.dit_presets import ENCODERS, PATCH, Config, Preset, preset
-from hpc.models.tokenizer_files import files_of
+from hpc.models.tokenizer_files import files_of, is_path, is_stage
 from hpc.train import estimate_diffusion
 from hpc.train.checkpoint import Checkpoints
 from hpc.train.estimate import Estimate, Place, refuse
@@ -182,8 +182,8 @@ class TrainDiffusion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     fit: Fit = "crop"
     """How a picture of another aspect ratio is brought to a shape: crop, pad or stretch."""
     tokenizer: str | None = None
-    """What makes latents of videos, and videos of latents: owner/name@revision, a path, or `package.module:make`. null:
-    the model's own."""
+    """What makes latents of videos, and videos of latents: owner/name@revision, a path, `package.module:make`, or the
+    name of a stage train.tokenizer in `needs`. null: the model's own."""
     text: Text = Text()
     mesh: Mesh = Mesh()
     precision: Precision = "bf16"
@@ -268,11 +268,14 @@ class TrainDiffusion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             wanted[known.repository] = (*wanted.get(known.repository, ()), known.file)
         return wanted
 
+    def wired(self) -> dict[str, tuple[str, tuple[str, ...]]]:
+        return {"tokenizer": (str(self.tokenizer), ("train.tokenizer",))} if is_stage(self.tokenizer) else {}
+
     @property
     def compression(self) -> tuple[int, int] | None:
         """Frames, and pixels along an edge, that a latent stands for; None where only files can tell."""
         name = self.video_tokenizer
-        if name.startswith(("/", "~", ".")) or ":" in name:
+        if is_path(name) or is_stage(name) or ":" in name:
             return None
         return next((found for word, found in PUBLISHED.items() if re.search(word, name)), None)
 
