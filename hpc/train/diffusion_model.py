@@ -250,7 +250,6 @@ def publish(model: DiT, means: list[dict[str, Tensor]], settings: TrainDiffusion
         save_file({name: value.contiguous() for name, value in lora.adapters(states[1]).items()},
                   folder / "adapters.safetensors")  # fmt: skip
         states = [lora.merged(state, one.alpha / one.rank) for state in states]
-    form: Any = "predict1" if settings.preset.objective == "edm" else "predict2"
-    dit_publish.publish(folder, settings.config, form, step, states[0], states[1])
+    dit_publish.publish(folder, settings.config, settings.preset.form, step, states[0], states[1])
     for number, state in enumerate(states[2:], 2):
         dit_files.save(state, settings.config, folder / f"ema_{number}")
