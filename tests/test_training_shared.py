@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import math
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -200,6 +201,17 @@ def test_sources_are_held_out_whole() -> None:
     assert len(held) == 1 and len(known) == 199
     with pytest.raises(ValueError, match="1 of 1 sources held out leave nothing to train on: hold out by clip"):
         held_out(samples(("a", "film"), ("b", "film")), 0.1, "source")
+
+
+def test_a_clip_is_held_out_with_all_its_windows() -> None:
+    """Of latents each window is a sample, and its neighbours are nearly the same."""
+    clips = [str(uuid.UUID(int=n)) for n in range(20)]
+    table = samples(*((f"{clip}_{start}", "film") for clip in clips for start in (0, 9, 18, 27)))
+    known, held = ({key.split("_")[0] for key in one["key"].to_pylist()} for one in held_out(table, 0.2, "clip"))
+    assert len(held) == 4 and len(known) == 16 and not known & held
+    assert len(held_out(table, 0.2, "clip")[1]) == 16
+    others = samples(*((f"video_{n:04}", "film") for n in range(80)))
+    assert len(held_out(others, 0.2, "clip")[1]) == 16, "of other names each is a clip"
 
 
 # Pictures and pages

@@ -16,6 +16,7 @@ import itertools
 import json
 import math
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
@@ -35,6 +36,8 @@ STILL = (".jpg", ".jpeg", ".png", ".webp")
 LATENTS = (latents.SUFFIX,)
 BESIDE = {".json": "json", ".txt": "text", ".pickle": "embedding"}
 """Members and files beside a video -> the columns that say where they lie."""
+WINDOW = re.compile(r"^([0-9a-f-]{36})_\d+$")
+"""Of prepare.latents a key is a clip's uuid and a window's first frame."""
 PLACE = pa.struct([("uri", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
 """Bytes of a file; size -1 stands for all of it."""
 SCHEMA = pa.schema(
@@ -207,8 +210,10 @@ def fetched(place: dict[str, Any]) -> bytes:
 
 def held_out(table: pa.Table, share: float, by: Literal["source", "clip"]) -> tuple[pa.Table, pa.Table]:
     """(what is trained on, what is not): of the sources, or of the clips, this share, at least one, those whose names
-    have the smallest hashes. Raises ValueError where nothing would be left to train on."""
-    names = table["source" if by == "source" else "key"]
+    have the smallest hashes; a clip with all windows of its latents. Raises ValueError where nothing would be left to
+    train on."""
+    names = pa.array(table["source"].to_pylist() if by == "source" else
+                     [WINDOW.sub(r"\1", key) for key in table["key"].to_pylist()], pa.string())  # fmt: skip
     ordered = sorted(names.unique().to_pylist(), key=lambda name: randomness.key(0, "held out", name))
     count = max(1, round(share * len(ordered)))
     if count >= len(ordered):
