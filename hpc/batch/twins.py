@@ -4,9 +4,10 @@
     enter(folder, shard, me, last)      # hpc.batch.runner, before it publishes: returns when it may
     twins.overtaken(shard)              # the other one has published: this one may leave it
 
-Once all rows of a stage have begun, each task that has nothing left to do stands by for one of the shards that are
-still in the making, and begins it, too, when that has taken three times as long as others did: its node may be slow, or
-its process hang. Whoever gets to publishing first says so in a file, exclusively, and the other one is ended.
+Once all rows of a stage have begun, a task that has nothing left to do stands by for one of the shards that are still in
+the making, and begins it, too, when that has taken three times as long as others did: its node may be slow, or its
+process hang. Whoever gets to publishing first says so in a file, exclusively, and the other one is ended. One task in
+FEW stands by, one at least: the others give their nodes back.
 
     <attempt>/twins/<stage>/000042          the task that stands by for this shard
     <attempt>/twins/<stage>/000042.first    the task that publishes it
@@ -26,6 +27,7 @@ from hpc.data import storage
 
 TIMES = 3.0
 """So many times the median of its siblings is far longer."""
+FEW = 50
 SIBLINGS = 3
 """Shards that must be done before their median means anything."""
 WAIT = 300.0
@@ -70,9 +72,13 @@ class Twins:
         return next(shard for shard in row.shards if shard.id == self.claimed) if row else None
 
     def _claim(self, fold: records.Fold) -> str:
-        """The one that has been in the making longest, of those for which nobody stands by; "" where there is none."""
+        """The one that has been in the making longest, of those for which nobody stands by; "" where there is none,
+        or enough tasks stand by."""
         others = {shard: record for shard, (worker, record) in fold.running.items()
                   if f"{worker.job}.{worker.restart}" != self.me}  # fmt: skip
+        standing = sum((self.folder / shard).exists() for shard in fold.running)
+        if standing >= max(1, self.attempt.rows(self.stage.domain) // FEW):
+            return ""
         self.folder.mkdir(parents=True, exist_ok=True)
         for shard in sorted(others, key=lambda shard: others[shard].t - others[shard].seconds):
             if _new(self.folder / shard, self.me):

@@ -148,7 +148,7 @@ def test_the_shell_that_submits_changes_nothing(cluster: Cluster, tmp_path: Path
     declared = {"DECLARED": "two words; $HOME 'quoted'", "OF_THE_SITE": "1", "TOKEN": token, "PYTHONPATH": code}
     assert {name: env[name] for name in declared} == declared
     of_all_jobs = {"HOME", "LANG", "PATH", "HPC_PYTHON", "PYTHONDONTWRITEBYTECODE"}
-    of_the_scripts = {"PYTHONUNBUFFERED", "SUBMITIT_EXECUTOR", "OMP_NUM_THREADS", "MKL_NUM_THREADS"}
+    of_the_scripts = {"PYTHONUNBUFFERED", "SUBMITIT_EXECUTOR", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "HPC_SECRETS"}
     of_slurm = {"ENVIRONMENT", "HOSTNAME", "TMPDIR", "PWD", "SHLVL"}
     names = {name for name in env if not name.startswith("SLURM")} - {"USER", "LOGNAME"}
     assert names == declared.keys() | of_all_jobs | of_the_scripts | of_slurm
@@ -260,7 +260,8 @@ def test_few_files_are_made(cluster: Cluster, tmp_path: Path) -> None:
         before = files(few)
     few.wait_for("echo", "done", shards=10)
     logs_and_records = {p for p in files(few) - before if not p.startswith("report")}
-    assert len(logs_and_records - {"logs/report"}) <= 2 * 10 + 1
+    standing_by = {p for p in logs_and_records if "/twins" in p}  # a folder's folder, one or two shards one by one
+    assert len(logs_and_records - {"logs/report"} - standing_by) <= 2 * 10 + 1 and len(standing_by) <= 5
     assert few.finish() == "done"
     few.exactly_once()
 
