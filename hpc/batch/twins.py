@@ -4,8 +4,8 @@
     enter(folder, shard, me, last)      # hpc.batch.runner, before it publishes: returns when it may
     twins.overtaken(shard)              # the other one has published: this one may leave it
 
-Once all rows of a stage have begun, a task that has nothing left to do stands by for one of the shards that are still in
-the making, and begins it, too, when that has taken three times as long as others did: its node may be slow, or its
+Once all rows of a stage have begun, a task that has nothing left to do stands by for one of the shards that are still
+in the making, and begins it, too, when that has taken three times as long as others did: its node may be slow, or its
 process hang. Whoever gets to publishing first says so in a file, exclusively, and the other one is ended. One task in
 FEW stands by, one at least: the others give their nodes back.
 
