@@ -4,7 +4,7 @@
 #
 # Usage: bash tests/run.sh [--long] [pytest arguments...]      needs root, apt-get and Python 3.11 or later
 #
-# --long           also the tests marked `long`, and 90 minutes for all of them instead of 70
+# --long           also the tests marked `long`, and 90 minutes for all of them instead of 80
 # HPC_TEST_VENV    the virtual environment to make and use (default: in TMPDIR, one for each pyproject.toml)
 # HPC_TORCH_INDEX  a package index to take torch from, e.g. one that has CPU builds only
 #
@@ -13,7 +13,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-minutes=70
+minutes=80
 if [[ ${1:-} == --long ]]; then
   shift
   minutes=90

@@ -3,7 +3,7 @@ with adapters, too. What `deterministic: true` costs is printed.
 
 python -m pytest -q -s tests/gpu/test_ar_gpu.py
 
-On a CPU the tests of adapters and of `deterministic` are tried with torch's layers alone.
+On a CPU, with HPC_TEST_ON_CPU=1, the tests of adapters and of `deterministic` are tried with torch's layers alone.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ from hpc.train.ar_engine import Compute, Engine, Microbatch
 from hpc.train.settings.ar import Layout, Lora
 from hpc.train.settings.optimizer import Optimizer
 from hpc.train.token_data import sample
+
+if __name__ != "__main__" and not torch.cuda.is_available() and not os.environ.get("HPC_TEST_ON_CPU"):
+    pytest.skip("no GPU", allow_module_level=True)
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 GPU = torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None

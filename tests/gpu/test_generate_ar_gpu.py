@@ -1,10 +1,12 @@
 """Generation as one CUDA graph a step: the ids of steps that are not recorded, and of reading all tokens again. On a
-GPU in bfloat16 and float32; without one in float32, where nothing is recorded.
+GPU in bfloat16 and float32; without one, with HPC_TEST_ON_CPU=1, in float32, where nothing is recorded.
 
     python -m pytest tests/gpu/test_generate_ar_gpu.py
 """
 
 from __future__ import annotations
+
+import os
 
 import msgspec
 import pytest
@@ -13,6 +15,9 @@ import torch
 from hpc.models.ar import keys
 from hpc.models.ar.generate import Decoder, Generator, Prompt
 from hpc.models.ar.presets import Preset, preset
+
+if __name__ != "__main__" and not torch.cuda.is_available() and not os.environ.get("HPC_TEST_ON_CPU"):
+    pytest.skip("no GPU", allow_module_level=True)
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"

@@ -1,5 +1,5 @@
 """Ranks whose GPUs wait for each other: the slow one is named, and the one for which all others hang. Two ranks with
-NCCL where there are two GPUs, with gloo elsewhere."""
+NCCL where there are two GPUs, with gloo elsewhere (HPC_TEST_ON_CPU=1)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 
 from hpc.batch import heartbeat
 from hpc.batch.heartbeat import Heart, slowest
+
+if __name__ != "__main__" and not torch.cuda.is_available() and not os.environ.get("HPC_TEST_ON_CPU"):
+    pytest.skip("no GPU", allow_module_level=True)
 
 RANKS = 2
 GPUS = torch.cuda.device_count() >= RANKS

@@ -3,11 +3,12 @@ and give their memory back.
 
 python -m pytest -q -s tests/gpu/test_pictures_gpu.py
 
-On a CPU the same is tried in float32.
+On a CPU, with HPC_TEST_ON_CPU=1, the same is tried in float32.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import msgspec
@@ -19,6 +20,9 @@ from test_training_pictures import place, rows, with_pictures
 from hpc.models.ar import keys
 from hpc.train.metrics import lines
 from hpc.train.settings.ar import Pictures
+
+if __name__ != "__main__" and not torch.cuda.is_available() and not os.environ.get("HPC_TEST_ON_CPU"):
+    pytest.skip("no GPU", allow_module_level=True)
 
 __all__ = ["place"]  # the fixture
 pytestmark = pytest.mark.filterwarnings("ignore")
