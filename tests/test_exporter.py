@@ -61,7 +61,7 @@ def test_figures_of_a_run(film: Run, found: dict[str, dict[str, float]]) -> None
     assert value("train_data_wait_ratio", train) == pytest.approx(0.05)
     assert value("train_skipped_steps_total", train) == 2 and value("train_checkpoint_stall_ratio", train) == 0
     assert value("train_z_loss", train) == 0.01 and value("train_tokens_per_second_per_gpu", train) == 4_000
-    assert value("train_tflops_per_gpu", train) == 405 and value("train_gpu_hours_total", train) > 0
+    assert value("train_tflops_per_gpu", train) == 405 and value("train_gpu_seconds_total", train) > 0
     assert value("train_validation_loss", train) == pytest.approx(8.5 / 30**0.5)
     used = {name for samples in found.values() for labels in samples for name in _names(labels)}
     few = "cluster run stage state user account spec git_sha class reason verdict on"

@@ -245,7 +245,7 @@ def test_adapters_need_little_memory_and_work() -> None:
     assert some.moving == sum(math.prod(shape) for shape in shapes) < whole.moving / 100
     before, after = memory(whole, 1), memory(some, 1)
     assert after["gradients"] == 4 * some.moving and after["optimizer"] == 12 * some.moving
-    assert after["weights"] == before["weights"] and after["activations"] == before["activations"]
+    assert after["weights"] == before["weights"] + 2 * some.moving and after["activations"] == before["activations"]
     assert 0.6 < some.flops / whole.flops < 0.75, "no gradients of weights, which are a third, but of attention"
 
 

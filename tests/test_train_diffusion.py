@@ -221,7 +221,7 @@ def test_to_go_on_takes_no_more_memory_than_to_begin(tar: Path, tmp_path: Path) 
         peaks.append(said[first + 1]["memory_bytes"])
     fresh, resumed = peaks
     assert fresh > 5 * 4 * parameters(given.config), "weights, gradients, moments and means"
-    assert resumed < fresh + 0.25 * 4 * parameters(given.config)
+    assert resumed < fresh + 0.75 * 4 * parameters(given.config)
 
 
 # In this process

@@ -58,7 +58,7 @@ ABOUT = {
     "train_tokens_per_second_per_gpu": "Tokens of one GPU, waiting included.",
     "train_tflops_per_gpu": "TFLOP/s of one GPU by the model's own arithmetic, waiting included.",
     "train_z_loss": "Z-loss of the last step, with its weight.",
-    "train_gpu_hours_total": "GPU-hours of the training so far, lost steps included.",
+    "train_gpu_seconds_total": "Seconds of GPUs that the training has had so far, lost steps included.",
     "train_mfu_ratio": "Share of the GPUs' dense bfloat16 peak that the model's own arithmetic takes.",
     "train_skipped_steps_total": "Steps whose gradients were not finite.",
     "train_own_seconds": "Time of a step that a rank does not wait for others: of ranks the median, and the slowest.",
@@ -162,7 +162,7 @@ def of(report: Report) -> dict[str, Family]:
             "step_seconds": one.step_seconds, "data_wait_ratio": one.data_wait, "skipped_steps_total": one.skipped,
             "memory_peak_bytes": one.memory or None, "checkpoint_stall_ratio": one.checkpoint_stall,
             "tokens_per_second_per_gpu": one.tokens_per_second_per_gpu, "tflops_per_gpu": one.tflops,
-            "z_loss": one.z_loss, "gpu_hours_total": one.gpu_hours,
+            "z_loss": one.z_loss, "gpu_seconds_total": one.gpu_hours and 3600 * one.gpu_hours,
         }  # fmt: skip
         for name, now in said.items():
             out.add(f"train_{name}", now, stage=one.stage)

@@ -646,7 +646,7 @@ j28_world=$(job world barrier 0 1 \
     --cpus-per-task=1 \
     --mem=4096M \
     --output=/TMP/runs/pipeline-tiny-HASH/logs/world/barrier-%j.out \
-    --dependency="afterany:$j27_latents" \
+    --dependency="afterany:$j27_latents:$j23_vae" \
     --kill-on-invalid-dep=yes \
     "$scripts"/array.sbatch "$run" world 1 barrier)
 j29_world=$(job world map 0 1 \
