@@ -217,7 +217,11 @@ def test_what_cannot_be(values: dict[str, Any], words: str) -> None:
             "tensor 2 x pipeline 2 x context 1 = 4; 6 ranks (nodes x workers)",
         ),
         ({}, 3, "batch: 8 sequences / (3 data-parallel ranks x 1 at a time) = 2.667: make it 6 or 9"),
-        ({"gpu_memory": Bytes(80 << 30)}, 1, "GiB a GPU are needed, of 80: weights 7.5, gradients 15.0"),
+        (
+            {"gpu_memory": Bytes(80 << 30)},
+            1,
+            "GiB a GPU are needed, of 80: weights 7.5, gradients 15.0, optimizer 44.9",
+        ),
         ({"gpu_memory": Bytes(70 << 30)}, 2, "GiB with `layout.tensor: 2`"),
     ],
 )

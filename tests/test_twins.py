@@ -3,6 +3,7 @@ Slurm would start them. Whichever is first publishes, and the other one is ended
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import threading
 import time
@@ -17,13 +18,15 @@ from hpc.data.work import Stopped
 QUICK = {"cpus": 1, "time": "60s"}
 
 
-def planned(folder: Path, first: str, count: int = 8) -> prepare.Prepared:
-    """Two rows; the first shard of the first one is special."""
+def planned(
+    folder: Path, first: str, count: int = 8, rows: int = 2, more: dict[str, str] | None = None
+) -> prepare.Prepared:
+    """So many rows; the first shard of the first one is special, and `more`."""
     (folder / "flags").mkdir()
-    texts = runs.numbered(count) | {"000.txt": first}
+    texts = runs.numbered(count) | {"000.txt": first} | (more or {})
     settings = {"kind": "stages:Echo", "flags": str(folder / "flags"), "seconds": 0.05, "resources": QUICK}
-    made = runs.planned(runs.spec(folder, texts, {"echo": settings}), cores=2)
-    assert made.attempt and made.attempt.rows("inputs") == 2
+    made = runs.planned(runs.spec(folder, texts, {"echo": settings}), cores=rows)
+    assert made.attempt and made.attempt.rows("inputs") == rows
     return made
 
 
@@ -69,6 +72,23 @@ def test_nobody_waits_while_rows_have_not_begun(tmp_path: Path) -> None:
     runs.finish(started(made, 1))
     assert set(done_by(made)) == {f"{i:06}" for i in range(4, 8)}
     assert not twins.place(made.attempt, "echo").exists() and time.monotonic() - begun < 30  # type: ignore[arg-type]
+
+
+def test_few_stand_by(tmp_path: Path) -> None:
+    """Two tasks are slow and two have nothing left to do: one of these leaves its node."""
+    made = planned(tmp_path, "wait go", rows=4, more={"002.txt": "wait go"})
+    with contextlib.ExitStack() as ended:
+        slow = [ended.enter_context(runs.ended(started(made, row))) for row in (0, 1)]
+        runs.until(lambda: {"000000", "000002"} <= set(runs.said(made.run, "start")))
+        idle = [ended.enter_context(runs.ended(started(made, row))) for row in (2, 3)]
+        runs.until(lambda: any(one.poll() is not None for one in idle))
+        time.sleep(1)
+        folder = twins.place(made.attempt, "echo")  # type: ignore[arg-type]
+        assert [path.name for path in folder.iterdir()] in (["000000"], ["000002"])
+        assert [one.poll() is None for one in idle].count(True) == 1
+        (tmp_path / "flags/go").touch()
+        assert all(one.wait(30) == 0 for one in (*slow, *idle))
+    assert len(done_by(made)) == 8
 
 
 def test_who_stands_by_leaves_when_it_is_told_to(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from hpc.data import storage
 TIMES = 3.0
 """So many times the median of its siblings is far longer."""
 FEW = 50
+"""Of so many tasks one stands by: it holds its node meanwhile."""
 SIBLINGS = 3
 """Shards that must be done before their median means anything."""
 WAIT = 300.0
@@ -76,10 +77,10 @@ class Twins:
         or enough tasks stand by."""
         others = {shard: record for shard, (worker, record) in fold.running.items()
                   if f"{worker.job}.{worker.restart}" != self.me}  # fmt: skip
-        standing = sum((self.folder / shard).exists() for shard in fold.running)
-        if standing >= max(1, self.attempt.rows(self.stage.domain) // FEW):
-            return ""
         self.folder.mkdir(parents=True, exist_ok=True)
+        standing = fold.running.keys() & {path.name for path in self.folder.iterdir()}
+        if len(standing) >= max(1, self.attempt.rows(self.stage.domain) // FEW):
+            return ""
         for shard in sorted(others, key=lambda shard: others[shard].t - others[shard].seconds):
             if _new(self.folder / shard, self.me):
                 return shard
