@@ -28,6 +28,9 @@ ENDED = frozenset(
 CALLERS = ("HPC_", "SLURM", "SBATCH_", "SALLOC_", "SRUN_", "SQUEUE_", "SACCT_", "SCANCEL_", "SINFO_", "SUBMITIT_")
 if not Path("/dev/nvidiactl").exists():
     os.environ["TRITON_INTERPRET"] = "1"  # counts when Triton is imported, which any test may cause
+    # counts when torch is imported: tests run beside each other, and threads that wait for each other's turn take three
+    # times the CPU seconds of one
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 # kernels are tested by Triton's interpreter; without Triton (pip install triton) there is nothing to run them
 collect_ignore = [] if importlib.util.find_spec("triton") else ["kernels"]
 RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
