@@ -7,6 +7,10 @@ none) imports all of it too: the references then are all there is.
 Block sizes are fixed by shape, never timed at run time: triton.autotune may choose otherwise in the next process, and
 sums would then be taken in another order, so that a resumed run would not repeat the losses of an uninterrupted one.
 tests/bench_kernels.py tries the alternatives.
+
+A launch is never given a tensor twice if it writes to it, and None for what there is not: torch.compile gives each
+argument that is written a copy of its own, and takes the last one of a tensor's for its value, written or not (torch
+2.11, _higher_order_ops/triton_kernel_wrap.py).
 """
 
 from __future__ import annotations

@@ -184,7 +184,8 @@ def _quantize(
 
 @jit
 def _sum_parts(
-    sums_ptr, d_shift_ptr, d_scale_ptr, d_gate_ptr, parts, D: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK: tl.constexpr
+    sums_ptr, d_shift_ptr, d_scale_ptr, d_gate_ptr, parts,
+    D: tl.constexpr, GATED: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """sums_ptr [groups, parts, 3, D] -> [groups, D] of each; program (group, columns, which)."""
     group, which = tl.program_id(0), tl.program_id(2)
@@ -202,7 +203,8 @@ def _sum_parts(
     elif which == 1:
         tl.store(d_scale_ptr + out, whole.to(d_scale_ptr.dtype.element_ty), mask=col < D)
     else:
-        tl.store(d_gate_ptr + out, whole.to(d_gate_ptr.dtype.element_ty), mask=col < D)
+        if GATED:
+            tl.store(d_gate_ptr + out, whole.to(d_gate_ptr.dtype.element_ty), mask=col < D)
 
 
 def config(d: int, *, backward: bool) -> dict[str, int]:
@@ -268,7 +270,7 @@ def _launch_backward(
             D=d, GATED=y is not None, STREAM=dz is not None, BLOCK=triton.next_power_of_2(d), num_warps=use["warps"],
         )  # fmt: skip
         _sum_parts[(groups, triton.cdiv(d, 64), 2 if gate is None else 3)](
-            sums, d_shift, d_scale, d_shift if d_gate is None else d_gate, parts, D=d, BLOCK_P=64, BLOCK=64, num_warps=4
+            sums, d_shift, d_scale, d_gate, parts, D=d, GATED=gate is not None, BLOCK_P=64, BLOCK=64, num_warps=4
         )
     return dx, dy, d_gate, d_shift, d_scale
 

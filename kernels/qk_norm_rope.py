@@ -188,7 +188,7 @@ def _backward(
 @jit
 def _sum_rows(
     sums_ptr, q_out_ptr, k_out_ptr, q_rows, k_rows,
-    D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
+    D: tl.constexpr, K: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """sums_ptr [q_rows + k_rows, D]: the sums of the first rows to q_out_ptr, of the others to k_out_ptr."""
     col = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -202,7 +202,8 @@ def _sum_rows(
     if second == 0:
         tl.store(q_out_ptr + col, tl.sum(total, axis=0).to(q_out_ptr.dtype.element_ty), mask=col < D)
     else:
-        tl.store(k_out_ptr + col, tl.sum(total, axis=0).to(k_out_ptr.dtype.element_ty), mask=col < D)
+        if K:
+            tl.store(k_out_ptr + col, tl.sum(total, axis=0).to(k_out_ptr.dtype.element_ty), mask=col < D)
 
 
 def config(*, backward: bool) -> dict[str, int]:
@@ -277,8 +278,8 @@ def _launch_backward(
             num_warps=use["warps"],
         )  # fmt: skip
         _sum_rows[(triton.cdiv(d, 8), 1 if dw_k is None else 2)](
-            sums, dw_q, dw_q if dw_k is None else dw_k, q_tiles * programs, k_tiles * programs,
-            D=d, BLOCK_R=256, BLOCK_C=8, num_warps=4,
+            sums, dw_q, dw_k, q_tiles * programs, k_tiles * programs,
+            D=d, K=dw_k is not None, BLOCK_R=256, BLOCK_C=8, num_warps=4,
         )  # fmt: skip
     return dw_q, dw_k
 
