@@ -18,7 +18,7 @@ import dataclasses
 import functools
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import MixedPrecisionPolicy
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+    noop_context_fn,
+)
 
 from hpc.models import attention, diffusion, dit, dit_files, dit_publish, hub, lora
 from hpc.models.diffusion import Objective
@@ -136,6 +141,7 @@ def linear_of(settings: TrainDiffusion, device: torch.device) -> dit.Linear:
         return dit.linear
     try:
         import transformer_engine.pytorch as te
+        from transformer_engine.pytorch.distributed import in_fp8_activation_recompute_phase
     except ModuleNotFoundError as error:
         raise RuntimeError(f"precision: {settings.precision} needs transformer-engine, and {error.name} is not "
                            "installed here: pip install 'transformer-engine[pytorch]', or take bf16"
@@ -145,6 +151,13 @@ def linear_of(settings: TrainDiffusion, device: torch.device) -> dit.Linear:
         # FP8's own state is made anew in each step, or (delayed) within some: it is no weight, and in no checkpoint
         get_extra_state = nn.Module.get_extra_state
         set_extra_state = nn.Module.set_extra_state
+
+        def get_weight_workspace(self, *, quantizer: Any, **given: Any) -> Any:
+            # te.checkpoint counts what both passes keep. Of a weight whose input takes no gradient (a text) the first
+            # keeps the transpose too, the second would not, and all that is kept after it would be taken for another's
+            if in_fp8_activation_recompute_phase():
+                quantizer.set_usage(columnwise=True)
+            return super().get_weight_workspace(quantizer=quantizer, **given)
 
     return lambda inside, outside: Linear(inside, outside, bias=False, params_dtype=torch.float32, device="meta")
 
@@ -203,15 +216,24 @@ def recomputed(
     forward: Callable[..., Tensor], again: Recompute, settings: TrainDiffusion, device: torch.device
 ) -> Callable[..., Tensor]:
     """A block's forward pass that keeps less, and does it again on the way back."""
-    options: dict[str, Any] = {}
+    contexts: Callable[[], tuple[Any, Any]] = noop_context_fn
     if kept := KEPT.get(again):
-        options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, functools.partial(policy, kept))
+        contexts = functools.partial(create_selective_checkpoint_contexts, functools.partial(policy, kept))
+    options: dict[str, Any] = {"context_fn": contexts}
     run: Callable[..., Any] = checkpoint
     if settings.precision == "fp8-delayed" and in_fp8(settings, device):
         import transformer_engine.pytorch as te
 
         # of the second pass, its own knows which scales the first one had, and counts no largest numbers twice
         run, inside = te.checkpoint, forward
+
+        def nested() -> tuple[Any, Any]:
+            # Leaving FP8 is taken for the end of a step, where histories of largest numbers move on, and ranks meet:
+            # not in each block's second pass, which would leave of 16 steps the last one
+            first, second = contexts()
+            return first, both(te.autocast(enabled=False), second)
+
+        options["context_fn"] = nested
     else:
         options["preserve_rng_state"] = False
 
@@ -223,6 +245,14 @@ def recomputed(
         return run(inside, *x, use_reentrant=False, **options) if torch.is_grad_enabled() else inside(*x)
 
     return twice
+
+
+@contextlib.contextmanager
+def both(
+    outer: contextlib.AbstractContextManager[Any], inner: contextlib.AbstractContextManager[Any]
+) -> Iterator[None]:
+    with outer, inner:
+        yield
 
 
 def policy(kept: tuple[str, ...], context: Any, operator: Any, *given: Any, **more: Any) -> CheckpointPolicy:

@@ -138,7 +138,7 @@ def test_gradients_of_fsdp_are_those_of_one_gpu(here: ranks.Here, tmp_path: Path
 def test_recompute_runs_in_fp8(
     here: ranks.Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
-    """Each layer twice, both times in FP8, with the same gradients."""
+    """Each layer twice, both times in FP8, with the same gradients; delayed scaling's histories move on once a step."""
     depth = 0
     if GPU:
         pytest.importorskip("transformer_engine.pytorch")
@@ -156,7 +156,7 @@ def test_recompute_runs_in_fp8(
 
         monkeypatch.setattr(diffusion_model, "computing", counted)
         enabled = lambda: depth > 0
-    grads = {}
+    grads, histories = {}, {}
     for recompute in ("none", "blocks", "attention"):
         given = awake(tmp_path, precision=precision, recompute=recompute)
         model = spread(given, here)
@@ -166,8 +166,14 @@ def test_recompute_runs_in_fp8(
         run(given, model, 0, here.device)
         assert seen == [True] * (2 if recompute == "none" else 4), recompute
         grads[recompute] = whole(model)
+        if GPU and precision == "fp8-delayed":
+            layers = [layer for block in model.blocks for layer in (block.cross_attn.k_proj, block.mlp.layer1)]
+            histories[recompute] = torch.stack([one.fp8_meta["scaling_fwd"].amax_history for one in layers])
+            assert histories[recompute].any()
     for recompute, found in grads.items():
         assert off(found, grads["none"]) < 1e-3, recompute
+    for found in histories.values():
+        torch.testing.assert_close(found, histories["none"])
 
 
 @pytest.mark.skipif(not GPU, reason="no GPU")
