@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import shutil
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
 
+from hpc.data.storage import StorageError
 from hpc.data.units import Seconds
 from hpc.data.work import Stopped
 from hpc.train.agree import agreed
@@ -102,6 +107,43 @@ def test_a_rank_that_fails_leaves_no_checkpoint(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert len(errors) == 2 and complete(tmp_path) == [] and keeper(tmp_path).newest() is None
+
+
+def test_a_full_disk_is_told_of(tmp_path: Path) -> None:
+    """torch makes other errors of it, and one that is no Exception."""
+
+    def full(folder: Path) -> None:
+        try:
+            Path("/dev/full").write_text("x")
+        finally:
+            raise RuntimeError("unexpected pos 704 vs 598")
+
+    def by_torch(folder: Path) -> None:
+        (folder / "__0_0.distcp").symlink_to("/dev/full")
+        dcp.save({"x": torch.ones(9)}, checkpoint_id=folder, no_dist=True)
+
+    for put, theirs in ((full, RuntimeError), (by_torch, CheckpointException)):
+        with pytest.raises(theirs):
+            put(tmp_path)
+        with pytest.raises(StorageError, match=r"could not be written: No space left on device\. The file"):
+            keeper(tmp_path / "kept").save(10, put)
+    with pytest.raises(IndexError):
+        keeper(tmp_path / "kept").save(10, lambda folder: [][1])
+
+
+def test_a_damaged_one_is_told_of(tmp_path: Path) -> None:
+    one = keeper(tmp_path)
+    for step in (5, 10):
+        one.save(step, lambda to: [(to / name).write_text("12345") for name in "ab"])  # type: ignore[func-returns-value]
+    (tmp_path / "iter_000000010/a").write_text("123")
+    words = r"iter_000000010 is damaged: a has 3 of 5 bytes. Remove the folder to go on from iter_000000005"
+    with pytest.raises(Resumed, match=words):
+        keeper(tmp_path).newest()
+    (tmp_path / "iter_000000010/b").unlink()
+    with pytest.raises(Resumed, match="a has 3 of 5 bytes, and 1 more files"):
+        keeper(tmp_path).newest()
+    shutil.rmtree(tmp_path / "iter_000000010")
+    assert keeper(tmp_path).newest() == (5, tmp_path / "iter_000000005")
 
 
 def test_another_training_is_not_continued(tmp_path: Path) -> None:

@@ -142,7 +142,9 @@ def main() -> None:
             reply = _one(order, setup, process, scratch, check, send, look, heart, publishes=rank == 0)
         except Stopped:
             reply = Reply("stopped", order.shard)
-        except Exception as error:
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # torch's CheckpointException is no Exception
             traceback.print_exc()
             last = traceback.extract_tb(error.__traceback__)[-1]
             words = f"{type(error).__name__}: {str(error)[:1500]} ({Path(last.filename).name}:{last.lineno})"

@@ -43,7 +43,7 @@ from hpc.train import pictures, ranks, token_data
 from hpc.train.agree import agreed
 from hpc.train.ar_engine import Compute, Engine, Microbatch, Writing
 from hpc.train.ar_measure import Samples, as_page
-from hpc.train.checkpoint import Keeper
+from hpc.train.checkpoint import Keeper, writing
 from hpc.train.clips import deciding, place, plain
 from hpc.train.metrics import lines, opened
 from hpc.train.previous_frame import PreviousFrame
@@ -122,6 +122,10 @@ def train(
         compute = Compute(precision=settings.precision, recompute=settings.recompute, kernels=settings.kernels,
                           backend=backend(settings), deterministic=settings.deterministic,
                           z_loss=settings.z_loss)  # fmt: skip
+        if not len(data):
+            raise ValueError(f"needs: of these tokens no clip is for training and {len(held)} for validation: take more "
+                             "or longer videos, or another `split` of prepare.tokens, which shares clips out among "
+                             "training, validation and test; the tables of its ids say what was left out")  # fmt: skip
         engine = Engine(preset, settings.layout, compute, o, first(settings, here.device), settings.lora)
         batches = token_data.Batches(data, settings.batch, settings.seed)
         shown = held_out(settings, held, engine.data_rank, engine.data_ranks)
@@ -211,7 +215,8 @@ class Saver:
         """Returns when the state is copied; waits for the checkpoint before."""
         self.wait()
         if (part := self.keeper.begin(step)) is not None:
-            self.writing = step, part, more, self.engine.save(part, reshard)
+            with writing(part):
+                self.writing = step, part, more, self.engine.save(part, reshard)
 
     def look(self) -> None:
         """After each step: the checkpoint that is being written counts as soon as all ranks have written their part."""
@@ -226,7 +231,8 @@ class Saver:
         if self.writing:
             step, part, more, written = self.writing
             self.writing = None
-            written.finish()
+            with writing(part):
+                written.finish()
             self.keeper.finish(step, part, more)
 
 
@@ -245,7 +251,12 @@ def dataset(settings: TrainAr, rows: list[Any], split: str) -> token_data.Data:
         pairs = token_data.Action(folder)
         shaped(preset.shape, pairs.latent)
         return pairs
-    shaped(preset.shape, tuple(meta_of(rows[0][".parquet"])["shape"]))
+    meta = meta_of(rows[0][".parquet"])
+    shaped(preset.shape, tuple(meta["shape"]))
+    if (ids := meta.get("vocabulary", 0)) > preset.classes:
+        raise ValueError(f"model: the tokenizer of these tokens, {meta.get('tokenizer')}, has {ids:,} ids, and "
+                         f"{settings.model} chooses among {preset.classes:,}: make tokens with one that has no more "
+                         "(of cosmos-dv the product of `levels`)")  # fmt: skip
     splits = [table(files[".parquet"], ["split"])["split"].to_pylist() for files in rows]
     ends = accumulate(map(len, splits), initial=0)
     documents = [begin + n for begin, some in zip(ends, splits, strict=False) for n, one in enumerate(some)

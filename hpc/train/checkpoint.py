@@ -13,16 +13,19 @@ state of the data.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from hpc.data.storage import ADVICE, StorageError
 from hpc.data.units import Seconds
 from hpc.data.work import SAVED
 
@@ -51,7 +54,7 @@ class Checkpoints(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class Resumed(ValueError):
-    """A checkpoint of another training."""
+    """A checkpoint of another training, or one that is damaged."""
 
 
 class Ranks(msgspec.Struct, frozen=True):
@@ -92,7 +95,8 @@ class Keeper:
         on disk. more: plain JSON, e.g. the loss. Returns where it is."""
         part = self.begin(step)
         if part is not None:
-            write(part)
+            with writing(part):
+                write(part)
             self.finish(step, part, more)
         return self.folder / called(step)
 
@@ -107,16 +111,19 @@ class Keeper:
         if self.ranks.rank == 0:
             shutil.rmtree(part, ignore_errors=True)
             shutil.rmtree(final, ignore_errors=True)
-            part.mkdir()
+            with writing(part):
+                part.mkdir()
         self.ranks.barrier()
         return part
 
     def finish(self, step: int, part: Path, more: dict[str, Any] | None = None) -> None:
         """When this rank's part is on disk; returns when all are, and the checkpoint counts."""
-        (part / f"rank_{self.ranks.rank:05}.done").touch()
+        with writing(part):
+            (part / f"rank_{self.ranks.rank:05}.done").touch()
         self.ranks.barrier()
         if self.ranks.rank == 0:
-            self._finish(step, part, part.with_suffix(""), more or {})
+            with writing(part):
+                self._finish(step, part, part.with_suffix(""), more or {})
         self.ranks.barrier()
 
     def _finish(self, step: int, part: Path, final: Path, more: dict[str, Any]) -> None:
@@ -125,7 +132,8 @@ class Keeper:
             raise RuntimeError(f"{part}: {len(done)} of {self.ranks.ranks} ranks wrote their part: it does not count")
         for marker in done:
             marker.unlink()
-        facts = {"step": step, "ranks": self.ranks.ranks, "identity": self.identity, **more}
+        files = {str(path.relative_to(part)): path.stat().st_size for path in part.rglob("*") if path.is_file()}
+        facts = {"step": step, "ranks": self.ranks.ranks, "identity": self.identity, "files": files, **more}
         (part / "training.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
         for path in [*part.rglob("*"), part]:
             _flush(path)
@@ -150,18 +158,44 @@ class Keeper:
 
     def newest(self) -> tuple[int, Path] | None:
         """(steps, folder) of the newest complete checkpoint, None where there is none. Raises Resumed where it belongs
-        to a training with another identity."""
+        to a training with another identity, and on rank 0 where files of it are gone or cut off."""
         steps = complete(self.folder)
         if not steps:
             return None
         folder = self.folder / called(steps[-1])
-        there = json.loads((folder / "training.json").read_text())["identity"]
+        facts = json.loads((folder / "training.json").read_text())
+        there = facts["identity"]
         if there != self.identity:
             names = sorted(key for key in there.keys() | self.identity.keys()
                            if there.get(key) != self.identity.get(key))  # fmt: skip
             words = "; ".join(f"{n}: {there.get(n)!r} there, {self.identity.get(n)!r} now" for n in names)
             raise Resumed(f"{folder} is of another training: {words}. Change it back, or train into another folder")
+        if self.ranks.rank == 0:
+            lost = [f"{name} has {found:,} of {size:,} bytes" for name, size in facts.get("files", {}).items()
+                    if (found := _size(folder / name)) != size]  # fmt: skip
+            if lost:
+                before = f"go on from {called(steps[-2])}" if steps[1:] else "begin anew"
+                more = f", and {len(lost) - 1} more files" if lost[1:] else ""
+                raise Resumed(f"{folder} is damaged: {lost[0]}{more}. Remove the folder to {before}")
         return steps[-1], folder
+
+
+@contextlib.contextmanager
+def writing(part: Path) -> Iterator[None]:
+    """Around what writes a checkpoint. Raises StorageError, with what to do, for a file system that is full or fails,
+    whatever the libraries between made of it."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except BaseException as error:  # torch's CheckpointException is no Exception; it has those of ranks
+        cause: Any = next(iter(getattr(error, "failures", {}).values()), [error])[0]
+        while cause and not (isinstance(cause, OSError) and cause.errno in ADVICE):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        what = f"the checkpoint could not be written: {cause.strerror}"
+        raise StorageError(str(part), what, ADVICE[cause.errno], errno.errorcode[cause.errno]) from error
 
 
 def called(step: int) -> str:
@@ -172,6 +206,10 @@ def called(step: int) -> str:
 def complete(folder: Path) -> list[int]:
     """Steps of the complete checkpoints, rising."""
     return sorted(int(path.parent.name.removeprefix("iter_")) for path in folder.glob(f"iter_*/{COMPLETE}"))
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _flush(path: Path) -> None:

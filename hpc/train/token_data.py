@@ -141,7 +141,7 @@ def sample(
     before, after = np.asarray(before, np.int64), np.asarray(after, np.int64)
     if ids.min() < 0 or ids.max() >= VOCABULARY:
         raise ValueError(f"ids from {ids.min()} to {ids.max()}; 0 to {VOCABULARY - 1:,} are expected: the data set is "
-                         "damaged")  # fmt: skip
+                         "damaged, or of a tokenizer with more ids; `hpc validate` says where")  # fmt: skip
     whole = np.concatenate([before, ids, after if len(after) else [NO_LABEL]])
     place = np.arange(1, len(whole)) - len(before)
     """Of what follows each input, among the ids."""
