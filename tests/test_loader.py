@@ -6,6 +6,7 @@ import contextlib
 import json
 import threading
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 from hpc.data import layers
+from hpc.data.latents import SUFFIX, dumps
 from hpc.data.video.fit import placed
 from hpc.train.loader import Batches, taken
 from hpc.train.samples import Shape, assigned, listed
@@ -234,3 +236,35 @@ def test_pictures_are_cut_padded_or_stretched(tmp_path: Path) -> None:
     assert edges["pad"][0] < 12 and edges["stretch"][1] > 243
     joint = Batches(listed(str(tmp_path)), [shape, Shape(frames=9, height=20, width=20, batch=1)], 0)
     assert joint.shapes == [shape] and joint.at(3).frames.shape == (1, 1, 20, 20, 3)
+
+
+def test_latents_that_are_none_are_replaced_and_named(tmp_path: Path) -> None:
+    """Cut short, of another picture, another tokenizer's, not a number; their .json torn, or without what it needs."""
+    good = np.zeros((4, 3, 6, 8), np.float32)
+    about = {"num_frames": 9, "fps": 24.0, "height": 48, "width": 64, "inside": [0, 0, 64, 48]}
+    bad: dict[str, tuple[bytes, dict[str, Any], str]] = {
+        "c01": (dumps(good)[:50], about, "a tensor 'latents' of floats"),
+        "c02": (dumps(good[:, :, :, :6]), about, "3 x 6 x 6 cannot be those of 9 x 48 x 64 frames and pixels"),
+        "c03": (dumps(good[:, :2, :5]), about, "latents of 2 x 5 x 8 cannot be"),
+        "c04": (dumps(np.zeros((8, 3, 6, 8), np.float32)), about, "latents of 8 channels; the model takes 4"),
+        "c05": (dumps(good + np.float32("nan")), about, "some of its latents are NaN or infinite"),
+        "c06": (dumps(good), {name: about[name] for name in about if name != "inside"}, "its .json has no 'inside'"),
+    }
+    with layers.TarWriter(tmp_path / "000000.tar") as out:
+        for number in range(16):
+            data, said, _ = bad.get(f"c{number:02}", (dumps(good), about, ""))
+            out.add(f"c{number:02}", {SUFFIX: data, ".json": json.dumps(said).encode()})
+    table = listed(str(tmp_path / "000000.tar"))
+    shapes = [Shape(frames=9, height=48, width=64, batch=16)]
+    batch = Batches(table, shapes, 1, channels=4).at(0)
+    assert batch.frames.shape == (16, *good.shape) and batch.frames.isfinite().all()
+    for key, (_, _, words) in bad.items():
+        assert [one for one in batch.replaced if one.startswith(f"{key} (") and words in one and "000000.tar" in one]
+    others = [Shape(frames=17, height=48, width=64, batch=1)]
+    with pytest.raises(ValueError, match="no sample fits the shapes that training takes: of 16 are 16, such as c00: "
+                                         "no shape is for latents of 9x48x64, 24 frames a second"):  # fmt: skip
+        Batches(table, others, 1)
+    with layers.TarWriter(tmp_path / "000001.tar") as out:
+        out.add("d", {SUFFIX: dumps(good), ".json": b"{"})
+    with pytest.raises(ValueError, match=r"000001\.tar: d\.json is no JSON object"):
+        listed(str(tmp_path / "000001.tar"))

@@ -6,14 +6,17 @@ import json
 import math
 import multiprocessing
 import os
+import pickle
+import re
 import shutil
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 import runs
 import torch
@@ -27,14 +30,17 @@ from hpc.data.latents import SUFFIX, dumps
 from hpc.data.video import nvdec
 from hpc.data.work import BadInput, Stopped, Work
 from hpc.models import dit_files, text_input
+from hpc.models.diffusion import Flow
 from hpc.models.dit import Block, DiT, linear
 from hpc.models.dit_presets import PRESETS, Config, parameters
 from hpc.models.tokenizers import files
 from hpc.train import clips, diffusion, diffusion_model, diffusion_optimizer, ema, ranks, saver
+from hpc.train import diffusion_measure as measure
 from hpc.train.checkpoint import Checkpoints, complete
-from hpc.train.diffusion_input import embedding
+from hpc.train.diffusion_input import Inputs, embedding
 from hpc.train.estimate import Place
 from hpc.train.estimate_diffusion import KEPT, memory
+from hpc.train.loader import Batches
 from hpc.train.metrics import CLOCKS, lines
 from hpc.train.samples import listed
 from hpc.train.schedule import cycled
@@ -58,8 +64,9 @@ def settings(**more: Any) -> TrainDiffusion:
     })  # fmt: skip
 
 
-def write_latents(path: Path) -> None:
-    """A tar of twelve clips' latents with embeddings of their captions, as prepare.latents has them."""
+def write_latents(path: Path, texts: Mapping[str, bytes | None] = {}) -> None:
+    """A tar of twelve clips' latents with embeddings of their captions, as prepare.latents has them. texts: of some
+    clips another pickle, or none."""
     random = np.random.default_rng(0)
     rows, columns = np.mgrid[: LATENT[2], : LATENT[3]]
     with layers.TarWriter(path) as out:
@@ -69,8 +76,9 @@ def write_latents(path: Path) -> None:
             said = {"num_frames": 13, "fps": 24.0, "height": 64, "width": 48, "inside": [0, 0, 48, 64],
                     "caption": f"wave {number}", "source": "film.mp4"}  # fmt: skip
             text = random.standard_normal((5, 32)).astype(np.float16)
+            data = texts.get(f"c{number:02}", pickles.dumps([text]))
             out.add(f"c{number:02}", {SUFFIX: dumps(np.array(waves, np.float32)), ".json": json.dumps(said).encode(),
-                                      ".pickle": pickles.dumps([text])})  # fmt: skip
+                                      **({} if data is None else {".pickle": data})})  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -467,6 +475,41 @@ def test_videos_and_texts_as_predict2_has_them(
     (data / "t5_xxl/v0.pickle").unlink()
     with pytest.raises(BadInput, match="v0 has no embedding"):
         embedding(listed(place[0]).to_pylist()[0])
+
+
+def test_texts_that_are_none_are_replaced_and_named(tmp_path: Path, here: ranks.Here) -> None:
+    """Code in a pickle, another encoder's vectors, none at all; of a held-out clip it ends before the first step."""
+
+    class Code:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    bad = {"c01": (pickle.dumps([Code()]), r"would call posix\.mkdir: it is not run"),
+           "c02": (b"", "not a pickle, or damaged"),
+           "c03": (pickles.dumps([np.zeros((5, 31))]), "an embedding of 31 channels; the model takes 32"),
+           "c04": (pickles.dumps([np.full((5, 32), np.nan)]), "some numbers of its embedding are NaN"),
+           "c05": (pickles.dumps([np.zeros(32)]), r"a list of one array \[tokens, channels\] is expected"),
+           "c06": (None, "c06 has no embedding of its text beside it")}  # fmt: skip
+    write_latents(tmp_path / "latents.tar", {name: data for name, (data, _) in bad.items()})
+    table = listed([str(tmp_path / "latents.tar")])
+    given = settings(shapes=(Shape(**SHAPE, batch=12),), validation=Validation(share=0))
+    batch = Batches(table, given.shapes, 1, read=Inputs(given, Flow(), table, here.device).read, channels=16).at(0)
+    assert len(batch.replaced) >= len(bad) and not (tmp_path / "ran").exists()
+    for name, (_, words) in bad.items():
+        assert [one for one in batch.replaced if re.match(rf"{name} \(.*{words}", one)], name
+        held = table.filter(pc.equal(table["key"], name))
+        with pytest.raises(ValueError, match=rf"validation: {name}.*{words}|validation: {words}"):
+            measure.clips(given, held, Inputs(given, Flow(), table, here.device), 0, 1)
+
+
+def test_a_training_whose_figures_are_none_ends_and_says_so(alone: Path) -> None:
+    """Weights that went astray after the last look: their page is written all the same."""
+    said = list(lines(alone / "metrics.jsonl"))
+    said[-1] |= {"held_out": "nan", "ema_held_out": "inf", "loss": "nan"}
+    told = {"steps": 8, "samples": 32, "clips": {}, "parameters": 1, "ranks": 1, "skipped": 0, "gpu_hours": 0.1,
+            "model": "m", "last": said[-1]}  # fmt: skip
+    shown = diffusion.as_page(told, said, alone)
+    assert "<td>held_out<td>nan" in shown and "<td>ema_held_out<td>inf" in shown and "<svg" in shown
 
 
 def test_what_cannot_be_is_said_with_the_arithmetic() -> None:

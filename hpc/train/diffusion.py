@@ -113,7 +113,8 @@ def train(
     inputs = Inputs(settings, of, table, here.device)
     known, held = samples.held_out(table, v.share, v.by) if (v := settings.validation).share else (table, table[:0])
     gpu = nvdec.device_for(settings.decode, here.device) if inputs.videos else None
-    batches = Batches(known, settings.shapes, settings.seed, settings.fit, inputs.read, gpu)
+    batches = Batches(known, settings.shapes, settings.seed, settings.fit, inputs.read, gpu,
+                      settings.config.latent_channels)  # fmt: skip
     clips = measure.clips(settings, held, inputs, data_rank, data_ranks)
     keeper = Keeper(folder / "checkpoints", settings.checkpoints, identity(settings, table), here.writers())
     newest = keeper.newest()
@@ -264,7 +265,7 @@ def as_page(told: dict[str, Any], said: list[dict[str, Any]], folder: Path) -> s
     facts = {
         "steps": f"{told['steps']:,}", "videos taken": f"{told['samples']:,}", "data set": told["clips"],
         "parameters": f"{told['parameters']:,}", "ranks": told["ranks"], "steps left out (not finite)": told["skipped"],
-        **{name: f"{last[name]:.4g}" for name in ("held_out", "ema_held_out") if name in last},
+        **{name: f"{float(last[name]):.4g}" for name in ("held_out", "ema_held_out") if name in last},
         **page.costs(told, said),
         "model": told["model"],
     }  # fmt: skip

@@ -10,6 +10,7 @@ All draws are made for whole videos, by the number of the sample alone: how rank
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -35,19 +36,27 @@ DECODED = 4
 """Latent frames that are decoded at once."""
 
 
-def embedding(row: dict[str, Any]) -> np.ndarray:
-    """[tokens, channels] of a row of hpc.train.samples. Raises BadInput."""
+def embedding(row: dict[str, Any], channels: int | None = None) -> np.ndarray:
+    """[tokens, channels] of a row of hpc.train.samples. Raises BadInput, also for other channels than these."""
     where = row["media"]["uri"]
     if not row["embedding"]:
         words = (f"{row['key']} has no embedding of its text beside it, t5_xxl/*.pickle or .pickle in the tar: put "
                  "curate.text_embed before this stage, or take `text: {source: encoder}` or none")  # fmt: skip
         raise BadInput(where, "no-embedding", words)
-    held = pickles.loads(fetched(row["embedding"]))
+    try:
+        held = pickles.loads(fetched(row["embedding"]))
+    except pickles.Refused as error:
+        raise BadInput(row["embedding"]["uri"], "no-embedding", f"{row['key']}: {error}") from error
     found = held[0] if isinstance(held, list) and held else held
     if isinstance(found, dict):  # predict2.5: by the name of the embedding
         found = next(iter(found.values()), None)
     if not isinstance(found, np.ndarray) or found.ndim != 2:
         raise BadInput(where, "no-embedding", f"{row['key']}: a list of one array [tokens, channels] is expected")
+    if found.shape[1] != (channels or found.shape[1]):
+        words = f"{row['key']}: an embedding of {found.shape[1]} channels; the model takes {channels}"
+        raise BadInput(where, "no-embedding", f"{words}: was it made by another encoder?")
+    if not np.isfinite(found).all():
+        raise BadInput(where, "no-embedding", f"{row['key']}: some numbers of its embedding are NaN or infinite")
     return found
 
 
@@ -99,7 +108,8 @@ class Inputs:
     @property
     def read(self) -> Callable[[dict[str, Any]], Any] | None:
         """For hpc.train.loader: what of a row else is needed."""
-        return {"pickles": embedding, "encoder": caption, "none": None}[self.settings.text.source]
+        of_pickles = functools.partial(embedding, channels=self.config.text_input)
+        return {"pickles": of_pickles, "encoder": caption, "none": None}[self.settings.text.source]
 
     @torch.no_grad()
     def of(self, frames: Tensor, inside: Tensor, fps: Tensor, more: Sequence[Any]) -> Video:
@@ -107,9 +117,6 @@ class Inputs:
         x0 = frames.to(self.device, non_blocking=True)
         if frames.dtype == torch.uint8:
             x0 = tokenizers.encoded(self.tokenizer, x0.permute(0, 4, 1, 2, 3))
-        if x0.shape[1] != self.config.latent_channels:
-            raise ValueError(f"latents of {x0.shape[1]} channels; {self.settings.model} takes "
-                             f"{self.config.latent_channels}: were they made by another tokenizer?")  # fmt: skip
         fps = torch.where(fps > 0, fps, FPS).to(self.device)
         padding = (~inside).float().to(self.device, non_blocking=True)
         return Video(x0.float() * self.scale, self.texts(more, len(x0)), fps, padding)
@@ -119,10 +126,6 @@ class Inputs:
             return self.no_text(count)
         if self.encoder:
             return self.encoder(more)
-        for one in more:
-            if one.shape[1] != self.config.text_input:
-                raise ValueError(f"text: embeddings of {one.shape[1]} channels; {self.settings.model} takes "
-                                 f"{self.config.text_input}: were they made by another encoder?")  # fmt: skip
         return text_input.padded(more, self.config.text_input).to(self.device)
 
     def no_text(self, count: int) -> Tensor:

@@ -51,7 +51,8 @@ def clips(settings: TrainDiffusion, held: pa.Table, inputs: Inputs, rank: int, r
     out = []
     for one, shape, start, counts in looked_at(settings, held, rank, ranks):
         try:
-            frames, inside, fps = taken(one, shape, 0 if one["latents"] else start, settings.fit)
+            frames, inside, fps = taken(one, shape, 0 if one["latents"] else start, settings.fit,
+                                        channels=settings.config.latent_channels)  # fmt: skip
             more = [inputs.read(one)] if inputs.read else []
         except BadInput as error:
             raise ValueError(f"validation: {error.bad.detail}") from error

@@ -99,14 +99,19 @@ class Batches:
         fit: Fit = "crop",
         read: Callable[[dict[str, Any]], Any] | None = None,
         gpu: torch.device | None = None,
+        channels: int | None = None,
     ) -> None:
         """read(row of the table) -> what else of a sample training needs; a function of a module, since the worker
         processes call it. gpu: decodes videos, and has their frames; without one CPUs do. What is drawn is the same
-        with it, and pictures are as hpc.data.video.sample_gpu says."""
+        with it, and pictures are as hpc.data.video.sample_gpu says. channels: of latents; null: any."""
         chosen = assigned(table, shapes)
         self.left_out = chosen.left_out
         used = [number for number, rows in enumerate(chosen.rows) if len(rows)]
+        if not used:
+            why = "; ".join(f"{len(keys)}, such as {keys[0]}: {words}" for words, keys in self.left_out.items())
+            raise ValueError(f"no sample fits the shapes that training takes: of {len(table)} are {why or 'none'}")
         self.table, self.seed, self.fit, self.read, self.gpu = table, seed, fit, read, gpu
+        self.channels = channels
         self.shapes = [shapes[number] for number in used]
         self.rows = [chosen.rows[number] for number in used]
         buckets = [Bucket(len(r), s.batch, s.weight) for r, s in zip(self.rows, self.shapes, strict=True)]
@@ -150,7 +155,7 @@ class Batches:
                     frames, inside = held[0][shape.numbers(one["fps"], start)], held[1]
                     fps = float(shape.fps or one["fps"])
                 else:
-                    frames, inside, fps = taken(one, shape, start, self.fit, sampler)
+                    frames, inside, fps = taken(one, shape, start, self.fit, sampler, self.channels)
                 more = self.read(one) if self.read else None
             except (BadInput, OSError, ValueError) as error:
                 replaced.append(f"{one['key']} ({one['media']['uri']}): {error}")
@@ -219,13 +224,14 @@ class Batches:
 
 
 def taken(
-    row: dict[str, Any], shape: Shape, start: int, fit: Fit, sampler: Sampler | None = None
-) -> tuple[Any, npt.NDArray[np.bool_], float]:
+    row: dict[str, Any], shape: Shape, start: int, fit: Fit, sampler: Sampler | None = None,
+    channels: int | None = None,
+) -> tuple[Any, npt.NDArray[np.bool_], float]:  # fmt: skip
     """A sample's frames from `start` on, brought to a shape: uint8 [frames, height, width, 3], bool [height, width] of
     where the picture is, and its frames a second. sampler: takes those of videos, as a tensor of its device; else all
-    are arrays. Raises BadInput or OSError where it cannot be decoded."""
+    are arrays. channels: those that latents must have. Raises BadInput or OSError where it cannot be decoded."""
     if row["latents"]:
-        return taken_latents(row, shape)
+        return taken_latents(row, shape, channels)
     data = fetched(row["media"])
     size, to = (row["width"], row["height"]), (shape.width, shape.height)
     width, height, left, top = fitting.placed(*size, *to, fit)
@@ -245,15 +251,32 @@ def taken(
 
 
 def taken_latents(
-    row: dict[str, Any], shape: Shape
+    row: dict[str, Any], shape: Shape, channels: int | None = None
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_], float]:
     """As `taken`, of what hpc.prepare encoded: float32 [channels, t, h, w], bool [height, width] in pixels. Raises
-    ValueError for what is no file of latents."""
-    about = json.loads(fetched(row["json"]))
-    left, top, right, bottom = about["inside"]
+    BadInput for what is no file of latents, or of others than its .json says."""
+    where, key = row["media"]["uri"], row["key"]
+    try:
+        found = latents.loads(fetched(row["media"]))
+        left, top, right, bottom = json.loads(fetched(row["json"]))["inside"]
+    except (ValueError, LookupError, TypeError) as error:
+        what = f"its .json has no {error}" if isinstance(error, KeyError) else error
+        raise BadInput(where, "no-latents", f"{key}: {what}") from error
+    own, t, h, w = found.shape
+    sizes = f"{t} x {h} x {w}", f"{shape.frames} x {shape.height} x {shape.width}"
+    if 0 in found.shape or (shape.frames - 1) % max(t - 1, 1) or (t == 1) != (shape.frames == 1) or (
+        shape.height % h or shape.height * w != shape.width * h
+    ):  # fmt: skip
+        words = f"latents of {sizes[0]} cannot be those of {sizes[1]} frames and pixels, which its .json speaks of"
+        raise BadInput(where, "no-latents", f"{key}: {words}")
+    if own != (channels or own):
+        words = f"latents of {own} channels; the model takes {channels}: were they made by another tokenizer?"
+        raise BadInput(where, "no-latents", f"{key}: {words}")
+    if not np.isfinite(found).all():
+        raise BadInput(where, "no-latents", f"{key}: some of its latents are NaN or infinite")
     inside = np.zeros((shape.height, shape.width), bool)
     inside[top:bottom, left:right] = True
-    return latents.loads(fetched(row["media"])), inside, float(row["fps"])
+    return found, inside, float(row["fps"])
 
 
 def _resized(picture: npt.NDArray[np.uint8], width: int, height: int) -> npt.NDArray[np.uint8]:

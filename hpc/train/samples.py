@@ -183,7 +183,10 @@ def _measured(row: dict[str, Any]) -> dict[str, Any]:
         return row
     row = {"latents": False} | row | {"source": row["key"]}
     if place := row.get("json"):
-        said = json.loads(fetched(place))
+        try:
+            said = dict(json.loads(fetched(place)))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{place['uri']}: {row['key']}.json is no JSON object: {error}") from error
         row["source"] = said.get("source") or said.get("source_video") or row["key"]
         frames, fps = said.get("num_frames", said.get("nb_frames")), said.get("fps", said.get("framerate"))
         if frames and fps and said.get("width") and said.get("height"):

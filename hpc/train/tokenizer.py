@@ -485,7 +485,7 @@ def as_page(told: dict[str, Any], said: list[dict[str, Any]], folder: Path) -> s
         "steps": f"{told['steps']:,}", "clips taken": f"{told['samples']:,}",
         "data set": ", ".join(f"{number} clips {name.replace('_', ' ')}" for name, number in told["clips"].items()),
         "parameters": f"{told['parameters']:,}", "ranks": told["ranks"], "steps left out (not finite)": told["skipped"],
-        **{name: f"{last[name]:.4g}" for name in ("ema_psnr", "ema_ssim", "ema_perplexity") if name in last},
+        **{name: f"{float(last[name]):.4g}" for name in ("ema_psnr", "ema_ssim", "ema_perplexity") if name in last},
         **page.costs(told, said),
         "tokenizer": told["tokenizer"],
     }  # fmt: skip
