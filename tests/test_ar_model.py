@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,6 +55,21 @@ class Made(dict):  # type: ignore[type-arg]
         for rule in keys.rules(shape_of).values():
             for name, shape in zip(rule.sources, rule.shapes, strict=True):
                 self[name] = torch.from_numpy(weight(name, *shape))
+
+
+def test_a_rank_loads_no_compiler_until_it_compiles() -> None:
+    code = """
+import sys, torch, hpc.train.ar
+from hpc.models.ar.light import compile_later
+print(*{"torch._inductor.compile_fx", "wandb", "tensorboard"} & sys.modules.keys())
+seen = []
+add = compile_later(lambda x: x + 1, backend=lambda graph, given: seen.append(graph) or graph.forward)
+print(len(seen), add(torch.ones(2)).tolist(), add(torch.zeros(2)).tolist(), len(seen))
+import wandb
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines() == ["", "0 [2.0, 2.0] [1.0, 1.0] 1"], done.stderr
+    assert done.returncode == 0, done.stderr
 
 
 def model(shape_of: Preset) -> Any:

@@ -18,6 +18,9 @@ from __future__ import annotations
 import copy
 from typing import Any, Literal
 
+import hpc.models.ar.light  # noqa: F401  before megatron-core
+
+# isort: split
 import torch
 import torch.distributed.nn.functional as collectives
 import torch.nn.functional as F
