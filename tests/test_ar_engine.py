@@ -26,6 +26,18 @@ WORLD = msgspec.structs.replace(preset("ar-tiny-video2world"), vocab=576, **SMAL
 ACTION = msgspec.structs.replace(preset("ar-tiny-action"), vocab=576, shape=(2, 8, 12), **SMALL)
 LORA = {"lora": Lora(rank=4, alpha=24.0)}
 RATES = (1e-3, 5e-4, 1e-3, 1e-3)
+FOUR: dict[str, dict[str, Any]] = {
+    "tp2+sp pp2": {"layout": {"tensor": 2, "pipeline": 2}},
+    "tp2+sp cp2": {"layout": {"tensor": 2, "context": 2}},
+    "tp2+sp dp2": {"layout": {"tensor": 2}, "save": False},
+    "pp2 cp2": {"layout": {"pipeline": 2, "context": 2}, "micro": 2},
+    "pp2 dp2": {"layout": {"pipeline": 2}, "save": True},
+    "cp2 dp2": {"layout": {"context": 2}, "save": False, "micro": 2},
+    "world tp2+sp pp2": {"layout": {"tensor": 2, "pipeline": 2}, "preset": WORLD, "compute": {"recompute": "full"}},
+    "world tp2+sp cp2": {"layout": {"tensor": 2, "context": 2}, "preset": WORLD},
+    "lora tp2+sp dp2": {"layout": {"tensor": 2}} | LORA,
+}
+"""Of four ranks: two axes at once. save: as below. micro: sequences at a time."""
 TOGETHER: dict[str, dict[str, Any]] = {
     "tp2": {"layout": {"tensor": 2, "sequence": False}, "save": True},
     "tp2+sp": {"layout": {"tensor": 2}},
@@ -43,10 +55,14 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "lora cp2": {"layout": {"context": 2}, "save": True} | LORA,
     "lora dp2": {"layout": {}, "save": False} | LORA,
     "action lora tp2+sp": {"layout": {"tensor": 2}, "preset": ACTION} | LORA,
+    "tp2+sp from tp2+sp dp2": {"layout": {"tensor": 2}, "load": "tp2+sp dp2"},
+    "dp2 from pp2 dp2": {"layout": {}, "load": "pp2 dp2"},
 }
 """Of two ranks. save: after two of four steps; True: for any layout."""
 ALONE: dict[str, dict[str, Any]] = {
     "one": {},
+    "micro": {"micro": 2},
+    "decay": {},
     "selective": {"compute": {"recompute": "selective"}},
     "full": {"compute": {"recompute": "full"}},
     "bf16": {"compute": {"precision": "bf16"}},
@@ -64,10 +80,12 @@ ALONE: dict[str, dict[str, Any]] = {
     "from tp2": {"load": "tp2"},
     "from dp2": {"load": "dp2"},
     "from cp2": {"load": "cp2"},
+    "from pp2 dp2": {"load": "pp2 dp2"},
 }
+SAVED = FOUR | TOGETHER
 
 
-def microbatches(shape_of: Preset, engine: Any) -> list[Any]:
+def microbatches(shape_of: Preset, engine: Any, size: int) -> list[Any]:
     from hpc.train.ar_engine import Microbatch
 
     generator = torch.Generator().manual_seed(3)
@@ -82,7 +100,9 @@ def microbatches(shape_of: Preset, engine: Any) -> list[Any]:
             told = (None, torch.randn(1, 7, generator=generator))
         made.append(Microbatch(one.tokens[None], one.labels[None], one.loss_mask[None],
                                *(told if isinstance(told, tuple) else (told,))))  # fmt: skip
-    return made[engine.data_rank :: engine.data_ranks]
+    mine = made[engine.data_rank :: engine.data_ranks]
+    several = lambda ones: (None if ones[0] is None else torch.cat(ones, 1 if ones[0].ndim == 3 else 0))
+    return [Microbatch(*map(several, zip(*mine[i : i + size], strict=True))) for i in range(0, len(mine), size)]
 
 
 def run(case: dict[str, Any], name: str, folder: Path) -> list[tuple[float, float]]:
@@ -96,12 +116,16 @@ def run(case: dict[str, Any], name: str, folder: Path) -> list[tuple[float, floa
     weights = keys.Initial(shape_of, made, adapters.rank if adapters else 0)
     compute = Compute(**({"precision": "fp32"} | case.get("compute", {})))
     engine = Engine(shape_of, Layout(**case.get("layout", {})), compute, Optimizer(weight_decay=0.1), weights, adapters)
-    batches, out, rates = microbatches(shape_of, engine), [], [30 * rate if adapters else rate for rate in RATES]
+    batches, out, rates = microbatches(shape_of, engine, case.get("micro", 1)), [], [30 * rate if adapters else rate for rate in RATES]
     again = dict(engine.published())
     assert again.keys() == set(weights)
     assert all(torch.equal(again[word], weights[word].to(engine.config.params_dtype)) for word in weights)
+    if name == "decay":
+        out = decayed(engine)
+        parallel_state.destroy_model_parallel()
+        return out
     if before := case.get("load"):
-        engine.load(folder / before, TOGETHER[before]["save"])
+        engine.load(folder / before, SAVED[before]["save"])
         rates = rates[2:]
     for number, rate in enumerate(rates):
         if number == 2 and "save" in case:
@@ -136,6 +160,15 @@ def not_finite(engine: Any, batches: list[Any]) -> tuple[float, float]:
     return changed, engine.step(batches, 1e-3).loss
 
 
+def decayed(engine: Any) -> list[tuple[float, float]]:
+    """Of gradients that are 0, (the shape's dimensions, what a step leaves of a weight) of each parameter."""
+    before = [p.detach().clone() for p in engine.model.parameters()]
+    engine.ddp.zero_grad_buffer()
+    norm, moved = engine.update(0.5)
+    assert norm == 0 and moved
+    return [(p.ndim, float(p.norm() / old.norm())) for p, old in zip(engine.model.parameters(), before, strict=True)]
+
+
 def _rank(rank: int, ranks: int, folder: Path, cases: dict[str, dict[str, Any]]) -> None:
     import warnings
 
@@ -156,12 +189,12 @@ def curves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[flo
     spawn = multiprocessing.get_context("forkserver")
     spawn.set_forkserver_preload(["hpc.train.ar"])  # what every rank imports, once
     found: dict[str, list[tuple[float, float]]] = {}
-    for ranks, cases in ((2, TOGETHER), (1, ALONE)):
+    for ranks, cases in ((4, FOUR), (2, TOGETHER), (1, ALONE)):
         processes = [spawn.Process(target=_rank, args=(rank, ranks, folder, cases)) for rank in range(ranks)]
         for process in processes:
             process.start()
         for process in processes:
-            process.join(240)
+            process.join(480)
             process.kill()
         told = [json.loads((folder / f"{ranks}-{rank}.json").read_text()) for rank in range(ranks)]
         assert all(one == told[0] for one in told), "all ranks tell the same"
@@ -169,7 +202,7 @@ def curves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[flo
     return found
 
 
-@pytest.mark.parametrize("name", [name for name in [*TOGETHER, *ALONE] if name != "bf16"])
+@pytest.mark.parametrize("name", [name for name in [*FOUR, *TOGETHER, *ALONE] if name not in ("bf16", "decay")])
 def test_the_losses_are_the_same(curves: dict[str, list[tuple[float, float]]], name: str) -> None:
     like = [one for one in ("world", "action lora", "action", "lora", "one") if name.startswith(one)]
     expected = curves[[*like, "one"][0]][:4]
@@ -183,6 +216,12 @@ def test_the_losses_are_the_same(curves: dict[str, list[tuple[float, float]]], n
 def test_bfloat16_is_near(curves: dict[str, list[tuple[float, float]]]) -> None:
     for (loss, _), (exact, _) in zip(curves["bf16"], curves["one"][:4], strict=True):
         assert loss == pytest.approx(exact, abs=2e-2) and loss != exact
+
+
+def test_weights_decay_and_norms_do_not(curves: dict[str, list[tuple[float, float]]]) -> None:
+    assert {dimensions for dimensions, _ in curves["decay"]} == {1, 2}
+    for dimensions, left in curves["decay"]:
+        assert left == pytest.approx(1 - 0.5 * 0.1 if dimensions == 2 else 1, abs=1e-6)
 
 
 def test_gradients_that_are_not_finite_change_nothing(curves: dict[str, list[tuple[float, float]]]) -> None:

@@ -22,7 +22,6 @@ import hpc.models.ar.light  # noqa: F401  before megatron-core
 
 # isort: split
 import torch
-import torch.distributed.nn.functional as collectives
 import torch.nn.functional as F
 from megatron.core import tensor_parallel
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
@@ -375,8 +374,9 @@ class TorchAttention(nn.Module):
             ranks, rank = self.group.size(), self.group.rank()
             places = [zigzag(torch.arange(len(k_CBGd) * ranks, device=k_CBGd.device), r, ranks) for r in range(ranks)]
             mask, causal = torch.cat(places) <= places[rank][:, None], False
-            k_CBGd, v_CBGd = (
-                torch.cat(collectives.all_gather(t.contiguous(), group=self.group)) for t in (k_CBGd, v_CBGd)
+            k_CBGd, v_CBGd = (  # along the tokens, and back as sums of all ranks' gradients
+                tensor_parallel.gather_from_sequence_parallel_region(t.contiguous(), group=self.group)
+                for t in (k_CBGd, v_CBGd)
             )
         q, k, v = (t.permute(1, 2, 0, 3) for t in (q_SBHd, k_CBGd, v_CBGd))
         out = F.scaled_dot_product_attention(
