@@ -116,7 +116,8 @@ def run(case: dict[str, Any], name: str, folder: Path) -> list[tuple[float, floa
     weights = keys.Initial(shape_of, made, adapters.rank if adapters else 0)
     compute = Compute(**({"precision": "fp32"} | case.get("compute", {})))
     engine = Engine(shape_of, Layout(**case.get("layout", {})), compute, Optimizer(weight_decay=0.1), weights, adapters)
-    batches, out, rates = microbatches(shape_of, engine, case.get("micro", 1)), [], [30 * rate if adapters else rate for rate in RATES]
+    batches, out = microbatches(shape_of, engine, case.get("micro", 1)), []
+    rates = [30 * rate if adapters else rate for rate in RATES]
     again = dict(engine.published())
     assert again.keys() == set(weights)
     assert all(torch.equal(again[word], weights[word].to(engine.config.params_dtype)) for word in weights)
