@@ -48,10 +48,28 @@ ACTION = msgspec.structs.replace(preset("ar-tiny-action"), vocab=1088, **SIZES)
 
 @pytest.fixture(scope="module", autouse=True)
 def alone() -> Iterator[None]:
-    with cpu.stand_in():
+    """One set of megatron-core's groups for all engines. Its SwiGLU is not compiled here: so many types and shapes,
+    with gradients or not, would be a compilation each, and beyond eight none, with a warning. A run has two or three,
+    and the test of `deterministic` compiles."""
+    with cpu.stand_in(), torch.compiler.set_stance("force_eager"):
         dist.init_process_group("cpu:gloo,cuda:nccl" if GPU else "gloo", store=dist.HashStore(), rank=0, world_size=1)
         yield
+        parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
+
+
+@pytest.fixture(autouse=True)
+def no_other_models_scales() -> Iterator[None]:
+    yield
+    forget_scales()
+
+
+def forget_scales() -> None:
+    """transformer-engine moves on the histories of every layer that there was."""
+    if GPU:
+        from transformer_engine.pytorch.quantization import FP8GlobalStateManager
+
+        FP8GlobalStateManager.reset()
 
 
 def batches(shape_of: Preset) -> list[Microbatch]:
@@ -74,10 +92,10 @@ def engine(shape_of: Preset, lora: Lora | None = None, **compute: Any) -> Engine
     return Engine(shape_of, Layout(), Compute(**compute), Optimizer(), weights, lora)
 
 
-def curve(shape_of: Preset, steps: int = 6, rate: float = 3e-4, **compute: Any) -> list[float]:
+def curve(shape_of: Preset, rate: float = 3e-4, **compute: Any) -> list[float]:
     one = engine(shape_of, **compute)
-    losses = [one.step(batches(shape_of), rate).loss for _ in range(steps)]
-    parallel_state.destroy_model_parallel()
+    losses = [one.step(batches(shape_of), rate).loss for _ in range(4)]
+    forget_scales()
     return losses
 
 
@@ -87,7 +105,7 @@ def test_every_way_to_compute_learns_alike(shape_of: Preset) -> None:
     """Delayed scaling has no history in the first step, and e5m2 at the scale 1 loses most of such small gradients: at
     the same rounding of that step's gradients alone, float32 is behind by 0.06, 0.08, 0.10 from the second step on
     (measured on a CPU, of the base). It may be behind by a step; what has its own scale may not."""
-    exact = curve(shape_of, 4, precision="fp32", kernels="torch")
+    exact = curve(shape_of, precision="fp32", kernels="torch")
     assert exact[-1] < exact[0] - 0.15
     near = {"rtol": 0, "atol": 0.03}
     te: dict[str, Any] = {"backend": "transformer_engine"}
@@ -97,9 +115,9 @@ def test_every_way_to_compute_learns_alike(shape_of: Preset) -> None:
         ways += [{"precision": "bf16"}, te | {"kernels": "torch"}, te | {"recompute": "selective"}]
         scaled += [("fp8-delayed", "none"), ("fp8-current", "full"), ("fp8-blockwise", "none")]
     for way in ways:
-        torch.testing.assert_close(torch.tensor(curve(shape_of, 4, **way)), torch.tensor(exact), **near, msg=str(way))
+        torch.testing.assert_close(torch.tensor(curve(shape_of, **way)), torch.tensor(exact), **near, msg=str(way))
     for precision, recompute in scaled:
-        found = curve(shape_of, 4, precision=precision, recompute=recompute, **te)
+        found = curve(shape_of, precision=precision, recompute=recompute, **te)
         said = f"{precision} {recompute} {found} {exact}"
         if precision == "fp8-delayed":
             assert found[0] == pytest.approx(exact[0], abs=0.08), said
@@ -111,25 +129,39 @@ def test_every_way_to_compute_learns_alike(shape_of: Preset) -> None:
 @pytest.mark.parametrize("shape_of", [BASE, WORLD, ACTION], ids=["base", "world", "action"])
 def test_adapters_learn_alike(shape_of: Preset) -> None:
     """By every recipe of FP8, and with layers that are computed again: nothing before the first adapter has a
-    gradient."""
+    gradient.
+
+    The rate is one at which the loss falls steadily. At 1e-2 it rose again from the fourth step on, by 0.4, and what
+    was rounded otherwise went other ways: by 0.7 at the sixth, with the gradients of delayed scaling imitated on a CPU
+    (e5m2, in the first step at the scale 1). At 2e-3 these are behind by 0.01 to 0.08, a sixth of a step; by how much
+    delayed scaling may be, see above."""
     lora = Lora(rank=8, alpha=32.0)
-    exact = curve(shape_of, rate=1e-2, lora=lora, precision="fp32", kernels="torch")
+    exact = curve(shape_of, rate=2e-3, lora=lora, precision="fp32", kernels="torch")
     assert exact[-1] < exact[0] - 0.1, exact
-    ways: list[dict[str, Any]] = [{"precision": "bf16"}, {"precision": "bf16", "recompute": "full"}]
+    te: dict[str, Any] = {"backend": "transformer_engine"}
+    ways: list[dict[str, Any]] = [{"precision": "bf16", "recompute": "full"}]
     if GPU:
-        te: dict[str, Any] = {"backend": "transformer_engine"}
-        ways += [te | {"precision": precision, "recompute": recompute} for recompute in ("none", "full")
-                 for precision in ("bf16", "fp8-delayed", "fp8-current", "fp8-blockwise")]  # fmt: skip
+        ways += [te | {"precision": "fp8-delayed", "recompute": "full"}, te | {"precision": "fp8-current"}]
+    if GPU and shape_of is BASE:  # the others differ in what surrounds the layers
+        ways += [te | {"precision": "bf16"}, te | {"precision": "bf16", "recompute": "full"},
+                 te | {"precision": "fp8-delayed"}, te | {"precision": "fp8-current", "recompute": "full"},
+                 te | {"precision": "fp8-blockwise", "recompute": "full"}]  # fmt: skip
     for way in ways:
-        found = curve(shape_of, rate=1e-2, lora=lora, **way)
+        found = curve(shape_of, rate=2e-3, lora=lora, **way)
         print(f"{way}: {found[0]:.4f} to {found[-1]:.4f}; exact {exact[0]:.4f} to {exact[-1]:.4f}")
-        torch.testing.assert_close(torch.tensor(found), torch.tensor(exact), rtol=0, atol=0.1, msg=f"{way} {found}")
+        behind = exact[:-1] if way["precision"] == "fp8-delayed" else [loss + 0.05 for loss in exact[1:]]
+        assert found[0] == pytest.approx(exact[0], abs=0.05), way
+        for one, wanted, at_most in zip(found[1:], exact[1:], behind, strict=True):
+            assert wanted - 0.05 < one < at_most, f"{way} {found} {exact}"
 
 
 @needs_gpu
-@pytest.mark.parametrize("lora", [None, Lora(rank=8)], ids=["whole", "lora"])
-@pytest.mark.parametrize("precision", ["bf16", "fp8-delayed"])
-@pytest.mark.parametrize("reshard", [False, True])
+@pytest.mark.parametrize(
+    ("lora", "precision", "reshard"),
+    [(None, "bf16", False), (None, "fp8-delayed", True), (Lora(rank=8), "bf16", True),
+     (Lora(rank=8), "fp8-delayed", False)],
+    ids=["whole", "whole-fp8-reshard", "lora-reshard", "lora-fp8"],
+)  # fmt: skip
 def test_it_goes_on_from_a_checkpoint(tmp_path: Path, precision: str, reshard: bool, lora: Lora | None) -> None:
     one = engine(BASE, lora, precision=precision, backend="transformer_engine")
     for _ in range(2):
@@ -138,12 +170,11 @@ def test_it_goes_on_from_a_checkpoint(tmp_path: Path, precision: str, reshard: b
     kept = [p.detach().clone() for p in one.model.parameters()]
     expected = [one.step(batches(BASE), 3e-4).loss for _ in range(2)]
     writing.finish()
-    parallel_state.destroy_model_parallel()
+    forget_scales()
     other = engine(BASE, lora, precision=precision, backend="transformer_engine")
     other.load(tmp_path, reshard)
     assert all(torch.equal(a, b) for a, b in zip(kept, other.model.parameters(), strict=True))
     found = [other.step(batches(BASE), 3e-4).loss for _ in range(2)]
-    parallel_state.destroy_model_parallel()
     assert found == pytest.approx(expected, abs=2e-3)
 
 
@@ -158,25 +189,29 @@ def _timed(deterministic: bool, path: Path) -> None:
         large = msgspec.structs.replace(preset("ar-4b"), layers=4, vocab=1024, classes=1024)
         shape_of = large if GPU else msgspec.structs.replace(BASE, layers=1)
         way = {"backend": "transformer_engine"} if GPU else {"precision": "fp32"}
-        one, begun, losses = engine(shape_of, deterministic=deterministic, **way), 0.0, []
-        for step in range(13 if GPU else 4):
-            if step == 3:
-                torch.cuda.synchronize()
-                begun = time.monotonic()
-            losses.append(one.step(batches(shape_of), 3e-4).loss)
-        torch.cuda.synchronize()
-        path.write_text(json.dumps([(len(losses) - 3) / (time.monotonic() - begun), losses]))
+        runs = []
+        for _ in range(2 if deterministic else 1):
+            one, begun, losses = engine(shape_of, deterministic=deterministic, **way), 0.0, []
+            for step in range(13 if GPU else 4):
+                if step == 3:
+                    torch.cuda.synchronize()
+                    begun = time.monotonic()
+                losses.append(one.step(batches(shape_of), 3e-4).loss)
+            torch.cuda.synchronize()
+            runs.append([(len(losses) - 3) / (time.monotonic() - begun), losses])
+            del one
+        path.write_text(json.dumps(runs))
         dist.destroy_process_group()
 
 
 def test_what_deterministic_costs(tmp_path: Path) -> None:
     """4 layers of the 4B model, 2 sequences of 12,800 tokens a step. Two runs have the same losses to the last bit."""
     spawn, found = multiprocessing.get_context("spawn"), []
-    for number, deterministic in enumerate((False, True, True)):
+    for number, deterministic in enumerate((False, True)):
         process = spawn.Process(target=_timed, args=(deterministic, tmp_path / str(number)))
         process.start()
         process.join(300)
-        found.append(json.loads((tmp_path / str(number)).read_text()))
+        found += json.loads((tmp_path / str(number)).read_text())
     rates, losses = zip(*found, strict=True)
     print(f"steps a second: {rates[0]:.3f}; deterministic {rates[1]:.3f} and {rates[2]:.3f}: "
           f"{rates[0] / max(rates[1:]) - 1:.1%} longer")  # fmt: skip
