@@ -39,8 +39,10 @@ from hpc.train.settings.optimizer import Optimizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SHAPE = (3, 4, 4)
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["hpc.train.ar"])  # what every rank imports, once
+# What every rank imports, once. Not on GPUs: with transformer-engine megatron-core's import begins CUDA, which a forked
+# process cannot go on with
+FORKS = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "forkserver")
+FORKS.set_forkserver_preload(["hpc.train.ar"])
 
 
 def settings(**more: Any) -> TrainAr:
