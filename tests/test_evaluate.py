@@ -258,6 +258,26 @@ def test_frames_of_the_same_times_are_compared(tmp_path: Path) -> None:
     assert measure.compared(one, Film(Place(str(still)), "s"), 1, "cpu", lambda: None)["psnr"] < found["psnr"] - 5
 
 
+def test_too_few_and_of_different_sizes(tmp_path: Path) -> None:
+    """One pair: a distance needs two, and the page says so. The real one is upright and larger, of a single
+    frame; another generated one is too small to be one."""
+    small = np.ascontiguousarray(pictures(1)[:, :16, :32])
+    film(tmp_path / "films/generated/b.mp4", small[:, :8])
+    film(tmp_path / "films/generated/a.mp4", small)
+    film(tmp_path / "films/real/a.mp4", pictures(1, frames=1).transpose(0, 2, 1, 3))
+    direct(tmp_path, tmp_path / "films/generated", real=str(tmp_path / "films/real"))
+    found = figures(tmp_path)
+    distance = found["Fréchet: perceptual"]
+    assert distance["value"] is None
+    assert distance["note"] == "of 1 generated and 1 real features by perceptual: two of each are the least"
+    [page] = (tmp_path / "out").glob("scores@v*/page.html")
+    assert "<td>Fréchet: perceptual<td>none<td>" in page.read_text()
+    row = rows(tmp_path)["a"]
+    assert (row["frames"], row["height"], row["width"], row["compared"]) == (FRAMES, 16, 32, 1)
+    assert row["psnr"] > 5 and row["ssim"] < 1 and row["tse_pairs"] == 0 and row["real_tse_pairs"] is None
+    assert told(tmp_path)["not_measured"]["b"] == "too-small: 32x8; 16 a side is the least"
+
+
 def test_a_model_is_asked(films: Path, tmp_path: Path) -> None:
     with told_server.server({0: "Yes, it looks real.", 255: "no"}) as there:
         direct(tmp_path, films / "generated", sampson=None, frechet={}, vlm={

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from hpc.batch import inputs
 from hpc.batch.kinds import settings_of
 from hpc.batch.spec import Inputs, load
 from hpc.data import layers, storage, video
-from hpc.data.work import BadInput, Item, Work
+from hpc.data.work import Bad, BadInput, Item, Work
 from hpc.generate import diffusion, media, prompts, videos
 from hpc.generate.settings import Diffusion, Prompts
 from hpc.models import dit_files
@@ -176,6 +178,8 @@ def test_what_cannot_be_made_is_named_and_the_rest_is_made(tmp_path: Path, maker
         {"name": "odd", "prompt": "x", "resolution": "50,48"},
         {"name": "ten", "prompt": "x", "num_output_frames": 10},
         {"name": "all", "prompt": "x", "input_path": "short.mp4", "num_output_frames": 5},
+        {"name": "wide", "prompt": "x", "resolution": "32,1024"},
+        {"name": "long", "prompt": "x", "num_output_frames": 65},
         {"name": "good", "prompt": "x"},
     ]  # fmt: skip
     rows = [msgspec.to_builtins(one) for one in parse(tmp_path, "a.json", json.dumps(asked))]
@@ -183,11 +187,12 @@ def test_what_cannot_be_made_is_named_and_the_rest_is_made(tmp_path: Path, maker
     table = layers.read_table(made.objects[1]).to_pylist()
     assert {row["name"]: row["why"] for row in table} == {
         "few": "too-short", "none": "no-picture", "odd": "bad-size", "ten": "bad-frames", "all": "bad-frames",
-        "good": None,
+        "wide": "too-large", "long": "too-large", "good": None,
     }  # fmt: skip
-    assert made.counts["videos"] == 1 and len(made.bad) == 5
+    assert made.counts["videos"] == 1 and len(made.bad) == 7
     told = "".join(one.detail for one in made.bad)
-    for words in ("3 frames; 5 are gone on from", "odd: 50 x 48: 16 must divide both"):
+    for words in ("3 frames; 5 are gone on from", "odd: 50 x 48: 16 must divide both",
+                  "wide: 9 frames of 32 x 1024: tiny-predict2.5 makes 61 of 512 x 512 at most"):  # fmt: skip
         assert words in told, words
 
 
@@ -365,6 +370,62 @@ def test_settings_of_a_file_are_those_of_its_videos(tmp_path: Path) -> None:
 def test_files_that_say_something_else_are_refused(tmp_path: Path, content: str, words: str) -> None:
     with pytest.raises(BadInput, match=words):
         parse(tmp_path, "p.json", content)
+
+
+WRONG = {
+    '{"prompt": "Sun."': "no-json: line 2: Expecting ',' delimiter",
+    '{"promt": "Fog."}': "line 3: unknown: promt",
+    '{"prompt": "Sea.", "visual_input": "gone.png"}': "line 4: there is no .*png: paths count from this file's folder",
+    '{"prompt": "Wind.", "seed": -1}': r"line 5: .*`int` >= 0 - at `\$\.seed`",
+    '{"prompt": "Rain.", "seed": 4294967296}': r"line 6: .*`int` <= 4294967295 - at `\$\.seed`",
+    '{"prompt": "Hail.", "num_steps": 0}': r"line 7: .*`int` >= 1 - at `\$\.steps`",
+    '{"prompt": "Lake.", "resolution": "0,0"}': r"line 8: .*`int` >= 16 - at `\$\.size\[0\]`",
+    '{"prompt": "Hill.", "num_output_frames": -4}': r"line 9: .*`int` >= 1 - at `\$\.frames`",
+    '{"prompt": "Hall.", "guidance": -5}': r"line 10: .*`float` >= 0.0 - at `\$\.guidance`",
+    '{"prompt": "Cave.", "guidance": NaN}': r"line 11: .*`float` >= 0.0 - at `\$\.guidance`",
+    '{"prompt": "Dune.", "inference_type": ["x"]}': r"line 12: inference_type: \['x'\]; known are",
+    '{"prompt": "Dust.", "output_video": 3}': "line 13: ",
+    "7": "line 14: 7 is no object with a prompt",
+}  # fmt: skip
+
+
+def test_bad_lines_are_named_and_the_others_are_made(tmp_path: Path) -> None:
+    """Ten thousand prompts do not wait for one; names stay when it is mended. A line ends where JSON says, not within
+    the words, at U+2028."""
+    lines = ['{"prompt": "Snow."}', *WRONG, '{"prompt": "Ice\u2028melts."}', ""]
+    path = tmp_path / "many.jsonl"
+    path.write_text("\ufeff" + "\n".join(lines))
+    made = prompts.process(work(tmp_path / "scratch", [Item(str(path), 1, storage.stat(str(path)).etag)]))
+    asked = [json.loads(line) for line in made.objects[0].read_bytes().splitlines()]
+    assert [(one["name"], one["prompt"]) for one in asked] == [
+        ("many_000001", "Snow."), ("many_000015", "Ice\u2028melts.")]  # fmt: skip
+    assert made.counts == {"files": 1, "prompts": 2, "media_without_prompt": 0}
+    assert len(made.bad) == len(WRONG)
+    for one, words in zip(made.bad, WRONG.values(), strict=True):
+        assert one.uri == str(path) and re.search(words, f"{one.reason}: {one.detail}"), one
+    samples = {"samples": {"a": {"prompt": "A."}, "b": 3, "c": {"prompt": ""}}}
+    bad: list[Bad] = []
+    [one] = prompts.requests(json.dumps(samples).encode(), str(tmp_path / "x.json"), "e", bad=bad)
+    assert one.name == "a" and [one.detail.partition(":")[0] for one in bad] == ["sample b", "sample c"]
+
+
+def test_a_file_of_prompts_as_inputs(tmp_path: Path, models: dict[str, Any]) -> None:
+    """Predict1's .jsonl without pictures is what is read, no list of files."""
+    path = tmp_path / "many.jsonl"
+    path.write_text('{"prompt": "Snow."}\n{"prompt": "Sun."}\n')
+    found = inputs.resolve([Inputs(uri=str(path))], Prompts.INPUT_SUFFIXES)
+    assert [one.uri for one in found.entries] == [str(path)] and not found.captions
+    with pytest.raises(inputs.InputError, match=r"many\.jsonl:1: it names no file"):
+        inputs.resolve([Inputs(uri=str(path))], (".mp4",))
+
+
+def test_what_is_not_wanted_counts(maker: diffusion.Maker) -> None:
+    """The negative prompt of the settings, and that of a prompt; without guidance none is asked for."""
+    of = {"name": "x", "prompt": "Snow.", "source": "s", "etag": "e", "guidance": 5.0}
+    films = [maker.make(prompts.Request(**of, negative_prompt=words)).astype(int) for words in (None, "Fog.", "Sun.")]
+    assert min(np.abs(one - other).mean() for one, other in itertools.combinations(films, 2)) > 0.5
+    free = [maker.make(prompts.Request(**of | {"guidance": 0.0}, negative_prompt=words)) for words in ("Fog.", "Sun.")]
+    assert np.array_equal(*free)
 
 
 def test_pictures_of_a_folder_are_no_prompts(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def resolve(inputs: Iterable[Inputs], suffixes: tuple[str, ...]) -> Listing:
     sessions: dict[str, tuple[str, str]] = {}
     captions: dict[str, str] = {}
     for one in inputs:
-        entries = sorted(_entries(one, weights, captions), key=lambda e: e.uri)
+        entries = sorted(_entries(one, suffixes, weights, captions), key=lambda e: e.uri)
         is_folder = len(entries) != 1 or entries[0].uri != one.uri
         if one.match is not None:
             base = _base(one.uri) + "/"
@@ -125,13 +125,17 @@ def _in_sessions(
     return kept
 
 
-def _entries(one: Inputs, weights: dict[str, float], captions: dict[str, str]) -> Iterator[storage.Entry]:
+def _entries(
+    one: Inputs, suffixes: tuple[str, ...], weights: dict[str, float], captions: dict[str, str]
+) -> Iterator[storage.Entry]:
     uri = one.uri
     if _is_pattern(uri):
         pattern = _glob(uri)  # lists from the last folder that is certain; ** crosses folders, * does not
         yield from (e for e in storage.listing(_base(uri)) if pattern.fullmatch(e.uri))
-    elif uri.endswith(LISTS):
+    elif uri.endswith(LISTS) and not (uri.endswith(suffixes) and _of_prompts(uri)):
         yield from _list_file(uri, weights, captions)
+    elif uri.endswith(LISTS):
+        yield from filter(None, [storage.stat(uri)])
     elif not storage.is_s3(uri) and Path(uri).is_file():
         yield from storage.listing(uri)
     elif (info := ledger.info_of(uri)) is not None:
@@ -181,7 +185,7 @@ def _list_file(uri: str, weights: dict[str, float], captions: dict[str, str]) ->
         raise InputError(f"{uri}: not a list of paths: {error}") from None
     base = "" if storage.is_s3(uri) else str(Path(uri).parent)
     problems = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):
         line = line.strip()
         if not line or (uri.endswith(".txt") and line.startswith("#")):
             continue
@@ -208,6 +212,16 @@ def _list_file(uri: str, weights: dict[str, float], captions: dict[str, str]) ->
     if problems:
         more = f"\n... and {len(problems) - 20} more" if len(problems) > 20 else ""
         raise InputError("\n".join(problems[:20]) + more)
+
+
+def _of_prompts(uri: str) -> bool:
+    """Is a .jsonl, which the stage reads, no list? One begins with a line that names a file."""
+    first = next((line for line in storage.read(uri).decode("utf-8-sig", "replace").split("\n") if line.strip()), "")
+    try:
+        listed = msgspec.json.decode(first, type=Listed)
+    except msgspec.DecodeError:
+        return True
+    return not listed.uri and not listed.visual_input
 
 
 def _said(entry: storage.Entry, prompt: str) -> storage.Entry:

@@ -174,7 +174,11 @@ def of_features(uris: Sequence[str], settings: Merge, work: Work) -> Iterator[Fi
                 else:
                     groups[side][place % intervals.GROUPS].merge(one)
         n, m = (sum(one.n for one in groups[side]) for side in ("generated", "real"))
+        if not m:  # there are no real ones
+            continue
         if min(n, m) < 2:
+            note = f"of {n} generated and {m} real features by {network}: two of each are the least"
+            yield Figure(f"Fréchet: {name}", None, None, None, n, "", "lower", note=note)
             continue
         dim = groups["real"][0].dim
         all_of = [frechet.combined(groups[side]) for side in ("generated", "real")]

@@ -173,6 +173,11 @@ class Maker:
             frames = self.tokenizer.latent_frames(row["frames"])
         except ValueError as error:
             raise BadInput(one.source, "bad-frames", f"{one.name}: {error}") from error
+        c = self.model.config
+        if frames > c.max_frames or height > spatial * c.max_height or width > spatial * c.max_width:
+            most = f"{self.tokenizer.pixel_frames(c.max_frames)} of {spatial * c.max_height} x {spatial * c.max_width}"
+            words = f"{row['frames']} frames of {height} x {width}: {self.settings.model} makes {most} at most"
+            raise BadInput(one.source, "too-large", f"{one.name}: {words}")
         if frames % self.settings.context:
             words = f"{one.name}: {frames} latent frames cannot be shared by {self.settings.context} ranks"
             raise BadInput(one.source, "bad-frames", words)

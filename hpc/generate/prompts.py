@@ -8,9 +8,10 @@
                   without prompts {"visual_input": path}; of models for actions {"visual_input": path, "actions": ...}:
                   [[7 numbers], ...], an .npy of them, or a Bridge annotation, each a path
 
-Paths count from the file's folder. A .jsonl with `visual_input` that is the spec's `inputs` itself is a list of those
-pictures and videos, each with its prompt. cosmos_predict2.5 50369b8: config.py; cosmos_predict2 661da47:
-examples/video2world.py; cosmos_predict1 4ed35fa: diffusion/inference/
+Paths count from the file's folder. A .jsonl that begins with a `visual_input` and is the spec's `inputs` itself is a
+list of those pictures and videos, each with its prompt. What cannot be understood in a file is named, with its line,
+and the rest is made; names by number count it, so that they stay when it is mended. cosmos_predict2.5 50369b8:
+config.py; cosmos_predict2 661da47: examples/video2world.py; cosmos_predict1 4ed35fa: diffusion/inference/
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ from hpc.data.tokens.action import ended
 from hpc.data.work import Bad, BadInput, Made, Work
 from hpc.generate.settings.ar import ArPrompts
 from hpc.generate.settings.diffusion import Prompts
-from hpc.generate.settings.videos import PICTURES, VIDEOS, Videos
+from hpc.generate.settings.videos import PICTURES, VIDEOS, Count, Guidance, Seed, Side, Steps, Videos
 
 GIVEN = {"text2world": 0, "image2world": 1, "video2world": 2}
 """Latent frames that a video goes on from."""
 COMMON = ("inference_type", "seed", "guidance", "negative_prompt", "num_output_frames", "resolution", "num_steps")
-ONE = ("name", "output_video", "prompt", "prompt_path", "input_path", "input_video", "visual_input")
+ONE = ("name", "output_video", "output_image", "prompt", "prompt_path", "input_path", "input_video", "visual_input")
 MEDIA = ("input_path", "input_video", "visual_input")
 ACTIONS = "actions"
 
@@ -61,12 +62,12 @@ class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Latent frames of it."""
     beginning: bool = False
     """Its first frames are given, not its last ones."""
-    seed: int | None = None
-    guidance: float | None = None
+    seed: Seed | None = None
+    guidance: Guidance | None = None
     negative_prompt: str | None = None
-    frames: int | None = None
-    steps: int | None = None
-    size: tuple[int, int] | None = None
+    frames: Count | None = None
+    steps: Steps | None = None
+    size: tuple[Side, Side] | None = None
     actions: list[list[float]] | None = None
     """[frames - 1, 7]: from each frame to the next, of hpc.data.tokens.action."""
 
@@ -76,8 +77,7 @@ def start(settings: Prompts | ArPrompts) -> Callable[[Work], Made]:
 
 
 def process(work: Work, wordless: bool = False) -> Made:
-    """Make one shard. What is no file of prompts is refused, with every prompt in it. wordless: pictures and videos are
-    prompts without words, too."""
+    """Make one shard. wordless: pictures and videos are prompts without words, too."""
     bad: list[Bad] = []
     found: list[Request] = []
     counts = {"files": 0, "prompts": 0, "media_without_prompt": 0}
@@ -87,7 +87,7 @@ def process(work: Work, wordless: bool = False) -> Made:
         try:
             with work.on(item):
                 if item.uri.lower().endswith((".json", ".jsonl")):
-                    found += requests(storage.read(item.uri, etag=item.version), item.uri, item.etag, wordless)
+                    found += requests(storage.read(item.uri, etag=item.version), item.uri, item.etag, wordless, bad)
                 elif item.caption or (wordless and item.uri.lower().endswith((*PICTURES, *VIDEOS))):
                     values = {"prompt": item.caption or None, "visual_input": item.uri}
                     found.append(request(values, item.uri, item.etag, "", wordless=wordless))
@@ -160,29 +160,46 @@ def planned(found: Iterable[Request], per_shard: int) -> Iterator[list[Any]]:
         yield rows
 
 
-def requests(data: bytes, uri: str, etag: str, wordless: bool = False) -> list[Request]:
-    """Of a file of prompts. wordless: a picture or a video to go on from is enough. Raises BadInput."""
-    one_of = functools.partial(request, wordless=wordless)
+def requests(data: bytes, uri: str, etag: str, wordless: bool = False, bad: list[Bad] | None = None) -> list[Request]:
+    """Of a file of prompts. wordless: a picture or a video to go on from is enough. bad: is told of what cannot be
+    understood in it; None: the first of these raises BadInput, as what is no such file always does."""
     stem = PurePosixPath(uri).stem
     try:
+        text = data.decode("utf-8-sig")
         if uri.lower().endswith(".jsonl"):
-            lines = enumerate(data.decode().splitlines(), 1)
-            parsed: Any = [(f"line {number}", json.loads(line)) for number, line in lines if line.strip()]
+            lines = enumerate(text.split("\n"), 1)
+            each: list[tuple[str, Any]] = [(f"line {number}", _line(line)) for number, line in lines if line.strip()]
+        elif isinstance(whole := json.loads(text), list):
+            each = [(f"entry {number}", one) for number, one in enumerate(whole, 1)]
+        elif isinstance(whole, dict) and isinstance(whole.get("samples"), dict):
+            common = {key: value for key, value in whole.items() if key != "samples"}
+            _known(common, COMMON, uri, "")
+            each = [(f"sample {name}", common | {"name": name} | one if isinstance(one, dict) else one)
+                    for name, one in whole["samples"].items()]  # fmt: skip
         else:
-            whole = json.loads(data)
-            parsed = [(f"entry {i}", one) for i, one in enumerate(whole, 1)] if isinstance(whole, list) else whole
+            each = [("", whole)]
     except ValueError as error:  # UnicodeDecodeError, JSONDecodeError
         raise BadInput(uri, "no-json", str(error)) from error
-    if isinstance(parsed, list):
-        names = [f"{stem}_{i:06}" if len(parsed) > 1 else stem for i in range(1, len(parsed) + 1)]
-        return [one_of(one, uri, etag, name, where) for name, (where, one) in zip(names, parsed, strict=True)]
-    if isinstance(parsed, dict) and isinstance(parsed.get("samples"), dict):
-        common = {key: value for key, value in parsed.items() if key != "samples"}
-        _known(common, COMMON, uri, "")
-        return [one_of(common | {"name": name} | one, uri, etag, stem, f"sample {name}")
-                if isinstance(one, dict) else _refuse(uri, f"sample {name}", one)
-                for name, one in parsed["samples"].items()]  # fmt: skip
-    return [one_of(parsed, uri, etag, stem)]
+    found = []
+    for number, (where, one) in enumerate(each, 1):
+        name = f"{stem}_{number:06}" if len(each) > 1 else stem
+        try:
+            if isinstance(one, ValueError):
+                raise BadInput(uri, "no-json", _at(where, str(one))) from one
+            found.append(request(one, uri, etag, name, where, wordless))
+        except BadInput as error:
+            if bad is None:
+                raise
+            bad.append(error.bad)
+    return found
+
+
+def _line(line: str) -> Any:
+    """What it says, or why it says nothing."""
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        return error
 
 
 def request(values: Any, uri: str, etag: str, name: str, where: str = "", wordless: bool = False) -> Request:
@@ -199,22 +216,23 @@ def request(values: Any, uri: str, etag: str, name: str, where: str = "", wordle
             prompt = storage.read(_joined(folder, values["prompt_path"])).decode().strip()
         media = _joined(folder, media) if media else ""
         there = storage.stat(media) if media else None
-    except (FileNotFoundError, UnicodeDecodeError, TypeError, AttributeError) as error:
+    except (FileNotFoundError, IsADirectoryError, UnicodeDecodeError, TypeError, AttributeError) as error:
         raise BadInput(uri, "no-prompt", _at(where, str(error))) from error
     if media and there is None:
-        raise BadInput(uri, "missing-media", _at(where, f"there is no {media}"))
+        raise BadInput(uri, "missing-media", _at(where, f"there is no {media}: paths count from this file's folder"))
     if wordless and media and not prompt:
         prompt = ""
     elif not isinstance(prompt, str) or not prompt.strip():
         raise BadInput(uri, "no-prompt", _at(where, "it has neither a prompt nor a prompt_path with words"))
     kind = values.get("inference_type")
-    if kind is not None and kind not in GIVEN:
+    if kind is not None and kind not in tuple(GIVEN):
         raise BadInput(uri, "no-prompt", _at(where, f"inference_type: {kind!r}; known are {', '.join(GIVEN)}"))
     given = GIVEN[kind] if kind else 0 if not media else 1 if media.lower().endswith(PICTURES) else 2
     if given and not media:
         raise BadInput(uri, "missing-media", _at(where, f"{kind} goes on from something: give an input_path"))
-    own = values.get("name") or PurePosixPath(values.get("output_video") or "").stem or name
     try:
+        saved = values.get("output_video") or values.get("output_image") or ""
+        own = values.get("name") or PurePosixPath(saved).stem or name
         return msgspec.convert(
             {
                 "name": own or PurePosixPath(media).stem, "prompt": prompt.strip(), "source": uri, "etag": etag,
@@ -225,7 +243,7 @@ def request(values: Any, uri: str, etag: str, name: str, where: str = "", wordle
             },
             Request,
         )  # fmt: skip
-    except (msgspec.ValidationError, ValueError) as error:
+    except (msgspec.ValidationError, ValueError, TypeError) as error:
         raise BadInput(uri, "no-prompt", _at(where, str(error))) from error
 
 

@@ -161,7 +161,9 @@ def _folder(uri: str, entries: Iterable[storage.Entry]) -> Iterator[dict[str, An
 
 def _prompts(uri: str) -> Iterator[dict[str, Any]]:
     folder = uri.rpartition("/")[0]
-    for number, line in enumerate(storage.read(uri).decode().splitlines(), 1):
+    for number, line in enumerate(storage.read(uri).decode().split("\n"), 1):
+        if not line.strip():
+            continue
         try:
             said = json.loads(line)
             path = said["visual_input"]

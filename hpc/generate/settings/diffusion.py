@@ -9,11 +9,10 @@ import msgspec
 from msgspec import Meta
 
 from hpc.data.work import Part
-from hpc.generate.settings.videos import PICTURES, VIDEOS, Videos, together
+from hpc.generate.settings.videos import PICTURES, VIDEOS, Count, Guidance, Side, Steps, Videos, together
 from hpc.models.dit_presets import ENCODERS, Preset, preset, unfit
 from hpc.models.tokenizer_files import files_of, is_stage
 
-Side = Annotated[int, Meta(ge=16, le=8192)]
 Text = Annotated[str, Meta(pattern=r"^(none|[/~].*|[\w.-]+/[\w.-]+(@[\w./-]+)?)$")]
 """none, a path, or owner/name@revision on the Hugging Face hub."""
 MODELS = ("train.diffusion", "convert.diffusion")
@@ -63,17 +62,17 @@ class Diffusion(Videos, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """GPUs that have the frames of a video together, so that it is there sooner: `resources: {workers: ...}` must be as
     many. It divides the heads of the model and the latent frames of each video."""
 
-    frames: Annotated[int, Meta(ge=1)] | None = None
+    frames: Count | None = None
     """Of a video; null: as many as in the model's training. A file of prompts may say otherwise, also of the next
     two."""
     size: tuple[Side, Side] | None = None
     """Height and width; null: those of the model's training."""
     negative_prompt: str | None = None
     """What to steer away from. null: no text, zeros, as where texts were left out in training."""
-    guidance: Annotated[float, Meta(ge=0, le=100)] | None = None
+    guidance: Guidance | None = None
     """How far to go from the negative prompt: with + guidance (with - without); 0 asks for no text but the prompt, in
     half the time. null: what the model was shown with."""
-    steps: Annotated[int, Meta(ge=1, le=1000)] | None = None
+    steps: Steps | None = None
     solver: Literal["multistep", "heun", "unipc", "euler"] | None = None
     schedule: Literal["karras", "karras-zero", "shifted", "flow-karras"] | None = None
     """Of noise levels. hpc/models/samplers.py explains both; null: as published."""

@@ -16,6 +16,10 @@ VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
 CLIPS = ("curate.clips", "curate.shard")
 """Kinds of stages whose clips can be gone on from."""
 Count = Annotated[int, Meta(ge=1)]
+Seed = Annotated[int, Meta(ge=0, lt=2**32)]
+Side = Annotated[int, Meta(ge=16, le=8192)]
+Guidance = Annotated[float, Meta(ge=0, le=100)]
+Steps = Annotated[int, Meta(ge=1, le=1000)]
 Model = Annotated[str, Meta(pattern=r"^([/~].*|[\w.-]+/[\w.-]+(@[\w./-]+)?)$")]
 """A path, or owner/name@revision on the Hugging Face hub."""
 
@@ -30,7 +34,7 @@ class Videos(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     given: Count = 2
     """Latent frames of a video that are gone on from, where its prompt says nothing else: 2 are 9 frames where a latent
     frame stands for 8, 5 where it stands for 4. Of a picture it is always one."""
-    seed: Annotated[int, Meta(ge=0, lt=2**32)] = 1
+    seed: Seed = 1
     """Of all draws, which are the same on every machine. A file of prompts may give each video its own."""
     crf: Annotated[float, Meta(ge=0, le=51)] = 17.0
     """Of the mp4: H.264, lower is better."""
