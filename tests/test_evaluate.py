@@ -228,6 +228,55 @@ def test_what_a_stage_made_and_did_not_make(tmp_path: Path) -> None:
         next(pairs.freeze(msgspec.structs.replace(settings, real=None), needed, set()))
 
 
+def test_what_was_held_out_is_measured_alone(tmp_path: Path) -> None:
+    """Videos that go on from held-out clips: real ones that were trained on do not count, and the page says so."""
+    from hpc.generate.diffusion import SCHEMA
+
+    for name in ("world@v1", "videos@v1", "data@v1"):
+        (tmp_path / name).mkdir()
+    held = tmp_path / "world@v1/held_out.json"
+    held.write_text(json.dumps({"by": "clip", "clips": ["u1", "u2", "u4"]}))
+
+    def made(folder: Path, **seeds: int) -> dict[str, tuple[int, int]]:
+        with layers.TarWriter(folder / "000000.tar") as tar:
+            return {name: tar.add(name, {".mp4": film(folder / "one.mp4", pictures(seed)).read_bytes()}).members[".mp4"]
+                    for name, seed in seeds.items()}  # fmt: skip
+
+    places = made(tmp_path / "videos@v1", u1=11, u2=12)
+    made(tmp_path / "data@v1", u1=1, u2=2, u3=3, u4=4)
+    settings = settings_of("evaluate.videos", {"real": "data", "sampson": None}).parts()
+    shard = {end: str(tmp_path / f"videos@v1/000000{end}") for end in (".tar", ".parquet")}
+    data = [("000000", {".tar": str(tmp_path / "data@v1/000000.tar")})]
+
+    def measured(**lists: str | None) -> tuple[set[str], dict[str, Any], str]:
+        """(real ones without a partner, what is told, the page) of videos that go on from clips of these lists."""
+        rows = [{"name": name, "mp4_offset": offset, "mp4_size": size, "held_out": lists[name]}
+                for name, (offset, size) in places.items()]  # fmt: skip
+        layers.write_table(tmp_path / "videos@v1/000000.parquet", rows, {}, SCHEMA)
+        [some] = pairs.freeze(settings["measure"].settings, {"videos": [("000000", shard)], "data": data}, set())
+        work = Work("000000", [], some, {}, tmp_path, "f", lambda: None, lambda *_: None, folder=str(tmp_path))
+        first = measure.start(settings["measure"].settings)(work).objects
+        work.rows = [list(map(str, first))]
+        # the parts' tables would have one name here
+        work.rows[0][1] = str(first[1].rename(tmp_path / "measured.parquet"))
+        told = merge.start(settings[""].settings)(work).objects[1]
+        alone = {one.name for one in msgspec.convert(some, list[pairs.Pair]) if one.generated is None}
+        return alone, json.loads(told.read_text()), (tmp_path / "page.html").read_text()
+
+    alone, told, page = measured(u1=str(held), u2=str(held))
+    assert alone == {"u4"} and told["held_out"] == {str(held): 2} and told["pairs"] == 2
+    [note] = [one["note"] for one in told["figures"] if one["name"] == "Fréchet: perceptual"]
+    assert "of 2 generated and 3 real features" in note
+    words = "<h1>videos@v1 beside data@v1, on clips that world@v1 held out</h1>"
+    assert words in page
+    report = merge.figures(lambda suffix: (tmp_path / f"000000{suffix}").open("rb"))
+    assert report["of"] == "videos@v1 beside data@v1, on clips that world@v1 held out"
+    alone, told, page = measured(u1=str(held), u2=None)
+    assert alone == {"u3", "u4"} and "beside data@v1, 1 of 2 on clips that world@v1 held out</h1>" in page
+    alone, told, page = measured(u1=None, u2=None)
+    assert alone == {"u3", "u4"} and told["held_out"] == {} and "<h1>videos@v1 beside data@v1</h1>" in page
+
+
 def test_a_video_that_was_cut_short_is_broken(tmp_path: Path) -> None:
     """Its head says how many frames there are."""
     path = film(tmp_path / "a.mp4", pictures(1, frames=40))

@@ -48,13 +48,15 @@ def shorter(folder: Path, stages: tuple[str, ...] = DIFFUSION, steps: int = 2) -
     return path
 
 
-def checked(run: Path, output: Path, generated: dict[str, str], caption: str = "") -> str:
-    """The report's page, after a look at what it says. generated: stage with videos -> stage that evaluates them.
-    caption: of all clips, and so of what goes on from them."""
+def checked(run: Path, output: Path, generated: dict[str, tuple[str, str]], caption: str = "") -> str:
+    """The report's page, after a look at what it says. generated: stage with videos -> (stage that evaluates them,
+    stage whose held-out clips they go on from). caption: of all clips, and so of what goes on from them."""
     source = (run / "report.html").read_text()
     told = json.loads((run / "report.json").read_text())
     assert told["status"]["state"] == "done" and told["notes"] == []
-    for name, scores in generated.items():
+    for name, (scores, training) in generated.items():
+        held = output / f"{training}@v1/held_out.json"
+        unseen = set(json.loads(held.read_text())["clips"])
         rows = [row for path in output.glob(f"{name}@v1/*.parquet") for row in layers.read_table(path).to_pylist()]
         assert rows and all(row["why"] is None for row in rows)
         for row in rows:
@@ -64,14 +66,16 @@ def checked(run: Path, output: Path, generated: dict[str, str], caption: str = "
             info, frames = video.measured(mp4)
             assert (frames, info.width, info.height, info.fps) == (9, 80, 48, 12) and row["given"] == 1
             assert row["prompt"] == caption, "of the clip"
+            assert row["name"] in unseen and row["held_out"] == str(held)
             assert f"<figcaption>{row['name']}" in source, "the page shows it"
-        heading = f"Evaluation <span class=dim>{scores}: {name}@v1 beside data@v1</span>"
-        assert heading in source
+        compared = f"{name}@v1 beside data@v1, on clips that {training}@v1 held out"
+        assert f"Evaluation <span class=dim>{scores}: {compared}</span>" in source
         figures = {one["name"]: one for one in told["figures"][scores]["rows"]}
         assert figures["PSNR"]["n"] == figures["SSIM"]["n"] == len(rows) and 5 < figures["PSNR"]["value"] < 40
         assert figures["Fréchet: perceptual"]["value"] > 0
         assert f"{figures['PSNR']['value']:.4g} dB" in source
         page = (output / f"{scores}@v1/page.html").read_text()
+        assert f"<h1>{compared}</h1>" in page
         assert page.count(f"<span>generated: {name}@v1</span><span>real: data@v1</span>") == len(rows)
     links = re.findall(r"<a href='([^']+)'>", source)
     assert links and all(not link.startswith("/") and (run / link).is_file() for link in links), "files beside the run"
@@ -88,7 +92,8 @@ def test_the_whole_chain_in_fifteen_minutes(tmp_path: Path) -> None:
     assert time.monotonic() - begun < 900
     [run] = (tmp_path / "runs").iterdir()
     output = tmp_path / "out/pipeline-tiny"
-    source = checked(run, output, {"ar-videos": "ar-scores", "videos": "scores"}, "A scene of an animated film.")
+    source = checked(run, output, {"ar-videos": ("ar-scores", "ar"), "videos": ("scores", "world")},
+                     "A scene of an animated film.")  # fmt: skip
     for stage in ("ids", "vae", "ar", "world"):
         assert f"Training <span class=dim>of {stage}: step " in source
     assert source.count("<polyline") >= 12, "curves"

@@ -255,17 +255,18 @@ def test_which_data_set_a_model_is_trained_on(tmp_path: Path) -> None:
 
     ids = {suffix: f"/x/000000{suffix}" for suffix in (".bin", ".idx", ".parquet")}
     sets = {"ar-tiny": {"ids": [("000000", ids)]}}
-    rows: dict[str, Any] = {"ar-tiny": ids}
+    rows: dict[str, list[Any]] = {"ar-tiny": [ids]}
     for model, mark in (("ar-tiny-video2world", video2world.METADATA), ("ar-tiny-action", f"train/{action.FRAMES}")):
         (tmp_path / model / mark).parent.mkdir(parents=True)
         (tmp_path / model / mark).touch()
-        sets[model] = {"tokens": [("000000", {".parquet": str(tmp_path / model / "000000.parquet")})]}
-        rows[model] = str(tmp_path / model)
+        table = str(tmp_path / model / "000000.parquet")
+        sets[model] = {"tokens": [("000000", {".parquet": table})]}
+        rows[model] = [str(tmp_path / model), table]
     for model in sets:
         given = settings(model=model, shape=(2, 4, 4))
         for other, stage in sets.items():
             if other == model:
-                assert list(ar.freeze(given, stage, set())) == [[rows[model]]]
+                assert list(ar.freeze(given, stage, set())) == [rows[model]]
             else:
                 with pytest.raises(ValueError, match=f"{model} is trained on tokens of the form"):
                     list(ar.freeze(given, stage, set()))

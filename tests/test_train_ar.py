@@ -25,6 +25,7 @@ from test_form_runs import tokenizer
 from test_prepare import film
 
 from hpc.batch import check
+from hpc.data import layers
 from hpc.data.tokens import video2world
 from hpc.data.units import Bytes
 from hpc.data.work import Stopped
@@ -277,6 +278,13 @@ def test_from_films_to_a_model(tmp_path: Path) -> None:
     made = json.loads((tmp_path / "out/ar@v1/000000.json").read_text())
     assert made["clips"] == 4 and made["steps"] == 2 and 0 < made["previous_frame_nll"] < 12
     assert 9 < made["last"]["validation_nll"] < 13
+    [tokens_of] = (tmp_path / "out").glob("tokens@v1/*.parquet")
+    rows = layers.read_table(tokens_of).to_pylist()
+    held = {row["uuid"] for row in rows if row["split"] != "train"}
+    assert made["held_out"] == str(tmp_path / "out/ar@v1/held_out.json") and len(held) == 2
+    for folder in ("out/ar@v1", "out/ar@v1/training"):
+        told = json.loads((tmp_path / folder / "held_out.json").read_text())
+        assert told == {"by": "split", "clips": sorted(held)}
     wrong = yaml.safe_load(file.read_text())
     wrong["stages"]["ar"]["shape"] = [2, 4, 4]
     file.write_text(yaml.safe_dump(wrong))

@@ -34,7 +34,7 @@ from hpc.models.diffusion import Flow
 from hpc.models.dit import Block, DiT, linear
 from hpc.models.dit_presets import PRESETS, Config, parameters
 from hpc.models.tokenizers import files
-from hpc.train import clips, diffusion, diffusion_model, diffusion_optimizer, ema, ranks, saver
+from hpc.train import clips, diffusion, diffusion_model, diffusion_optimizer, ema, ranks, samples, saver
 from hpc.train import diffusion_measure as measure
 from hpc.train.checkpoint import Checkpoints, complete
 from hpc.train.diffusion_input import Inputs, embedding
@@ -200,6 +200,10 @@ def test_a_run_whose_rank_is_killed_is_equal_to_the_last_bit(tar: Path, two: Pat
     assert complete(file.parent / "checkpoints") == complete(two / "fsdp/checkpoints")
     told = json.loads((output / "000000.json").read_text())
     assert told["ranks"] == 2 and told["clips"] == {"trained_on": 9, "held_out": 3}
+    assert told["held_out"] == str(output / "held_out.json")
+    held = (output / "held_out.json").read_bytes()
+    assert held == (output / "training/held_out.json").read_bytes() == (two / "fsdp/held_out.json").read_bytes()
+    assert len(set(json.loads(held)["clips"])) == 3
     assert {path.name for path in (output / "model").iterdir()} == {
         "model.pt", "model_ema_fp32.pt", "model_ema_bf16.pt", "ours", "ema_2"}  # fmt: skip
     assert dit_files.load(output / "model/ours").config == PRESETS["tiny-predict2"].config
@@ -266,10 +270,17 @@ def test_a_warning_saves_and_leaves(tar: Path, here: ranks.Here, alone: Path, tm
     with pytest.raises(Stopped):
         diffusion.train(settings(), table, tmp_path, here, check)
     assert complete(tmp_path / "checkpoints") == [3, 5]
+    held = samples.held_out(table, 0.25, "clip")[1]["key"].to_pylist()
+    written = (tmp_path / "held_out.json").read_bytes()
+    assert json.loads(written) == {"by": "clip", "clips": sorted(held)}
+    (tmp_path / "held_out.json").unlink()  # by an earlier version it was not written
     diffusion.train(settings(), table, tmp_path, here, lambda: None)
-    assert curve(tmp_path) == curve(alone)
+    assert curve(tmp_path) == curve(alone) and (tmp_path / "held_out.json").read_bytes() == written
     with pytest.raises(ValueError, match="is of another training: seed: 1 there, 2 now"):
         diffusion.train(settings(seed=2), table, tmp_path, here, lambda: None)
+    with pytest.raises(ValueError, match="is of another training: validation"):
+        diffusion.train(settings(validation=Validation(share=0.5, by="clip")), table, tmp_path, here, lambda: None)
+    assert (tmp_path / "held_out.json").read_bytes() == written, "of the training whose checkpoints are there"
 
 
 def test_means_are_their_formula(tar: Path, here: ranks.Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

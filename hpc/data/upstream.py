@@ -133,6 +133,25 @@ def trained(shards: Iterable[tuple[str, Mapping[str, str]]], what: str) -> dict[
     return told
 
 
+def held_out(shards: Iterable[tuple[str, Mapping[str, str]]], stage: str) -> tuple[str, set[str]]:
+    """(uri of the list, uuids) of the clips that a stage has trained without. Raises ValueError where it does not say,
+    or held nothing out."""
+    uris = [uri for _, objects in shards if ".json" in objects
+            if (uri := json.loads(storage.read(objects[".json"])).get("held_out"))]  # fmt: skip
+    if not uris:
+        raise ValueError(f"held_out: {stage} does not say which clips it held out: stages of kinds train.ar and "
+                         "train.diffusion do, but for those that an earlier version of hpc has trained")  # fmt: skip
+    if not (found := listed(uris[0])):
+        advice = "give train.diffusion a `validation` with a share above 0, the tokens of train.ar a `split` with one"
+        raise ValueError(f"held_out: {stage} held no clips out ({uris[0]}): {advice}")
+    return uris[0], found
+
+
+def listed(uri: str) -> set[str]:
+    """The clips of a training's held_out.json."""
+    return set(json.loads(storage.read(uri))["clips"])
+
+
 class Located(msgspec.Struct, frozen=True):
     """A video in a tar of a stage."""
 
@@ -146,6 +165,8 @@ class Located(msgspec.Struct, frozen=True):
     """(offset, size) of the .json with it, of tars alone."""
     why: str = ""
     """It is not there: a word, and maybe more after a colon."""
+    held_out: str = ""
+    """Of generated ones: the list of a training's held-out clips, with the one that it goes on from."""
 
 
 def located(
@@ -173,8 +194,9 @@ def located(
 def _of_row(row: Mapping[str, Any], tar: str) -> Located:
     name = row.get("uuid") or row["name"]
     if row["mp4_offset"] is None:
-        return Located(name, tar, why=f"not-made: {row.get('why') or 'its row has no video'}")
-    return Located(name, tar, row["mp4_offset"], row["mp4_size"])
+        why = f"not-made: {row.get('why') or 'its row has no video'}"
+        return Located(name, tar, why=why, held_out=row.get("held_out") or "")
+    return Located(name, tar, row["mp4_offset"], row["mp4_size"], held_out=row.get("held_out") or "")
 
 
 def of_tar(uri: str, suffixes: tuple[str, ...], etag: str | None = None) -> Iterator[Located]:

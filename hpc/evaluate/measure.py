@@ -46,6 +46,7 @@ SCHEMA = pa.schema(
         ("view", pa.string()),
         ("generated", PLACE),
         ("real", PLACE),  # null where it has none
+        ("held_out", pa.string()),  # the list of a training's held-out clips, with that which it goes on from
         ("why", pa.string()),  # the generated one is not measured; null for those that are
         ("real_why", pa.string()),
         ("frames", pa.int32()),
@@ -74,6 +75,7 @@ class Entry:
         self.pair = pair
         self.films: dict[str, Film] = {}
         self.row: dict[str, Any] = {"name": pair.name, "scene": pair.scene, "view": pair.view}
+        self.row["held_out"] = (pair.generated and pair.generated.held_out) or None
         for side, why in (("generated", "why"), ("real", "real_why")):
             place = getattr(pair, side)
             if place is None:

@@ -87,7 +87,7 @@ def process(settings: Merge, work: Work) -> Made:
     alone = rows.filter(pc.and_(pc.is_valid(rows["real_why"]), pc.is_null(rows["why"])))
     told = {
         "stage": settings.KIND, "fingerprint": work.fingerprint, "videos": len(rows),
-        "generated": folder(rows, "generated"), "real": folder(rows, "real"),
+        "generated": folder(rows, "generated"), "real": folder(rows, "real"), "held_out": held_out(rows),
         "measured": len(rows) - len(lost), "pairs": len(rows) - rows["compared"].null_count, "level": settings.level,
         "figures": [one._asdict() for one in figures], "not_measured": named(lost, "why"),
         "without_real": named(alone, "real_why"),
@@ -106,6 +106,12 @@ def folder(rows: pa.Table, side: str) -> str:
     uris = [uri for uri in pc.unique(pc.struct_field(rows[side].combine_chunks(), "uri")).to_pylist() if uri]
     common = posixpath.commonpath([uri.rpartition("/")[0] for uri in uris]) if uris else ""
     return common.replace("s3:/", "s3://", 1) if storage.is_s3(next(iter(uris), "")) else common
+
+
+def held_out(rows: pa.Table) -> dict[str, int]:
+    """List of a training's held-out clips -> how many videos go on from one of them."""
+    counted = pc.value_counts(rows["held_out"].drop_null()).to_pylist()
+    return {one["values"]: one["counts"] for one in sorted(counted, key=lambda one: one["values"])}
 
 
 def figures(open_object: Callable[[str], BinaryIO]) -> dict[str, Any]:

@@ -84,8 +84,12 @@ def page(told: Mapping[str, Any], rows: pa.Table, shown: int, check: Callable[[]
 
 
 def compared(told: Mapping[str, Any]) -> str:
-    """What is compared, by the names of their folders: "videos@v1 beside clips@v1"."""
-    return " beside ".join(_last(told[side]) for side in ("generated", "real") if told[side]) or "Evaluation"
+    """What is compared, by the names of their folders: "videos@v1 beside clips@v1, on clips that ar@v1 held out"."""
+    words = " beside ".join(_last(told[side]) for side in ("generated", "real") if told[side]) or "Evaluation"
+    for uri, count in told.get("held_out", {}).items():
+        some = "" if count == told["videos"] else f"{count:,} of {told['videos']:,} "
+        words += f", {some}on clips that {_last(uri.rpartition('/')[0])} held out"
+    return words
 
 
 def _last(folder: str) -> str:

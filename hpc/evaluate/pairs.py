@@ -33,6 +33,8 @@ class Place(msgspec.Struct, array_like=True, frozen=True):
     etag: str | None = None
     why: str = ""
     """It is not there: a word, and maybe more after a colon."""
+    held_out: str = ""
+    """Of a generated one: the list of a training's held-out clips, with the one that it goes on from."""
 
 
 class Pair(msgspec.Struct, array_like=True):
@@ -102,6 +104,10 @@ def paired(generated: Mapping[str, Place], real: Mapping[str, Place], settings: 
         if other is not None:
             seen.add(other)
     alone = [name for name, place in real.items() if place not in seen]
+    lists = {place.held_out for place in generated.values()}
+    if settings.pairs is None and partner and "" not in lists:
+        unseen = set.union(*map(upstream.listed, lists))
+        alone = [name for name in alone if name in unseen]
     if settings.frechet:
         pairs += [Pair(name, None, real[name]) for name in alone]
     return pairs
@@ -132,7 +138,7 @@ def collected(videos: Iterable[tuple[str, Place]], where: str) -> dict[str, Plac
 def of_stage(shards: Shards, superseded: Superseded) -> Iterator[tuple[str, Place]]:
     """As hpc.data.upstream finds them. Raises ValueError."""
     for one in upstream.located(shards, superseded, SUFFIXES):
-        yield one.name, Place(one.uri, one.offset, one.size, why=one.why)
+        yield one.name, Place(one.uri, one.offset, one.size, why=one.why, held_out=one.held_out)
 
 
 def of_tar(uri: str, etag: str) -> Iterator[tuple[str, Place]]:

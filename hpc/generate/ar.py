@@ -53,7 +53,10 @@ def freeze(
 ) -> Iterator[list[Any]]:
     """As hpc.generate.videos has it. Raises ValueError besides where the model in `needs` is another one."""
     weights = lambda stage, uri: {"weights": trained(settings, stage, uri)}
-    yield from videos.frozen(settings, settings.tokenizer, upstream, superseded, not settings.words, weights)
+    named = (settings.prompts, settings.tokenizer)
+    tell = [stage for stage, shards in upstream.items() if shards and ".json" in shards[0][1] and stage not in named]
+    model = None if settings.weights is not None else next(iter(settings.makers(tell)), None)
+    yield from videos.frozen(settings, settings.tokenizer, model, upstream, superseded, not settings.words, weights)
 
 
 def trained(settings: Ar, stage: str, uri: str) -> str:
@@ -177,9 +180,9 @@ class Maker:
         s, (_, height, width) = self.settings, self.shape
         return {
             "name": one.name, "prompt": one.prompt, "media": one.media or None, "given": self.given(one),
-            "seed": s.seed if one.seed is None else one.seed, "actions": one.actions, "temperature": s.temperature,
-            "top_p": s.top_p, "frames": self.length(one), "height": height, "width": width, "fps": s.fps,
-            "source": one.source,
+            "held_out": one.held_out or None, "seed": s.seed if one.seed is None else one.seed,
+            "actions": one.actions, "temperature": s.temperature, "top_p": s.top_p, "frames": self.length(one),
+            "height": height, "width": width, "fps": s.fps, "source": one.source,
         }  # fmt: skip
 
     def length(self, one: Request) -> int:

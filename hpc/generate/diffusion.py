@@ -44,7 +44,8 @@ def freeze(
 ) -> Iterator[list[Any]]:
     """As hpc.generate.videos has it. Raises ValueError besides where the model in `needs` is another one."""
     weights = lambda stage, uri: of_training(settings, stage, uri)
-    yield from videos.frozen(settings, settings.tokenizer, upstream, superseded, settings.text_model == "none", weights)
+    yield from videos.frozen(settings, settings.tokenizer, settings.weights, upstream, superseded,
+                             settings.text_model == "none", weights)  # fmt: skip
 
 
 def of_training(settings: Diffusion, stage: str, uri: str) -> dict[str, Any]:
@@ -148,7 +149,8 @@ class Maker:
         negative = s.negative_prompt if one.negative_prompt is None else one.negative_prompt
         return {
             "name": one.name, "prompt": one.prompt, "negative_prompt": negative, "media": one.media or None,
-            "given": self.given(one), "seed": s.seed if one.seed is None else one.seed,
+            "given": self.given(one), "held_out": one.held_out or None,
+            "seed": s.seed if one.seed is None else one.seed,
             "guidance": 0.0 if s.text_model == "none" else
             next(x for x in (one.guidance, s.guidance, known.guidance) if x is not None),
             "steps": one.steps or s.steps or known.steps, "frames": one.frames or s.frames or known.frames,

@@ -60,6 +60,8 @@ class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Bytes of it, where it is in a tar; -1: the file is it."""
     given: int = 0
     """Latent frames of it."""
+    held_out: str = ""
+    """The list of a training's held-out clips, with the one that is gone on from."""
     beginning: bool = False
     """Its first frames are given, not its last ones."""
     seed: Seed | None = None
@@ -111,15 +113,26 @@ def of_shard(uri: str, superseded: set[tuple[str, str]]) -> Iterator[Request]:
             yield one
 
 
-def of_clips(shards: Iterable[tuple[str, Mapping[str, str]]], superseded: set[tuple[str, str]], settings: Videos
-             ) -> list[Request]:  # fmt: skip
+def of_clips(
+    shards: Iterable[tuple[str, Mapping[str, str]]], superseded: set[tuple[str, str]], settings: Videos,
+    held_out: tuple[str, set[str]] | None,
+) -> list[Request]:  # fmt: skip
     """Of a stage that makes clips or a plain data set: each goes on from a clip's first frames, with its caption where
-    it lies beside it, and is called as the clip. Raises ValueError for another kind of stage."""
+    it lies beside it, and is called as the clip. held_out: of hpc.data.upstream, the clips that may be gone on from;
+    None: all. Raises ValueError for another kind of stage, and where it has none of them."""
     clips = [one for one in upstream.located(shards, superseded, VIDEOS) if not one.why]
+    uri, held = held_out or ("", set())
+    if held_out is not None:
+        there, clips = clips, [one for one in clips if one.name in held]
+        if not clips:
+            first = f", such as {there[0].name}" if there else ""
+            raise ValueError(f"held_out: none of the {len(held):,} clips that {settings.held_out} held out, such as "
+                             f"{min(held)}, is among the {len(there):,} of {settings.prompts}{first}: name the stage "
+                             "whose clips it was trained on")  # fmt: skip
     if settings.limit is not None:
         clips = spread(clips, settings.limit)
     return [Request(name=one.name, prompt=_caption(one), source=one.uri, etag="", media=one.uri,
-                    media_offset=one.offset, media_size=one.size, given=settings.given, beginning=True)
+                    media_offset=one.offset, media_size=one.size, given=settings.given, beginning=True, held_out=uri)
             for one in clips]  # fmt: skip
 
 

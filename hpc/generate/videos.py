@@ -37,6 +37,7 @@ FIRST = (
     ("prompt", pa.string()),
     ("media", pa.string()),  # that it goes on from; null for none
     ("given", pa.int32()),  # latent frames of that
+    ("held_out", pa.string()),  # the list of a training's held-out clips, with that one; null: nobody asked
     ("seed", pa.int64()),
 )
 LAST = (
@@ -63,22 +64,23 @@ def schema(*own: tuple[str, pa.DataType]) -> pa.Schema:
 
 
 def frozen(
-    settings: Videos, tokenizer: str | None, upstream_: Shards, superseded: set[tuple[str, str]], wordless: bool,
-    trained: Callable[[str, str], dict[str, Any]],
+    settings: Videos, tokenizer: str | None, model: str | None, upstream_: Shards, superseded: set[tuple[str, str]],
+    wordless: bool, trained: Callable[[str, str], dict[str, Any]],
 ) -> Iterator[list[Any]]:  # fmt: skip
-    """Rows of shards, `per_shard` requests each in their order, each with PLACES. trained(stage, uri of its .json) says
-    those of the stage that made the model. A name that several have gets a number. Raises ValueError where there is not
-    one request, and as `trained` does."""
+    """Rows of shards, `per_shard` requests each in their order, each with PLACES. model: the stage that made it, of
+    which trained(stage, uri of its .json) says those. A name that several have gets a number. Raises ValueError where
+    there is not one request, as `trained` does, and where `held_out` leaves nothing."""
     places: dict[str, Any] = {}
     found: list[Request] = []
+    held = None if settings.held_out is None else upstream.held_out(upstream_[settings.held_out], settings.held_out)
     for stage, shards in upstream_.items():
         if stage == settings.prompts:
-            found += prompts.of_clips(shards, superseded, settings)
+            found += prompts.of_clips(shards, superseded, settings, held)
         elif stage == tokenizer:
             places["tokenizer"] = upstream.trained(shards, "tokenizer")["tokenizer"]
-        elif shards and ".json" in shards[0][1]:
+        elif stage == model:
             places |= trained(stage, shards[0][1][".json"])
-        else:
+        elif stage != settings.held_out:
             found += (one for _, objects in shards for one in prompts.of_shard(objects[".jsonl"], superseded))
     if settings.place is not None:
         uri = settings.place if storage.is_s3(settings.place) else str(Path(settings.place).expanduser())
@@ -171,6 +173,7 @@ def gallery(open_object: Callable[[str], BinaryIO], limit: int) -> list[tuple[st
         for row in made[:: max(1, len(made) // limit)][:limit]:
             file.seek(row["webp_offset"])
             of = f"{row['given']} latent frames given" if row["given"] else "of words alone"
+            of += ", of a held-out clip" if row.get("held_out") else ""
             words = f"{row['width']}x{row['height']}, {row['frames']} frames at {row['fps']:g} a second, {of}"
             pictures.append((row["name"], f"{row['prompt'][:160]} {words}".strip(), file.read(row["webp_size"])))
     return pictures

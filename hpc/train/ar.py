@@ -5,9 +5,10 @@ process     the whole stage: train, then publish
 train       the loop: a batch, a step of hpc.train.ar_engine, a line of metrics, a checkpoint
 ...         then what these call, in that order
 
-<output>/<stage>@v1/training/      while it trains: checkpoints/, metrics.jsonl
+<output>/<stage>@v1/training/      while it trains: checkpoints/, metrics.jsonl, held_out.json
 <output>/<stage>@v1/model/         in the end: model.safetensors, under the published names, and config.json;
                                    of adapters adapters.safetensors too, which are in model.safetensors already
+<output>/<stage>@v1/held_out.json  the clips that it was not trained on (hpc.train.unseen)
 <output>/<stage>@v1/000000.json    what came of it; .jsonl its metrics
 """
 
@@ -39,7 +40,7 @@ from hpc.data.work import Made, Stopped, Work
 from hpc.models import lora
 from hpc.models.ar import cpu, keys, nemo
 from hpc.models.ar.model import Backend
-from hpc.train import pictures, ranks, token_data
+from hpc.train import pictures, ranks, token_data, unseen
 from hpc.train.agree import agreed
 from hpc.train.ar_engine import Compute, Engine, Microbatch, Writing
 from hpc.train.ar_measure import Samples, as_page
@@ -59,7 +60,8 @@ COUNTED = 4000
 
 
 def freeze(settings: TrainAr, upstream: Upstream, superseded: set[tuple[str, str]]) -> Iterator[list[Any]]:
-    """One shard: the files of the needed stage of tokens. Raises ValueError for a form that the model does not take."""
+    """One shard: the files of the needed stage of tokens, or its folder and the tables in it. Raises ValueError for a
+    form that the model does not take."""
     world, action = settings.preset.context_dim is not None, settings.preset.action_dim is not None
     mark = f"train/{FRAMES}" if action else token_data.video2world.METADATA
     for shards in upstream.values():
@@ -69,7 +71,7 @@ def freeze(settings: TrainAr, upstream: Upstream, superseded: set[tuple[str, str
             return
         folder = next(iter(made.values())).rpartition("/")[0]
         if world and storage.stat(storage.join(folder, mark)):
-            yield [folder]
+            yield [folder, *(files[".parquet"] for _, files in shards if ".parquet" in files)]
             return
     form = settings.forms[0] + (f" (or {settings.forms[1]})" if settings.forms[1:] else "")
     raise ValueError(f"{settings.model} is trained on tokens of the form {form}: `needs` must name a stage "
@@ -93,8 +95,9 @@ def process(settings: TrainAr, here: Here, work: Work) -> Made:
     if here.rank == 0:
         for path in sorted(weights.iterdir()):
             tree[storage.join(work.folder, f"model/{path.name}")] = path
-        told |= {"stage": settings.KIND, "fingerprint": work.fingerprint, "model": storage.join(work.folder, "model")}
-        tree |= pictures.published(folder, work.folder)
+        told |= {"stage": settings.KIND, "fingerprint": work.fingerprint, "model": storage.join(work.folder, "model"),
+                 "held_out": storage.join(work.folder, unseen.FILE)}  # fmt: skip
+        tree |= pictures.published(folder, work.folder) | unseen.published(folder, work.folder)
         said = list(lines(folder / "metrics.jsonl"))
         out[0].write_text("".join(json.dumps(line) + "\n" for line in said))
         out[1].write_text(as_page(told, said, folder))
@@ -119,13 +122,13 @@ def train(
     with cpu.stand_in():
         preset, steps, o = settings.preset, settings.steps, settings.optimizer
         data, held = dataset(settings, rows, "train"), dataset(settings, rows, "valid")
-        compute = Compute(precision=settings.precision, recompute=settings.recompute, kernels=settings.kernels,
-                          backend=backend(settings), deterministic=settings.deterministic,
-                          z_loss=settings.z_loss)  # fmt: skip
         if not len(data):
             raise ValueError(f"needs: of these tokens no clip is for training and {len(held)} for validation: take more "
                              "or longer videos, or another `split` of prepare.tokens, which shares clips out among "
                              "training, validation and test; the tables of its ids say what was left out")  # fmt: skip
+        compute = Compute(precision=settings.precision, recompute=settings.recompute, kernels=settings.kernels,
+                          backend=backend(settings), deterministic=settings.deterministic,
+                          z_loss=settings.z_loss)  # fmt: skip
         engine = Engine(preset, settings.layout, compute, o, first(settings, here.device), settings.lora)
         batches = token_data.Batches(data, settings.batch, settings.seed)
         shown = held_out(settings, held, engine.data_rank, engine.data_ranks)
@@ -139,6 +142,8 @@ def train(
             continued(said, settings, where)
             engine.load(where, said["reshard"])
             skipped = said["skipped"]
+        if here.rank == 0:
+            unseen.write(folder, "split", unseen.of_tokens(rows))
 
         told = opened(settings, folder, step, here)
         stall = 0.0

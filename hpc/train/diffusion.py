@@ -9,10 +9,12 @@ top to bottom.
 The model is hpc.train.diffusion_model's, what it learns from hpc.train.diffusion_input's, what is measured
 hpc.train.diffusion_measure's; objectives and their formulas are hpc.models.diffusion's.
 
-    <output>/<stage>@v1/training/      while it trains: checkpoints/, metrics.jsonl, samples.parquet, pictures/
+    <output>/<stage>@v1/training/      while it trains: checkpoints/, metrics.jsonl, samples.parquet, held_out.json,
+                                       pictures/
     <output>/<stage>@v1/model/         in the end: model.pt, model_ema_fp32.pt, model_ema_bf16.pt (of Predict1
                                        iter_..._{reg,ema}_model.pt), and ours/ with config.json, for `weights` of
                                        generate.diffusion
+    <output>/<stage>@v1/held_out.json  the clips that it was not trained on (hpc.train.unseen)
     <output>/<stage>@v1/000000.json    what came of it; .html the same as a page, .jsonl its metrics
 """
 
@@ -43,7 +45,7 @@ from hpc.models.diffusion import EDM, Condition, Objective
 from hpc.models.dit import DiT
 from hpc.models.dit_presets import flops, parameters
 from hpc.train import diffusion_measure as measure
-from hpc.train import diffusion_optimizer, ema, page, pictures, ranks, samples
+from hpc.train import diffusion_optimizer, ema, page, pictures, ranks, samples, unseen
 from hpc.train.agree import agreed
 from hpc.train.checkpoint import Keeper
 from hpc.train.clips import dataset, identity, place, plain
@@ -85,9 +87,10 @@ def process(settings: TrainDiffusion, here: Here, work: Work) -> Made:
         for path in sorted(weights.rglob("*")):
             if path.is_file():
                 tree[storage.join(work.folder, f"model/{path.relative_to(weights)}")] = path
-        tree |= pictures.published(folder, work.folder)
+        tree |= pictures.published(folder, work.folder) | unseen.published(folder, work.folder)
         said = list(lines(folder / "metrics.jsonl"))
-        told |= {"stage": settings.KIND, "fingerprint": work.fingerprint, "model": storage.join(work.folder, "model")}
+        told |= {"stage": settings.KIND, "fingerprint": work.fingerprint, "model": storage.join(work.folder, "model"),
+                 "held_out": storage.join(work.folder, unseen.FILE)}  # fmt: skip
         out[0].write_text("".join(json.dumps(line) + "\n" for line in said))
         out[1].write_text(as_page(told, said, folder))
         out[2].write_text(json.dumps(told, indent=1) + "\n")
@@ -118,6 +121,8 @@ def train(
     clips = measure.clips(settings, held, inputs, data_rank, data_ranks)
     keeper = Keeper(folder / "checkpoints", settings.checkpoints, identity(settings, table), here.writers())
     newest = keeper.newest()
+    if here.rank == 0:
+        unseen.write(folder, settings.validation.by, unseen.of_samples(known, held))
 
     model = build(settings, here)
     group = None

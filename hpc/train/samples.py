@@ -36,8 +36,9 @@ STILL = (".jpg", ".jpeg", ".png", ".webp")
 LATENTS = (latents.SUFFIX,)
 BESIDE = {".json": "json", ".txt": "text", ".pickle": "embedding"}
 """Members and files beside a video -> the columns that say where they lie."""
-WINDOW = re.compile(r"^([0-9a-f-]{36})_\d+$")
-"""Of prepare.latents a key is a clip's uuid and a window's first frame."""
+WINDOW = re.compile(r"^([0-9a-f-]{36})(?:_\d+){1,2}$")
+"""Of prepare.latents a key is a clip's uuid and a window's first frame; of the layouts of Predict2 and 2.5 its last one
+follows."""
 PLACE = pa.struct([("uri", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
 """Bytes of a file; size -1 stands for all of it."""
 SCHEMA = pa.schema(
@@ -213,12 +214,17 @@ def fetched(place: dict[str, Any]) -> bytes:
     return storage.read(place["uri"], place["offset"], end)
 
 
+def clips(table: pa.Table, column: str = "key") -> list[str]:
+    """What the samples are of: names without the window, in a column that has keys, or, of samples that do not know
+    their source, keys as well."""
+    return [WINDOW.sub(r"\1", name) for name in table[column].to_pylist()]
+
+
 def held_out(table: pa.Table, share: float, by: Literal["source", "clip"]) -> tuple[pa.Table, pa.Table]:
     """(what is trained on, what is not): of the sources, or of the clips, this share, at least one, those whose names
-    have the smallest hashes; a clip with all windows of its latents. Raises ValueError where nothing would be left to
-    train on."""
-    names = pa.array(table["source"].to_pylist() if by == "source" else
-                     [WINDOW.sub(r"\1", key) for key in table["key"].to_pylist()], pa.string())  # fmt: skip
+    have the smallest hashes; a clip with all of its windows. Raises ValueError where nothing would be left to train
+    on."""
+    names = pa.array(clips(table, "source" if by == "source" else "key"), pa.string())
     ordered = sorted(names.unique().to_pylist(), key=lambda name: randomness.key(0, "held out", name))
     count = max(1, round(share * len(ordered)))
     if count >= len(ordered):

@@ -32,5 +32,5 @@ def test_from_a_film_to_generated_videos(cluster: Cluster, tmp_path: Path) -> No
     logs = "\n".join(f"==> {path}\n{path.read_text(errors='replace')[-2000:]}" for path in run.glob("logs/*/*.out"))
     assert json.loads(hpc("status", "pipeline-tiny", "--json"))["state"] == "done", logs
     assert "Training <span class=dim>of world: step 2 of 2" in checked(run, tmp_path / "out/pipeline-tiny",
-                                                                      {"videos": "scores"})  # fmt: skip
+                                                                      {"videos": ("scores", "world")})  # fmt: skip
     print(f"{time.monotonic() - begun:.0f} s")

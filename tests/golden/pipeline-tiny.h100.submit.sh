@@ -385,7 +385,7 @@ j16_ar_videos=$(job ar-videos barrier 0 1 \
     --cpus-per-task=1 \
     --mem=4096M \
     --output=/TMP/runs/pipeline-tiny-HASH/logs/ar-videos/barrier-%j.out \
-    --dependency="afterany:$j15_weights:$j7_ids:$j5_data" \
+    --dependency="afterany:$j15_weights:$j13_ar:$j7_ids:$j5_data" \
     --kill-on-invalid-dep=yes \
     "$scripts"/array.sbatch "$run" ar-videos 1 barrier)
 j17_ar_videos=$(job ar-videos map 0 50 \

@@ -113,7 +113,7 @@ class Measure(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     PHASES: ClassVar[tuple[str, ...]] = ("barrier", "map")
     OBJECTS: ClassVar[tuple[str, ...]] = (".npz", ".parquet")
     INPUT_SUFFIXES: ClassVar[tuple[str, ...]] = (".tar", *SUFFIXES)
-    VERSION: ClassVar[int] = 1
+    VERSION: ClassVar[int] = 2
     NEUTRAL: ClassVar[tuple[str, ...]] = ("tasks", *(f"vlm.{one}" for one in vlm.NEUTRAL))
     SECONDS_PER_GIB: ClassVar[float] = 2000.0
 
@@ -130,7 +130,8 @@ class Measure(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     skip: Annotated[int, Meta(ge=0)] = 0
     """Frames at the beginning of each pair that PSNR and SSIM leave out: those that the model was given."""
     frechet: dict[Name, Network] = msgspec.field(default_factory=lambda: {"perceptual": Network(network="perceptual")})
-    """Fréchet distances by name, e.g. {fvd: {network: i3d}}."""
+    """Fréchet distances by name, e.g. {fvd: {network: i3d}}. Real ones without a partner count as well; where videos
+    go on from held-out clips (`held_out` of generate.*) and find these by name, those alone that were held out, too."""
     sampson: Sampson | None = Sampson()
     vlm: Judge | None = None
     """null: no model is asked."""
@@ -173,7 +174,7 @@ class Merge(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     PHASES: ClassVar[tuple[str, ...]] = ("barrier", "map")
     OBJECTS: ClassVar[tuple[str, ...]] = (".parquet", ".json")
     INPUT_SUFFIXES: ClassVar[tuple[str, ...]] = ()
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
     NEUTRAL: ClassVar[tuple[str, ...]] = ()
     SECONDS_PER_GIB: ClassVar[float] = 60.0
 

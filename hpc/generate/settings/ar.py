@@ -107,21 +107,27 @@ class Ar(Videos, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     def clash(self, needed: Mapping[str, Any]) -> str:
         """What in the settings of stages in `needs` does not go with these; "" for nothing."""
-        for name, other in needed.items():
+        models = [name for name, other in needed.items() if other.KIND in MODELS]
+        if self.weights is None and len(self.makers(models)) != 1:
+            return "one stage train.ar or convert.ar must make the model, or `weights` must say where it is"
+        if self.weights is not None and (unused := [name for name in models if name != self.held_out]):
+            return f"`weights` says where the model is: take {needed[unused[0]].KIND} away, or `weights`"
+        for name in self.makers(models) if self.weights is None else ():
+            other = needed[name]
             if other.KIND == "train.ar" and (other.model, other.preset.shape) != (self.model, self.preset.shape):
                 theirs, ours = list(other.preset.shape), list(self.preset.shape)
                 return (f"{name} trains {other.model} on latents {theirs}, and this is {self.model} on {ours}: write "
                         f"`model: {other.model}` and `shape: {theirs}`")  # fmt: skip
-        return ""
+        return super().clash(needed)
+
+    def makers(self, models: Sequence[str]) -> Sequence[str]:
+        """Of stages in `needs` that make models the one that is meant: what `held_out` names is it where no other
+        is."""
+        return [name for name in models if name != self.held_out] or models
 
     def unmet(self, kinds: Sequence[str]) -> str:
         if unused := self.unused(kinds, MODELS):
             return f"generate.ar takes a model from {' or '.join(MODELS)}, and nothing from {', '.join(unused)}"
-        models = [kind for kind in kinds if kind in MODELS]
-        if self.weights is None and len(models) != 1:
-            return "one stage train.ar or convert.ar must make the model, or `weights` must say where it is"
-        if self.weights is not None and models:
-            return f"`weights` says where the model is: take {models[0]} away, or `weights`"
         if self.place is not None and not kinds:
             return "`prompts` is for specs with other inputs: write it as the spec's `inputs`"
         return ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -15,6 +15,8 @@ PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi")
 CLIPS = ("curate.clips", "curate.shard")
 """Kinds of stages whose clips can be gone on from."""
+TRAININGS = ("train.ar", "train.diffusion")
+"""...and of those that say which clips they held out."""
 Count = Annotated[int, Meta(ge=1)]
 Seed = Annotated[int, Meta(ge=0, lt=2**32)]
 Side = Annotated[int, Meta(ge=16, le=8192)]
@@ -29,6 +31,9 @@ class Videos(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """A file of prompts, a path that all nodes see or s3://...: hpc/generate/prompts.py says what it looks like. Or the
     name of a stage in `needs` that makes clips or a plain data set: each clip's first frames are gone on from, and the
     video is called as the clip, so that evaluate.videos finds the pair. null: the spec's inputs are such files."""
+    held_out: str | None = None
+    """The name of a stage train.ar or train.diffusion in `needs`: of the clips of `prompts` those alone are gone on
+    from that it held out, of which its model has seen nothing. null: all of them."""
     limit: Count | None = None
     """Take so many of the prompts, evenly spread; null: all."""
     given: Count = 2
@@ -54,6 +59,9 @@ class Videos(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         if self.place is not None and not self.place.startswith(("/", "~", "s3://")):
             raise ValueError(f"prompts: {self.prompts!r}: a path begins with / or ~, since jobs run elsewhere; a stage "
                              "in `needs` is named as it is")  # fmt: skip
+        if self.held_out is not None and (self.prompts is None or self.place is not None):
+            raise ValueError(f"held_out: {self.held_out}: it chooses among the clips of a stage: name that as "
+                             "`prompts`")  # fmt: skip
 
     def named(self, tokenizer: str | None) -> dict[str, tuple[str, tuple[str, ...]]]:
         """Settings that name stages in `needs`."""
@@ -62,7 +70,16 @@ class Videos(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             found["prompts"] = (self.prompts, CLIPS)
         if tokenizer is not None and is_stage(tokenizer):
             found["tokenizer"] = (tokenizer, ("train.tokenizer",))
+        if self.held_out is not None:
+            found["held_out"] = (self.held_out, TRAININGS)
         return found
+
+    def clash(self, needed: Mapping[str, Any]) -> str:
+        """What in the settings of stages in `needs` does not go with these; "" for nothing."""
+        other = needed.get(self.held_out or "")
+        if other is not None and other.KIND == "train.diffusion" and not other.validation.share:
+            return f"held_out: {self.held_out} holds nothing out: give it a `validation: {{share: ...}}` above 0"
+        return ""
 
     def unused(self, kinds: Sequence[str], models: Sequence[str]) -> list[str]:
         """Kinds in `needs` that no setting makes use of; models: those that make one."""
