@@ -123,9 +123,10 @@ def train(
         preset, steps, o = settings.preset, settings.steps, settings.optimizer
         data, held = dataset(settings, rows, "train"), dataset(settings, rows, "valid")
         if not len(data):
-            raise ValueError(f"needs: of these tokens no clip is for training and {len(held)} for validation: take more "
-                             "or longer videos, or another `split` of prepare.tokens, which shares clips out among "
-                             "training, validation and test; the tables of its ids say what was left out")  # fmt: skip
+            raise ValueError(f"needs: of these tokens no clip is for training and {len(held)} for validation: take "
+                             "more or longer videos, or another `split` of prepare.tokens, which shares clips out "
+                             "among training, validation and test; the tables of its ids say what was left out"
+                             )  # fmt: skip
         compute = Compute(precision=settings.precision, recompute=settings.recompute, kernels=settings.kernels,
                           backend=backend(settings), deterministic=settings.deterministic,
                           z_loss=settings.z_loss)  # fmt: skip

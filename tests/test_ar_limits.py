@@ -1,0 +1,138 @@
+"""train.ar at its limits: killed at any moment it goes on to the last bit, and what cannot be learned from is told of;
+what a step took is counted as the README says."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+import torch.distributed as dist
+from stages import ids
+from test_train_ar import FORKS, SHAPE, _rank, curve, run, settings, tokens
+
+from hpc.data import layers
+from hpc.models.ar import keys
+from hpc.models.ar.presets import preset
+from hpc.train import ar, ranks
+from hpc.train.checkpoint import Checkpoints, complete
+from hpc.train.metrics import lines
+from hpc.train.settings import TrainAr
+from hpc.train.settings.ar import HeldOut
+from hpc.train.settings.optimizer import Optimizer
+
+__all__ = ["tokens"]  # the fixture
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture
+def here() -> Iterator[ranks.Here]:
+    from megatron.core import parallel_state
+
+    torch.set_num_threads(1)
+    yield ranks.start()
+    parallel_state.destroy_model_parallel()
+    dist.destroy_process_group()
+
+
+def stopped(folder: Path, given: TrainAr, rows: list[Any], steps: int, after: float) -> int:
+    """A training that is killed so many seconds after it has taken so many steps. Returns the checkpoint that it
+    leaves."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    told, begun = folder / "metrics.jsonl", max(complete(folder / "checkpoints"), default=0)
+    before = told.stat().st_mtime_ns if told.exists() else 0
+    last = lambda: max((line["step"] for line in lines(told)), default=0)
+    process = FORKS.Process(target=_rank, args=(0, 1, port, folder, given, rows, 0))
+    process.start()
+    until = time.monotonic() + 120
+    while time.monotonic() < until and process.is_alive():
+        if told.exists() and told.stat().st_mtime_ns > before and last() >= begun + steps:
+            break
+        time.sleep(0.002)
+    time.sleep(after)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, "it was killed while it trained"
+    return max(complete(folder / "checkpoints"), default=0)
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_last_bit(tmp_path: Path, tokens: list[dict[str, str]]) -> None:
+    """A checkpoint after each step, which is written while the next one is taken: of two steps ago there is one."""
+    given = settings(steps=16, checkpoints=Checkpoints(every=1), validation=HeldOut(clips=0))
+    whole = run(1, tmp_path / "whole", given, tokens)
+    assert [line["step"] for line in whole] == list(range(1, 17))
+    reached = [0]
+    for steps, after in ((1, 0.0), (3, 0.0), (3, 0.03), (3, 0.1)):
+        reached.append(stopped(tmp_path / "killed", given, tokens, steps, after))
+        assert reached[-1] >= reached[-2] + (steps - 2 if steps > 2 else 0), reached
+    assert reached[-1] < 16
+    assert curve(run(1, tmp_path / "killed", given, tokens)) == curve(whole)
+    ours, theirs = (keys.Published(tmp_path / one / "model/model.safetensors") for one in ("whole", "killed"))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_gradients_that_stay_bad_end_it(tmp_path: Path, tokens: list[dict[str, str]], here: ranks.Here) -> None:
+    """...with the count of steps left out in the metrics and in the checkpoints, and so after going on."""
+    wild = Optimizer(rate=1e30, warmup=0, decay="constant", bad_steps=3)
+    given = settings(steps=9, precision="bf16", optimizer=wild, checkpoints=Checkpoints(every=3))
+    for last in (4, 6):  # the checkpoint of step 3 has weights that give nothing finite
+        with pytest.raises(RuntimeError, match=f"the gradients of 3 steps in a row, up to step {last}, are not finite"):
+            ar.train(given, tokens, tmp_path, here, lambda: None)
+        said = list(lines(tmp_path / "metrics.jsonl"))
+        assert [line["step"] for line in said] == list(range(1, last + 1))
+        assert [line["skipped"] for line in said] == list(range(last))
+        assert said[0]["grad_norm"] > 0 and said[1]["grad_norm"] == "nan"
+    facts = json.loads((tmp_path / "checkpoints/iter_000000003/training.json").read_text())
+    assert facts["skipped"] == 2
+
+
+@pytest.mark.parametrize(
+    ("clips", "vocabulary", "words"),
+    [
+        (1, 64_000, "needs: of these tokens no clip is for training and 1 for validation: take more or longer"),
+        (6, 65_536, "tokenizer of these tokens, dv, has 65,536 ids, and ar-tiny chooses among 64,000: make tokens"),
+    ],
+)
+def test_tokens_that_teach_nothing(tmp_path: Path, here: ranks.Here, clips: int, vocabulary: int, words: str) -> None:
+    files = {path.suffix: str(path) for path in ids.write(tmp_path, "000000", SHAPE, clips)}
+    table = layers.read_table(Path(files[".parquet"]))
+    meta = {"shape": SHAPE, "vocabulary": vocabulary, "tokenizer": "dv"}
+    layers.write_arrow(Path(files[".parquet"]), table.replace_schema_metadata(None), meta)
+    with pytest.raises(ValueError, match=words):
+        ar.train(settings(), [files], tmp_path / "out", here, lambda: None)
+    assert not (tmp_path / "out/checkpoints").exists()
+
+
+def test_what_a_step_took(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two GPUs, a step of 8 seconds of which they work 6: all of it counts."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 7 << 30)
+    two: Any = ranks.Here(0, 2, torch.device("cuda", 0), None, None)  # type: ignore[arg-type]
+    work = preset("ar-4b").flops() * 8
+    line = ranks.took(two, 6.0, 1.5, 0.5, 8, 8 * 12_800, work)
+    assert (line["seconds"], line["waited"], line["checkpoint_seconds"]) == (6.0, 1.5, 0.5)
+    assert line["samples_per_second"] == 1 and line["memory_bytes"] == 7 << 30
+    assert line["tokens_per_second"] == 12_800 and line["tokens_per_second_per_gpu"] == 6_400
+    assert line["tflops_per_gpu"] == pytest.approx(27.5e9 * 6_400 / 1e12, rel=2e-3)
+    assert line["mfu"] == pytest.approx(line["tflops_per_gpu"] / 989)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU that nobody knows")
+    assert "mfu" not in ranks.took(two, 6.0, 1.5, 0.5, 8, 8 * 12_800, work)
+
+
+def test_attention_counts_once_and_what_is_computed_again_does_not() -> None:
+    """The convention of every MFU here: 6 for each weight that a token meets, and half of all pairs of tokens."""
+    small = msgspec.structs.replace(preset("ar-tiny"), layers=1, yarn=None)
+    n, p = small.length, small
+    matrices = p.parameters - p.vocab * p.dim - p.dim - (2 * p.dim + 2 * p.head_dim)
+    attention = 3 * 2 * 2 * (n * n / 2) * p.heads * p.head_dim
+    assert small.flops() == pytest.approx(6 * n * matrices + attention)
+    assert TrainAr(model="ar-tiny", steps=1, batch=1, recompute="full").flops == preset("ar-tiny").flops()
