@@ -17,6 +17,7 @@ from test_train_ar import run, settings, tokens
 from hpc.models.ar import keys
 from hpc.train import convert_ar
 from hpc.train.checkpoint import Checkpoints, complete
+from hpc.train.convert import convert
 from hpc.train.settings import ConvertAr
 from hpc.train.settings.ar import HeldOut, Layout
 
@@ -50,11 +51,11 @@ def test_a_checkpoint_of_any_layout(layout: str, trained: dict[str, Path], tmp_p
     keys.account(keys.rules(settings().preset), flat, "published weights")
     # an earlier one, which is for one layout alone, is read too
     assert complete(folder / "checkpoints") == [2, 3]
-    convert_ar.convert(str(folder / "checkpoints/iter_000000002"), str(tmp_path / "two.pt"))
+    convert(str(folder / "checkpoints/iter_000000002"), str(tmp_path / "two.pt"))
     assert not same(tmp_path / "two.pt", tmp_path / "model.pt")
     # there and back again
     for source, to in (("model.pt", "nemo"), ("nemo", "b.safetensors"), ("b.safetensors", "c.pt")):
-        convert_ar.convert(str(tmp_path / source), str(tmp_path / to), "ar-tiny", settings().preset.shape)
+        convert(str(tmp_path / source), str(tmp_path / to), "ar-tiny", settings().preset.shape)
     assert same(tmp_path / "c.pt", tmp_path / "model.pt")
     assert not list(tmp_path.glob(".*")), "nothing half done is left"
 
@@ -80,7 +81,7 @@ def test_what_cannot_be_converted(trained: dict[str, Path], tmp_path: Path) -> N
     ]
     for source, to, more, words in cases:
         with pytest.raises((ValueError, OSError), match=re.escape(words)):
-            convert_ar.convert(str(source), str(tmp_path / to), **more)
+            convert(str(source), str(tmp_path / to), **more)
     assert not (tmp_path / "a.pt").exists()
     said = runs.hpc("convert", bare, tmp_path / "a.pt", cwd=tmp_path, code=2)
     assert "say `--model`" in said.stderr
@@ -98,7 +99,7 @@ def test_a_stage_makes_all_forms(trained: dict[str, Path], tmp_path: Path) -> No
     assert {"model.pt", "model.safetensors", "config.json", "nemo/weights/.metadata"} <= there
     assert json.loads(made.objects[0].read_text())["step"] == 2 and made.counts["tensors"] == 47
     assert same(tmp_path / "model.pt", tmp_path / "model.safetensors")
-    convert_ar.convert(str(tmp_path / "nemo"), str(tmp_path / "again.pt"), "ar-tiny", settings().preset.shape)
+    convert(str(tmp_path / "nemo"), str(tmp_path / "again.pt"), "ar-tiny", settings().preset.shape)
     assert same(tmp_path / "model.pt", tmp_path / "again.pt")
 
 

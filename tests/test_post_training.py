@@ -27,6 +27,7 @@ from hpc.models.ar.generate import Decoder, Generator, Prompt
 from hpc.models.ar.presets import Preset, preset
 from hpc.train import convert_ar, token_data
 from hpc.train.checkpoint import Checkpoints, complete
+from hpc.train.convert import convert
 from hpc.train.estimate_ar import memory
 from hpc.train.settings import TrainAr
 from hpc.train.settings.ar import HeldOut, Layout, Lora
@@ -103,17 +104,17 @@ def test_checkpoints_have_adapters_alone_and_are_converted_with_the_rest(
     said = runs.facts("convert", trained, tmp_path / "model.pt", cwd=tmp_path)
     assert said["tensors"] == 3 + 4 * 11
     for file in ("model.safetensors", "adapters.safetensors"):
-        convert_ar.convert(str(newest), str(tmp_path / file))
+        convert(str(newest), str(tmp_path / file))
         ours, theirs = keys.Published(tmp_path / file), keys.Published(trained / "model" / file)
         assert set(ours) == set(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours), file
     there = keys.Published(tmp_path / "model.pt")
     assert all(torch.equal(ours, there[name]) for name, ours in keys.Published(tmp_path / "model.safetensors").items())
     with pytest.raises(ValueError, match=r"adapters\.safetensors: this model was trained without `lora`"):
         (tmp_path / "to").mkdir()
-        convert_ar.convert(str(tmp_path / "model.pt"), str(tmp_path / "to/adapters.safetensors"), "ar-tiny", (3, 4, 4))
+        convert(str(tmp_path / "model.pt"), str(tmp_path / "to/adapters.safetensors"), "ar-tiny", (3, 4, 4))
     base.rename(base.with_suffix(".away"))
     with pytest.raises(FileNotFoundError, match=r"there is no .*model\.pt on this machine"):
-        convert_ar.convert(str(trained), str(tmp_path / "again.pt"))
+        convert(str(trained), str(tmp_path / "again.pt"))
     base.with_suffix(".away").rename(base)
 
 
@@ -229,8 +230,8 @@ def test_train_ar_on_actions(tmp_path: Path) -> None:
     found = keys.Published(tmp_path / "out/model/model.safetensors")
     keys.account(keys.rules(given.preset), found, "the published names, and an MLP's")
     assert "model.action_mlp.2.bias" in keys.Published(tmp_path / "out/model/adapters.safetensors")
-    convert_ar.convert(str(tmp_path / "out"), str(tmp_path / "nemo"))
-    convert_ar.convert(str(tmp_path / "nemo"), str(tmp_path / "b.pt"), "ar-tiny-action", shape)
+    convert(str(tmp_path / "out"), str(tmp_path / "nemo"))
+    convert(str(tmp_path / "nemo"), str(tmp_path / "b.pt"), "ar-tiny-action", shape)
     again = keys.Published(tmp_path / "b.pt")
     assert all(torch.equal(again[name], found[name]) for name in found)
     # and on, from these

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import figures
+import msgspec
 import pytest
 import runs
 from datasets import mp4
 
-from hpc.batch import disk, earlier, preflight, records
+from hpc.batch import disk, earlier, heartbeat, preflight, records
 from hpc.batch.cluster import Cluster, load_cluster
 from hpc.batch.doctor import Row
 from hpc.batch.run import Run
@@ -60,6 +61,16 @@ def test_what_cannot_fit_is_bad_and_says_what_would(tmp_path: Path) -> None:
     assert "ar: precision" not in rows(tmp_path, "stages.ar.precision=bf16", cluster=a100)
     nameless = rows(tmp_path, *large, cluster=Cluster(gpus_per_node=8, name="x"))["ar: memory"]
     assert nameless.verdict == "unknown" and "give `gpu_type` in the cluster preset" in nameless.next
+
+
+def test_a_training_that_may_run_on_fewer_nodes_fits_these_too(tmp_path: Path) -> None:
+    two = ("stages.ar.gpu_memory=null", "stages.ar.resources.nodes=2", "stages.ar.resources.least_nodes=1")
+    found = rows(tmp_path, *two)
+    assert found["ar: memory"].found.startswith("ar-4b over 16 GPUs, tensor 2, data 8: 31 of 79 GiB a GPU (H100)")
+    assert found["ar: memory on 1 node"].found.startswith("ar-4b over 8 GPUs, tensor 2, data 4: 34 of 79 GiB")
+    assert "on 1 node" not in " ".join(rows(tmp_path, *two[:2]))
+    tight = rows(tmp_path, *two[1:], "stages.ar.gpu_memory=36GiB")
+    assert (tight["ar: memory"].verdict, tight["ar: memory on 1 node"].verdict) == ("ok", "warn")
 
 
 def test_the_command_fails_where_memory_does_not_do(tmp_path: Path) -> None:
@@ -142,6 +153,10 @@ def test_a_training_is_told_by_the_steps_of_the_one_before(tmp_path: Path) -> No
     assert found["train: time"].found == (
         f"1.9 s a step in {run.id}, on 2 ranks; about {seconds(1.9 * steps)} in all, of 1:00 each start has")
     assert found["pair: worker"].next == "`memory: 1GiB` would do"
+    start = run.ranks("train") / "1_0.1.9"  # the last one, on fewer nodes
+    start.mkdir(parents=True)
+    (start / "00000.json").write_bytes(msgspec.json.encode(heartbeat.Beat(0, 1, "n", 1, 9.0)))
+    assert earlier.of(spec, run.folder.parent)["train"].ranks == 1
 
 
 QUOTA = """Disk quotas for user ann (uid 1000):

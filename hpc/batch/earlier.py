@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from hpc.batch import barrier, check, ledger, records, training
+from hpc.batch import barrier, check, heartbeat, ledger, records, training
 from hpc.batch.run import AttemptPlan, Run, StagePlan
 from hpc.batch.spec import Spec
 from hpc.data import storage
@@ -100,7 +100,9 @@ def _add(one: Earlier, run: Run, plan: AttemptPlan, planned: StagePlan, sizes: d
         steps = training.tail(path) if path else []
         taken = [line["seconds"] for line in steps if isinstance(line.get("seconds"), float)]
         if taken and not one.step:
-            one.step, one.ranks = sorted(taken)[len(taken) // 2], planned.resources.nodes * planned.resources.workers
+            one.step = sorted(taken)[len(taken) // 2]
+            beats = heartbeat.newest(run.ranks(planned.name))  # with `least_nodes` they may be fewer than the plan's
+            one.ranks = beats[0].ranks if beats else planned.resources.nodes * planned.resources.workers
     if plan.output not in sizes:
         try:
             book = ledger.load(plan.output)

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
+
 from hpc.batch import accounting, disk, ledger
 from hpc.batch import earlier as before
 from hpc.batch.cluster import Cluster
@@ -50,13 +52,16 @@ def examine(spec: Spec, cluster: Cluster, runs: Path, inputs: float) -> list[Row
     for stage in spec.stages.values():
         resources = cluster.resources(stage)
         if hasattr(stage.settings, "estimate") and resources.gpus:
-            place = place_of(spec, stage, resources, cluster)
-            try:
-                estimates[stage.name] = stage.settings.estimate(place)
-            except ValueError as error:
-                rows.append(Row(f"{stage.name}: memory", "unknown", str(error)))
-            else:
-                rows += of_gpus(stage, resources, place, estimates[stage.name])
+            for nodes in dict.fromkeys((resources.nodes, resources.least_nodes or resources.nodes)):
+                on = f" on {nodes} node{'s' * (nodes > 1)}" if nodes < resources.nodes else ""
+                place = place_of(spec, stage, msgspec.structs.replace(resources, nodes=nodes), cluster)
+                try:
+                    found = stage.settings.estimate(place)
+                except ValueError as error:
+                    rows.append(Row(f"{stage.name}: memory{on}", "unknown", str(error)))
+                else:
+                    estimates.setdefault(stage.name, found)
+                    rows += of_gpus(stage, resources, place, found, on)
         rows += of_time(stage, resources, known.get(stage.name), estimates.get(stage.name))
         rows += of_memory(stage, resources, known.get(stage.name))
     rows += of_disks(spec, runs, inputs, known, estimates)
@@ -71,11 +76,12 @@ def place_of(spec: Spec, stage: Stage, resources: Resources, cluster: Cluster) -
                  per_node=resources.workers, fabric=fabric, latents=latents)  # fmt: skip
 
 
-def of_gpus(stage: Stage, resources: Resources, place: Place, found: Estimate) -> Iterator[Row]:
-    """Does it fit into the GPUs' memory? Else what would."""
-    what = f"{stage.name}: memory"
+def of_gpus(stage: Stage, resources: Resources, place: Place, found: Estimate, on: str = "") -> Iterator[Row]:
+    """Does it fit into the GPUs' memory? Else what would. on: which nodes, where these are not all: with fewer of them
+    each GPU may hold more of the model."""
+    what = f"{stage.name}: memory{on}"
     own = stage.settings.gpu_memory
-    if place.gpu and not place.gpu.fp8 and stage.settings.precision.startswith("fp8"):
+    if not on and place.gpu and not place.gpu.fp8 and stage.settings.precision.startswith("fp8"):
         yield Row(f"{stage.name}: precision", "bad", f"{stage.settings.precision}: {place.gpu.name} has no FP8",
                   "`precision: bf16`, or GPUs from H100 and L40S on")  # fmt: skip
     limit = (own or (place.gpu.memory if place.gpu else 0.0)) / resources.sharing

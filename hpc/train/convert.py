@@ -47,7 +47,7 @@ def convert(source: str, to: str, model: str | None = None, shape: SHAPE | None 
         return convert_diffusion.convert(path, target, model)
     from hpc.train import convert_ar
 
-    return convert_ar.convert(source, to, model, shape)
+    return convert_ar.convert(path, target, model, shape)
 
 
 def diffuses(path: Path, model: str | None) -> bool:

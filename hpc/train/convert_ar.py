@@ -68,15 +68,11 @@ def process(settings: ConvertAr, work: Work) -> Made:
 
 
 def convert(
-    source: str, to: str, model: str | None = None, shape: tuple[int, int, int] | None = None
+    source: Path, to: Path, model: str | None = None, shape: tuple[int, int, int] | None = None
 ) -> dict[str, Any]:
-    """source, to: paths, in the forms that this module names. model: of files that do not say it themselves; shape: of
-    its latents. Raises FileExistsError, FileNotFoundError and ValueError, which say what to do."""
-    target = Path(to).expanduser()
-    if target.exists():
-        raise FileExistsError(f"{target} is there already: give another name, or remove it")
-    one = opened(found(Path(source).expanduser()), model, shape)
-    files = write(target, one)
+    """Of `hpc convert` (hpc.train.convert)."""
+    one = opened(found(source), model, shape)
+    files = write(to, one)
     return {"model": one.name, "parameters": one.preset.parameters, "tensors": len(one.weights),
             "files": [str(path) for path in files]}  # fmt: skip
 
