@@ -445,6 +445,27 @@ def test_names_that_several_have_get_numbers(tmp_path: Path) -> None:
         list(diffusion.freeze(settings, {"p": []}, set()))
 
 
+def test_ten_thousand_prompts(tmp_path: Path) -> None:
+    """One file, shards that are the same ones whenever it is planned: what is made stays made."""
+    lines = [json.dumps({"prompt": f"Prompt {i}.", "seed": i}) for i in range(10_000)]
+    path = tmp_path / "many.jsonl"
+    path.write_text("\n".join(lines))
+    item = Item(str(path), 1, storage.stat(str(path)).etag)
+    settings = Diffusion(model="tiny-predict2.5", weights="/x", tokenizer="/y", text_encoder="/z", per_shard=16)
+
+    def planned(folder: str) -> list[Any]:
+        made = prompts.process(work(tmp_path / folder, [item]))
+        assert made.counts["prompts"] == 10_000 and not made.bad
+        return list(diffusion.freeze(settings, {"p": [("0", {".jsonl": str(made.objects[0])})]}, set()))
+
+    first, again = planned("first"), planned("again")
+    assert [len(rows) for rows in first] == [16] * 625 and first == again
+    rows = [row for rows in first for row in rows]
+    assert len({row["name"] for row in rows}) == 10_000
+    assert [(rows[i]["name"], rows[i]["prompt"], rows[i]["seed"]) for i in (0, 9_999)] == [
+        ("many_000001", "Prompt 0.", 0), ("many_010000", "Prompt 9999.", 9_999)]  # fmt: skip
+
+
 # Settings
 
 

@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import socket
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,14 +24,17 @@ import torch
 import torch.distributed as dist
 import yaml
 from safetensors.torch import load_file
+from test_diffusion import MEAN, STD, Ideal, normal
+from test_diffusion import SHAPE as NORMAL
 from test_text_embed import save as save_t5
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hpc.data import layers, pickles, video
 from hpc.data.latents import SUFFIX, dumps
 from hpc.data.video import nvdec
 from hpc.data.work import BadInput, Stopped, Work
 from hpc.models import dit_files, text_input
-from hpc.models.diffusion import Flow
+from hpc.models.diffusion import EDM, Condition, Flow, Loss, Objective, SigmaFlow
 from hpc.models.dit import Block, DiT, linear
 from hpc.models.dit_presets import PRESETS, Config, parameters
 from hpc.models.tokenizers import files
@@ -46,7 +50,8 @@ from hpc.train.samples import listed
 from hpc.train.schedule import cycled
 from hpc.train.settings import TrainDiffusion
 from hpc.train.settings.data import Shape, Validation
-from hpc.train.settings.diffusion import AdamW, Lora, Mesh, Objective, Pictures, Sizes, Text
+from hpc.train.settings.diffusion import AdamW, Lora, Mesh, Pictures, Sizes, Text
+from hpc.train.settings.diffusion import Objective as Changed
 from hpc.train.settings.optimizer import Cycle, Mean
 from hpc.train.settings.tokenizer import Sizes as Wan
 from hpc.train.tokenizer import made as made_of
@@ -211,6 +216,34 @@ def test_a_run_whose_rank_is_killed_is_equal_to_the_last_bit(tar: Path, two: Pat
     assert len(stopped) == 1, "it was killed while it trained"
 
 
+def _killed_while_it_saves(tar: Path, folder: Path) -> None:
+    torch.set_num_threads(1)
+    write = saver.save
+
+    def half(state: saver.State, to: Path, group: Any) -> None:
+        if to.name != "iter_000000006.part":
+            return write(state, to, group)
+        write({"model": state["model"]}, to, group)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    saver.save = half
+    diffusion.train(settings(), listed([str(tar)]), folder, ranks.start(), lambda: None)
+
+
+def test_two_ranks_go_on_where_one_was_killed_while_it_saved(tar: Path, alone: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "fsdp"
+    process = multiprocessing.get_context("spawn").Process(target=_killed_while_it_saves, args=(tar, folder))
+    process.start()
+    process.join(180)
+    assert process.exitcode == -signal.SIGKILL
+    kept = folder / "checkpoints"
+    assert complete(kept) == [3] and (kept / "iter_000000006.part/model/.metadata").exists()
+    assert (kept / "latest_checkpoint.txt").read_text() == "iter_000000003"
+    spread({"fsdp": LAYOUTS["fsdp"]}, tar, tmp_path)
+    assert complete(kept) == [3, 6, 8] and not list(kept.glob("*.part"))
+    near(curve(folder), curve(alone))
+
+
 def _measured(tar: Path, folder: Path, given: TrainDiffusion) -> None:
     ranks.memory = lambda device: 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])  # type: ignore
     torch.set_num_threads(1)
@@ -249,6 +282,38 @@ def test_it_learns_and_measures(alone: Path) -> None:
     errors = [line for line in said if any(name.startswith("error_") for name in line)]
     assert len(errors) == 8
     assert all(line["loss"] == pytest.approx(10 * line["error"], rel=1e-5) for line in said), "Predict2 has it tenfold"
+
+
+@pytest.mark.parametrize("of", [EDM(latent_scale=STD), Flow(), SigmaFlow()])
+def test_held_out_errors_of_the_best_network_are_what_noise_hides(of: Objective) -> None:
+    """At each level that of x0, s^2 sigma^2 / (s^2 + sigma^2), with the weight of the objective; of given frames 0."""
+    x0 = normal(8, *NORMAL) * STD + MEAN
+    mask = (torch.arange(4) < torch.tensor([0, 1, 2, 4])[:, None]).float()
+    for t in measure.LEVELS:
+        sigma = t / (1 - t)
+        weight = of.weight(torch.tensor(sigma)).item() if isinstance(of, EDM) else t**-2
+        known = STD**2 * sigma**2 / (STD**2 + sigma**2) * weight
+        drawn = normal(1, *NORMAL), normal(3, *NORMAL)
+        found = measure.errors(of, Ideal(of), x0, Condition(torch.zeros(4, 1, 1), mask), *drawn, t)
+        assert found[mask == 1].abs().max() == 0
+        torch.testing.assert_close(found[mask == 0], torch.full((9,), known), rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("kind", [EDM, Flow])
+def test_errors_are_told_by_noise_level(tar: Path, here: ranks.Here, kind: type[Objective]) -> None:
+    """In five bins of t, of an EDM sigma / (1 + sigma); bins without samples are not told."""
+    t, error = torch.tensor([0.05, 0.15, 0.5, 0.99]), torch.tensor([1.0, 3.0, 5.0, 7.0])
+
+    class Known(kind):  # type: ignore[valid-type, misc]
+        def loss(self, model: DiT, *_: Any) -> Loss:
+            level = t / (1 - t) if kind is EDM else t
+            return Loss(model.x_embedder.weight.sum() * 0, error, level)
+
+    table, given = listed([str(tar)]), settings()
+    inputs = Inputs(given, Flow(), table, here.device)
+    batch = Batches(table, given.shapes, 1, read=inputs.read).at(0)
+    _, sums, _ = diffusion.gradients(given, DiT(given.config), Known(), inputs, batch, None)
+    assert diffusion.levels(sums) == {"error_0.1": 2.0, "error_0.5": 5.0, "error_0.9": 7.0}
 
 
 def test_parts_of_a_share_and_recompute_change_nothing(
@@ -536,7 +601,7 @@ def test_what_cannot_be_is_said_with_the_arithmetic() -> None:
     wrong(r"mesh: cp: 16 heads / 3 = 5.333", 6, mesh=Mesh(cp=3))
     wrong(r"mesh: cp: 24 latent frames of shapes.0 / 16 = 1.5", 16, mesh=Mesh(cp=16))
     wrong(r"objective: multiplier: predict2.5-2b is trained as flow, which has given_frames, shift",
-          objective=Objective(multiplier=2.0))  # fmt: skip
+          objective=Changed(multiplier=2.0))  # fmt: skip
     wrong(r"lora: adapters to random weights teach nothing", lora=Lora())
     wrong(r"gpu_memory: about \d+ GiB a GPU are needed, of 20: weights 1.\d.*\d+ GiB with `recompute: blocks`",
           gpu_memory=20 * 2**30)  # fmt: skip
@@ -549,6 +614,41 @@ def test_what_cannot_be_is_said_with_the_arithmetic() -> None:
     fits.shared_by(8)
     half, whole = (memory(fits, Place(ranks=ranks))["weights"] for ranks in (16, 8))
     assert half == pytest.approx(whole / 2)
+
+
+class Counted(TorchDispatchMode):
+    """How often each operator runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("recompute", "attention", "matmuls", "gelu"), [
+    ("none", 1, 0, 1), ("matmuls", 1, 0, 2), ("attention", 1, 1, 2), ("blocks", 2, 1, 2),
+])  # fmt: skip
+def test_what_is_computed_again(recompute: Any, attention: int, matmuls: int, gelu: int) -> None:
+    """Of a block's forward and backward pass: how often attention and GELU run, and whether its matrices do twice."""
+    config = Config(channels=48, blocks=1, heads=2, condition_mask=True, text_channels=32)
+
+    def run(again: Any) -> Counter[str]:
+        block = Block(config, linear)
+        given = (torch.randn(1, 1, 48), torch.randn(1, 1, 144), torch.randn(1, 16, 32),
+                 (torch.randn(1, 64, 1, 24), torch.randn(1, 64, 1, 24)))  # fmt: skip
+        forward = diffusion_model.recomputed(block.forward, again, settings(), torch.device("cpu"))
+        with Counted() as counted:
+            (block.forward if again == "none" else forward)(torch.randn(1, 1, 64, 48), *given, None).sum().backward()
+        return counted.seen
+
+    plain, found = run("none"), run(recompute)
+    of_attention = "_scaled_dot_product_flash_attention_for_cpu"
+    assert plain[of_attention] == 2 and plain["gelu"] == 1
+    assert found[of_attention] == 2 * attention and found["gelu"] == gelu
+    assert (found["mm"] > plain["mm"]) == bool(matmuls) and found["mm"] >= plain["mm"]
 
 
 @pytest.mark.parametrize("recompute", ["none", "blocks"])
