@@ -49,8 +49,8 @@ ACTION = msgspec.structs.replace(preset("ar-tiny-action"), vocab=1088, **SIZES)
 @pytest.fixture(scope="module", autouse=True)
 def alone() -> Iterator[None]:
     """One set of megatron-core's groups for all engines. Its SwiGLU is not compiled here: so many types and shapes,
-    with gradients or not, would be a compilation each, and beyond eight none, with a warning. A run has two or three,
-    and the test of `deterministic` compiles."""
+    with gradients or not, would be a compilation each, and beyond eight none, with a warning. A run has two, four
+    with several shapes, and the test of `deterministic` compiles."""
     with cpu.stand_in(), torch.compiler.set_stance("force_eager"):
         dist.init_process_group("cpu:gloo,cuda:nccl" if GPU else "gloo", store=dist.HashStore(), rank=0, world_size=1)
         yield
