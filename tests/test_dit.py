@@ -401,7 +401,43 @@ def test_other_weights_are_refused(tmp_path: Path) -> None:
 # The rest
 
 
+PUBLISHED = """
+text2world_7b_example_hdvila text2world_14b_example_hdvila video2world_7b_example_hdvila
+text2world_7b_example_cosmos_nemo_assets text2world_14b_example_cosmos_nemo_assets
+video2world_7b_example_cosmos_nemo_assets text2world_7b_lora_example_cosmos_nemo_assets
+video2world_7b_lora_example_cosmos_nemo_assets text2world_7b_example_cosmos_nemo_assets_4gpu_40gb
+video2world_7b_example_cosmos_nemo_assets_8gpu_40gb
+predict2_text2image_training_2b_cosmos_nemo_assets predict2_text2image_training_14b_cosmos_nemo_assets
+predict2_video2world_training_2b_cosmos_nemo_assets predict2_video2world_training_14b_cosmos_nemo_assets
+predict2_video2world_lora_training_2b_cosmos_nemo_assets predict2_video2world_lora_training_14b_cosmos_nemo_assets
+predict2_video2world_training_2b_groot_gr1_480 predict2_video2world_training_14b_groot_gr1_480
+predict2_video2world_training_2b_video2world_data predict2_video2world_training_14b_video2world_data
+predict2_video2world_training_2b_agibot_head_center_fisheye_color
+predict2_video2world_training_2b_agibot_head_center_fisheye_color_480p_10fps
+predict2_video2world_training_2b_agibot_head_center_fisheye_color_480p_16fps
+predict2_video2world_training_14b_agibot_head_center_fisheye_color_720p_10fps
+predict2_video2world_training_14b_agibot_head_center_fisheye_color_720p_16fps
+predict2_lora_training_2b_cosmos_nemo_assets_txt predict2_lora_training_2b_cosmos_nemo_assets_json
+"""
+"""As cosmos_predict1 (4ed35fa and its documents since), cosmos_predict2 661da47, cosmos_predict2.5 50369b8 and later
+register them: of generations, sizes and kinds that are here."""
+
+
 def test_presets_by_the_names_of_published_experiments() -> None:
+    """Each is of the generation, size and kind that its name says."""
+    for name in PUBLISHED.split():
+        ours = EXPERIMENTS[name]
+        assert preset(name) is PRESETS[ours]
+        size = re.search(r"_(\d+b)_", name)
+        assert size and size[1] in ours.split("-"), name
+        assert ("predict1" in ours) == (not name.startswith("predict2_")), name
+        kind = re.search("text2world|video2world|text2image", name)
+        assert kind is None or kind[0] in ours or ours == "predict2.5-2b", name
+    slow = preset("predict2_video2world_training_2b_agibot_head_center_fisheye_color_480p_10fps")
+    assert (slow.frames, slow.height, slow.width, slow.fps, slow.file) == (61, 432, 768, 10.0, "model-480p-10fps.pt")
+    assert slow.settings == {"multiplier": 4.0} and slow.config == PRESETS["predict2-2b-video2world"].config
+    usual = preset("predict2_video2world_training_14b_agibot_head_center_fisheye_color_720p_16fps")
+    assert usual is PRESETS["predict2-14b-video2world"] and usual.file == "model-720p-16fps.pt"
     for name, ours in EXPERIMENTS.items():
         assert preset(name) is PRESETS[ours]
     for name, one in PRESETS.items():

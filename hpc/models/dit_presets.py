@@ -3,13 +3,14 @@
 Imports nothing heavy, so that a spec can be checked, and `hpc models pull` run, where there is no torch.
 
 cosmos_predict1 4ed35fa: diffusion/config/inference/; cosmos_predict2 661da47: configs/base/config_text2image.py,
-config_video2world.py; cosmos_predict2.5 50369b8: configs/video2world/, imaginaire/utils/checkpoint_db.py
+config_video2world.py, experiment/; cosmos_predict2.5 50369b8: configs/video2world/, imaginaire/utils/checkpoint_db.py
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -223,10 +224,24 @@ PRESETS: dict[str, Preset] = {
     ),
 }  # fmt: skip
 
+for _name in ("predict2-2b-video2world", "predict2-14b-video2world"):
+    for _height, _width, _size in ((432, 768, "480p"), (704, 1280, "720p")):
+        for _fps, _frames in ((10, 16), (16, 24)):  # latent ones
+            if (_size, _fps) != ("720p", 16):  # which is the one above
+                PRESETS[f"{_name}-{_size}-{_fps}fps"] = dataclasses.replace(
+                    PRESETS[_name], settings={"multiplier": math.sqrt(_frames)}, file=f"model-{_size}-{_fps}fps.pt",
+                    frames=1 + 4 * (_frames - 1), height=_height, width=_width, fps=float(_fps),
+                )  # fmt: skip
+
 EXPERIMENTS: dict[str, str] = {
     "text2world_7b_example_hdvila": "predict1-7b-text2world",
-    "text2world_7b_example_cosmos_nemo_assets": "predict1-7b-text2world",
+    "text2world_14b_example_hdvila": "predict1-14b-text2world",
     "video2world_7b_example_hdvila": "predict1-7b-video2world",
+    **{f"{kind}_7b_example_cosmos_nemo_assets{gpus}": f"predict1-7b-{kind}"
+       for kind in ("text2world", "video2world") for gpus in ("", "_4gpu_80gb", "_8gpu_40gb", "_4gpu_40gb")},
+    "text2world_14b_example_cosmos_nemo_assets": "predict1-14b-text2world",
+    "text2world_7b_lora_example_cosmos_nemo_assets": "predict1-7b-text2world",
+    "video2world_7b_lora_example_cosmos_nemo_assets": "predict1-7b-video2world",
     "Cosmos_Predict1_Text2World_7B": "predict1-7b-text2world",
     "Cosmos_Predict1_Text2World_7B_Post_trained": "predict1-7b-text2world",
     "Cosmos_Predict1_Text2World_14B": "predict1-14b-text2world",
@@ -244,8 +259,11 @@ EXPERIMENTS: dict[str, str] = {
     "predict2_video2world_training_14b_groot_gr1_480": "predict2-14b-video2world",
     "predict2_video2world_lora_training_2b_cosmos_nemo_assets": "predict2-2b-video2world",
     "predict2_video2world_lora_training_14b_cosmos_nemo_assets": "predict2-14b-video2world",
-    "predict2_video2world_training_2b_agibot_head_center_fisheye_color": "predict2-2b-video2world",
-    "predict2_video2world_training_14b_agibot_head_center_fisheye_color": "predict2-14b-video2world",
+    "predict2_video2world_training_2b_video2world_data": "predict2-2b-video2world",
+    "predict2_video2world_training_14b_video2world_data": "predict2-14b-video2world",
+    **{f"predict2_video2world_training_{size}_agibot_head_center_fisheye_color{more}":
+       f"predict2-{size}-video2world{more.replace('_', '-') if more != '_720p_16fps' else ''}"
+       for size in ("2b", "14b") for more in ("", "_480p_10fps", "_480p_16fps", "_720p_10fps", "_720p_16fps")},
     "predict2_text2image_training_2b_cosmos_nemo_assets": "predict2-2b-text2image",
     "predict2_text2image_training_14b_cosmos_nemo_assets": "predict2-14b-text2image",
     "Stage-c_pt_4-reason_embeddings-v1p1-Index-26-Size-2B-Res-720-Fps-16-Note-"
@@ -253,7 +271,7 @@ EXPERIMENTS: dict[str, str] = {
     "Stage-c_pt_4-Index-2-Size-2B-Res-720-Fps-16-Note-rf_with_edm_ckpt": "predict2.5-2b-post-trained",
     "Stage-c_pt_4-reason_embeddings-v1p1-Index-43-Size-14B-Res-720-Fps-16_"
     "resume_from_reason1p1_rectified_flow_shift5_high_sigma": "predict2.5-14b",
-}
+}  # fmt: skip
 """Published experiments -> the preset of the network that they train or run."""
 
 
