@@ -22,6 +22,7 @@ import msgspec
 import pytest
 import torch
 import torch.distributed as dist
+from asked import skip_without_gpu
 
 pytest.importorskip("megatron.core")
 
@@ -34,8 +35,7 @@ from hpc.train.settings.ar import Layout, Lora
 from hpc.train.settings.optimizer import Optimizer
 from hpc.train.token_data import sample
 
-if __name__ != "__main__" and not torch.cuda.is_available() and not os.environ.get("HPC_TEST_ON_CPU"):
-    pytest.skip("no GPU", allow_module_level=True)
+skip_without_gpu(__name__)
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 GPU = torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None

@@ -7,7 +7,6 @@ It needs the trailer in jobs/quickstart, and no other test's files.
 
 from __future__ import annotations
 
-import os
 import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from asked import skip_without_gpu
 
 from hpc.data import video
 from hpc.data.video import nvdec
@@ -26,8 +26,7 @@ from hpc.train.loader import Batches
 from hpc.train.samples import Shape, listed
 
 ON_GPU = torch.cuda.is_available()
-if not ON_GPU and not os.environ.get("HPC_TEST_ON_CPU"):
-    pytest.skip("no GPU", allow_module_level=True)
+skip_without_gpu(__name__)
 
 if ON_GPU:
     nvdec.prepare()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from asked import skip_without_gpu
 from torch import Tensor
 
 from hpc.data import layers
@@ -36,8 +36,7 @@ from hpc.train.settings.data import Shape, Validation
 from hpc.train.settings.diffusion import AdamW, Sizes, Text
 
 GPU = torch.cuda.is_available()
-if __name__ != "__main__" and not GPU and not os.environ.get("HPC_TEST_ON_CPU"):
-    pytest.skip("no GPU", allow_module_level=True)
+skip_without_gpu(__name__)
 
 pytestmark = pytest.mark.filterwarnings("ignore:FSDP2-wrapped module")
 LATENT = (16, 4, 8, 8)

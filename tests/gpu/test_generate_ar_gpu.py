@@ -6,18 +6,16 @@ GPU in bfloat16 and float32; without one, with HPC_TEST_ON_CPU=1, in float32, wh
 
 from __future__ import annotations
 
-import os
-
 import msgspec
 import pytest
 import torch
+from asked import skip_without_gpu
 
 from hpc.models.ar import keys
 from hpc.models.ar.generate import Decoder, Generator, Prompt
 from hpc.models.ar.presets import Preset, preset
 
-if __name__ != "__main__" and not torch.cuda.is_available() and not os.environ.get("HPC_TEST_ON_CPU"):
-    pytest.skip("no GPU", allow_module_level=True)
+skip_without_gpu(__name__)
 
 GPU = torch.cuda.is_available()
 DEVICE = "cuda" if GPU else "cpu"

@@ -11,15 +11,14 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
 import torch
 import torch.distributed as dist
+from asked import skip_without_gpu
 
 from hpc.batch import heartbeat
 from hpc.batch.heartbeat import Heart, slowest
 
-if __name__ != "__main__" and not torch.cuda.is_available() and not os.environ.get("HPC_TEST_ON_CPU"):
-    pytest.skip("no GPU", allow_module_level=True)
+skip_without_gpu(__name__)
 
 RANKS = 2
 GPUS = torch.cuda.device_count() >= RANKS

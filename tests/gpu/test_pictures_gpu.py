@@ -8,12 +8,12 @@ On a CPU, with HPC_TEST_ON_CPU=1, the same is tried in float32.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import msgspec
 import pytest
 import torch
+from asked import skip_without_gpu
 from test_train_ar import run
 from test_training_pictures import place, rows, with_pictures
 
@@ -21,8 +21,7 @@ from hpc.models.ar import keys
 from hpc.train.metrics import lines
 from hpc.train.settings.ar import Pictures
 
-if __name__ != "__main__" and not torch.cuda.is_available() and not os.environ.get("HPC_TEST_ON_CPU"):
-    pytest.skip("no GPU", allow_module_level=True)
+skip_without_gpu(__name__)
 
 __all__ = ["place"]  # the fixture
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from asked import skip_without_gpu
 
 from hpc.data import layers
 from hpc.data.work import Stopped
@@ -32,8 +32,7 @@ from hpc.train.settings.data import Shape, Validation
 from hpc.train.settings.optimizer import Optimizer
 from hpc.train.settings.tokenizer import Sizes
 
-if __name__ != "__main__" and not torch.cuda.is_available() and not os.environ.get("HPC_TEST_ON_CPU"):
-    pytest.skip("no GPU", allow_module_level=True)
+skip_without_gpu(__name__)
 
 pytestmark = pytest.mark.filterwarnings("ignore:FSDP2-wrapped module")
 SIDE = 64
