@@ -478,6 +478,10 @@ def test_ten_thousand_prompts(tmp_path: Path) -> None:
         ({"size": [700, 1280]}, "size: 700: a model's tokens are 16 pixels wide: make it 688 or 704"),
         ({"solver": "multistep"}, "schedule: solver multistep, schedule shifted: there are multistep over karras"),
         ({"model": "predict1-7b-text2world", "solver": "unipc", "schedule": "shifted"}, "trained as an EDM: karras"),
+        ({"frames": 90}, "frames: 90: a latent frame stands for 4: make it 89 or 93"),
+        ({"model": "predict1-7b-text2world", "frames": 93}, "frames: 93: a latent .* 8: make it 89 or 97"),
+        ({"frames": 513}, r"frames: 513: predict2\.5-2b makes 509 frames of 1920 x 1920 at most"),
+        ({"size": [704, 1936]}, r"size: 704 x 1936: predict2\.5-2b makes 509 frames"),
         ({"tokenizer": "who/knows"}, "no tokenizer is known by this name"),
     ],
 )

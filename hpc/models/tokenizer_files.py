@@ -14,6 +14,8 @@ PUBLISHED = {
     r".*-Diffusers|nvidia/Cosmos-1\.0-Diffusion-.*": ("vae/config.json", "vae/diffusion_pytorch_model.safetensors"),
 }
 """{repository: files}."""
+COMPRESSIONS = {r"DV8x16x16": (8, 16), r"CV8x8x8": (8, 8), r"Wan|Predict2": (4, 8)}
+"""Words in the names of published tokenizers -> frames, and pixels along an edge, that a latent stands for."""
 IMPORT_PATH = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
 """A tokenizer of one's own: package.module:make."""
 PIECE = 2**24
@@ -30,6 +32,13 @@ def is_path(where: str) -> bool:
 
 def is_stage(where: str | None) -> bool:
     return where is not None and bool(re.fullmatch(STAGE, where))
+
+
+def compression(where: str) -> tuple[int, int] | None:
+    """Frames, and pixels along an edge, that a latent stands for; None where only files can tell."""
+    if is_path(where) or is_stage(where) or ":" in where:
+        return None
+    return next((found for word, found in COMPRESSIONS.items() if re.search(word, where)), None)
 
 
 def piece(height: int, width: int, temporal: int) -> int:

@@ -11,7 +11,7 @@ from msgspec import Meta
 from hpc.data.work import Part
 from hpc.generate.settings.videos import PICTURES, VIDEOS, Count, Guidance, Side, Steps, Videos, together
 from hpc.models.dit_presets import ENCODERS, Preset, preset, unfit
-from hpc.models.tokenizer_files import files_of, is_stage
+from hpc.models.tokenizer_files import compression, files_of, is_stage
 
 Text = Annotated[str, Meta(pattern=r"^(none|[/~].*|[\w.-]+/[\w.-]+(@[\w./-]+)?)$")]
 """none, a path, or owner/name@revision on the Hugging Face hub."""
@@ -102,8 +102,22 @@ class Diffusion(Videos, frozen=True, forbid_unknown_fields=True, kw_only=True):
             if side % 16:
                 raise ValueError(f"size: {side}: a model's tokens are 16 pixels wide: make it {side - side % 16} or "
                                  f"{side - side % 16 + 16}")  # fmt: skip
+        if found := compression(self.video_tokenizer):
+            self.fits(*found)
         if words := unfit(self.solver or known.solver, self.schedule or known.schedule, known.objective):
             raise ValueError(f"schedule: {words}")
+
+    def fits(self, temporal: int, spatial: int) -> None:
+        """Raises ValueError where no such video is made of latents that stand for so many frames and pixels."""
+        c, frames, (height, width) = self.preset.config, self.frames or 1, self.size or (0, 0)
+        if rest := (frames - 1) % temporal:
+            near = f"{frames - rest} or {frames - rest + temporal}"
+            raise ValueError(f"frames: {frames}: a latent frame stands for {temporal}: make it {near}")
+        most = 1 + (c.max_frames - 1) * temporal, spatial * c.max_height, spatial * c.max_width
+        if frames > most[0] or height > most[1] or width > most[2]:
+            what, given = ("frames", str(frames)) if frames > most[0] else ("size", f"{height} x {width}")
+            limit = f"{most[0]} frames of {most[1]} x {most[2]}"
+            raise ValueError(f"{what}: {given}: {self.model} makes {limit} at most")
 
     @property
     def preset(self) -> Preset:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -12,14 +11,14 @@ from msgspec import Meta
 
 from hpc.data.units import Bytes
 from hpc.models.dit_presets import ENCODERS, PATCH, Config, Preset, preset
-from hpc.models.tokenizer_files import files_of, is_path, is_stage
+from hpc.models.tokenizer_files import compression, files_of, is_stage
 from hpc.train import estimate_diffusion
 from hpc.train.checkpoint import Checkpoints
 from hpc.train.estimate import Estimate, Place, refuse
 from hpc.train.metrics import Trackers
 from hpc.train.settings.data import Decode, Fit, Shape, Validation
 from hpc.train.settings.optimizer import Cycle, Mean, Optimizer
-from hpc.train.settings.tokenizer import PUBLISHED, unfit
+from hpc.train.settings.tokenizer import unfit
 
 Count = Annotated[int, Meta(ge=1)]
 Precision = Literal["bf16", "fp8-current", "fp8-delayed", "fp8-blockwise", "fp32"]
@@ -274,10 +273,7 @@ class TrainDiffusion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     @property
     def compression(self) -> tuple[int, int] | None:
         """Frames, and pixels along an edge, that a latent stands for; None where only files can tell."""
-        name = self.video_tokenizer
-        if is_path(name) or is_stage(name) or ":" in name:
-            return None
-        return next((found for word, found in PUBLISHED.items() if re.search(word, name)), None)
+        return compression(self.video_tokenizer)
 
     def latents(self, compression: tuple[int, int]) -> list[Latent]:
         """Of the shapes."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
 
-from hpc.models.tokenizer_files import files_of, is_path
+from hpc.models.tokenizer_files import compression, files_of, is_path
 from hpc.train.checkpoint import Checkpoints
 from hpc.train.metrics import Trackers
 from hpc.train.settings.data import Decode, Fit, Shape, Validation, undivided
@@ -35,8 +34,6 @@ FAMILIES = {
     "cosmos-cv": Family(8, 8, 16, 128, (2, 4, 4), ()),
     "wan": Family(4, 8, 16, 96, (1, 2, 4, 4), ()),
 }
-PUBLISHED = {r"DV8x16x16": (8, 16), r"CV8x8x8": (8, 8), r"Wan|Predict2": (4, 8)}
-"""Words in the names of published tokenizers -> frames and pixels that a latent stands for."""
 
 
 class Sizes(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -185,9 +182,7 @@ class TrainTokenizer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         """Frames, and pixels along an edge, that a latent stands for; None where only files can tell."""
         if isinstance(self.tokenizer, Sizes):
             return self.tokenizer.of("temporal"), self.tokenizer.of("spatial")
-        if is_path(self.tokenizer):
-            return None
-        return next((found for word, found in PUBLISHED.items() if re.search(word, self.tokenizer)), None)
+        return compression(self.tokenizer)
 
     def __post_init__(self) -> None:
         if isinstance(self.tokenizer, str):
