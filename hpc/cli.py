@@ -196,8 +196,10 @@ def check(args: argparse.Namespace) -> int:
         if spec.cluster != "local":
             container.check(spec, cluster, args.runs)
         os.environ.update(cluster.env | spec.env)
-        suffixes = tuple(x for s in spec.stages.values() if not s.needs for x in s.settings.INPUT_SUFFIXES)
-        listing = inputs.resolve(spec.inputs, suffixes)
+        firsts = [s.settings for s in spec.stages.values() if not s.needs]
+        suffixes, beside = (tuple(x for s in firsts for x in getattr(s, name, ())) for name in
+                            ("INPUT_SUFFIXES", "BESIDE"))  # fmt: skip
+        listing = inputs.resolve(spec.inputs, suffixes, beside)
         total = sum(e.size for e in listing.entries)
         lines.append(f"{spec.name}-{spec.hash}: {len(listing.entries)} inputs, {total / 2**30:.2f} GiB; stages "
                      + ", ".join(f"{n} ({s.kind})" for n, s in spec.stages.items()))  # fmt: skip

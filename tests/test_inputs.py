@@ -57,6 +57,8 @@ def test_a_folder(base: str) -> None:
     assert {e.uri.removeprefix(base + "/"): e.size for e in listing.entries} == {name: FILES[name] for name in ALL}
     assert all(e.etag for e in listing.entries) and not listing.weights
     assert listing.ignored == {"(none)": 1, ".csv": 1, ".md": 1}
+    read_too = inputs.resolve([one(base)], SUFFIXES, beside=(".md",))
+    assert read_too.ignored == {"(none)": 1, ".csv": 1} and read_too.entries == listing.entries
     assert found(base, one(base + "/")) == ALL
 
 

@@ -56,8 +56,9 @@ BYTES_PER_SECOND = 1 << 20
 """The weight of a second of video whose length is known: 8 Mbit/s."""
 
 
-def resolve(inputs: Iterable[Inputs], suffixes: tuple[str, ...]) -> Listing:
-    """List everything. Raises InputError, naming every missing input at once."""
+def resolve(inputs: Iterable[Inputs], suffixes: tuple[str, ...], beside: tuple[str, ...] = ()) -> Listing:
+    """List everything. beside: suffixes of files that stages find beside their inputs by themselves. Raises InputError,
+    naming every missing input at once."""
     out: dict[str, storage.Entry] = {}
     weights: dict[str, float] = {}
     ignored: dict[str, int] = {}
@@ -72,7 +73,7 @@ def resolve(inputs: Iterable[Inputs], suffixes: tuple[str, ...]) -> Listing:
         elif is_folder:
             kept = [e for e in entries if e.uri.lower().endswith(suffixes)]
             for e in entries if len(kept) < len(entries) else ():
-                if not e.uri.lower().endswith(suffixes):
+                if not e.uri.lower().endswith(suffixes + beside):
                     suffix = PurePosixPath(e.uri).suffix.lower() or "(none)"
                     ignored[suffix] = ignored.get(suffix, 0) + 1
         else:

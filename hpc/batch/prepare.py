@@ -172,7 +172,8 @@ def prepare(spec: Spec, cluster: Cluster, base: Path, *, on_slurm: bool, command
             print(error, file=sys.stderr)
     firsts = [s for s in spec.stages.values() if not s.needs]
     suffixes = tuple(dict.fromkeys(x for s in firsts for x in s.settings.INPUT_SUFFIXES))
-    listing = inputs.resolve(spec.inputs, suffixes)
+    beside = tuple(x for s in firsts for x in getattr(s.settings, "BESIDE", ()))
+    listing = inputs.resolve(spec.inputs, suffixes, beside)
     book = ledger.load(spec.output)
     fresh = ledger.assign(book, listing.entries, spec.shards.size, spec.shards.split_above, listing.weights,
                            listing.sessions, listing.captions)  # fmt: skip

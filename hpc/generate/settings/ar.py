@@ -27,6 +27,8 @@ class ArPrompts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     PHASES: ClassVar[tuple[str, ...]] = ("map",)
     OBJECTS: ClassVar[tuple[str, ...]] = (".jsonl",)
     INPUT_SUFFIXES: ClassVar[tuple[str, ...]] = (".json", ".jsonl", *PICTURES, *VIDEOS)
+    BESIDE: ClassVar[tuple[str, ...]] = (".txt", ".npy")
+    """Of files that files of prompts name."""
     VERSION: ClassVar[int] = 1
     NEUTRAL: ClassVar[tuple[str, ...]] = ()
     SECONDS_PER_GIB: ClassVar[float] = 10.0

@@ -157,6 +157,8 @@ class TrainDiffusion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     PHASES: ClassVar[tuple[str, ...]] = ("barrier", "gang")
     OBJECTS: ClassVar[tuple[str, ...]] = (".jsonl", ".html", ".json")
     INPUT_SUFFIXES: ClassVar[tuple[str, ...]] = (".tar", ".mp4", ".mov", ".mkv", ".webm", ".avi")
+    BESIDE: ClassVar[tuple[str, ...]] = (".txt", ".json", ".pickle")
+    """Of files that are read beside the inputs, and not told as ignored."""
     VERSION: ClassVar[int] = 1
     NEUTRAL: ClassVar[tuple[str, ...]] = (
         "checkpoints", "folder", "readers", "micro_batch", "compile", "recompute", "spared", "mesh", "gpu_memory",
