@@ -16,7 +16,7 @@ Shots are held out whole. On their windows, of which the first latent frame is g
     PSNR        of the last frame as the model goes on greedily, against the tokenizer's own last frame, by quarters of
                 the windows from the least to the most moved; beside that of a film that stands still
 
-out/seed-N/ then has told.json with these, metrics.jsonl, model/ and greedy.webp.
+out/seed-N/ then has told.json with these, metrics.jsonl, model/ and greedy.webp; out/nll.svg the curves of all seeds.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from hpc.models import quality, tokenizers
 from hpc.models.ar import keys
 from hpc.models.ar.generate import Decoder, Generator, Prompt
 from hpc.models.ar.presets import PRESETS, Preset
-from hpc.train import ar, pictures, ranks, token_data
+from hpc.train import ar, page, pictures, ranks, token_data
 from hpc.train.checkpoint import Checkpoints
 from hpc.train.metrics import lines
 from hpc.train.settings import TrainAr
@@ -120,10 +120,27 @@ def main() -> None:
         print(f"{number + 1:7}  {row['moved']:.4f}  {row['model']:7.2f}  {row['still']:7.2f}")
     told |= {"seed": given.seed, "nll": said[-1]["validation_nll"], "quarters": quarters}
     (out / "told.json").write_text(json.dumps(told, indent=1))
+    curves(given.out)
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     print(f"{where}, {ranks.memory(here.device) / 2**30:.1f} GiB, {time.monotonic() - begun:.0f} s")
     shutil.rmtree(scratch)
     dist.destroy_process_group()
+
+
+def curves(out: Path) -> None:
+    """nll.svg of all seeds that are done, each step's held-out NLL beside that of the frame before."""
+    rows: dict[int, dict[str, float]] = {}
+    names = []
+    for path in sorted(out.glob("seed-*/told.json")):
+        name, told = path.parent.name.replace("-", " "), json.loads(path.read_text())
+        names.append(name)
+        for line in lines(path.parent / "metrics.jsonl"):
+            if "validation_nll" in line:
+                row = rows.setdefault(line["step"], {"step": line["step"], "frame before": told["previous_frame_nll"]})
+                row[name] = line["validation_nll"]
+    drawn = page.chart([*names, "frame before"], [rows[step] for step in sorted(rows)])
+    style = "<style>text{font:11px sans-serif;fill:#888}.axis{stroke:#888}</style>"  # on a white or a black page
+    (out / "nll.svg").write_text(drawn.replace(">", f">{style}", 1))
 
 
 @torch.no_grad()

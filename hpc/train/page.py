@@ -72,7 +72,7 @@ def costs(told: dict[str, Any], lines: Sequence[dict[str, Any]]) -> dict[str, st
 
 
 def chart(names: Sequence[str], lines: Sequence[dict[str, Any]]) -> str:
-    """Metrics over the steps as SVG; "" where there are none of these names."""
+    """Metrics over the steps as SVG, which is XML too; "" where there are none of these names."""
     curves = {name: found for name in names if (found := points(name, lines))}
     if not curves:
         return ""
@@ -80,17 +80,18 @@ def chart(names: Sequence[str], lines: Sequence[dict[str, Any]]) -> str:
     high = max(y for curve in curves.values() for _, y in curve)
     last = max(x for curve in curves.values() for x, _ in curve)
     span = high - low or 1.0
-    out = [f"<svg viewBox='0 0 {WIDTH + 70} {HEIGHT + 34}' role=img aria-label='{html.escape(', '.join(names))}'>",
-           f"<path class=axis fill=none d='M60 14V{HEIGHT + 14}H{WIDTH + 60}' />"]  # fmt: skip
+    out = [f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {WIDTH + 70} {HEIGHT + 34}' role='img' "
+           f"aria-label='{html.escape(', '.join(names))}'>"
+           f"<path class='axis' fill='none' d='M60 14V{HEIGHT + 14}H{WIDTH + 60}' />"]  # fmt: skip
     for where, value in ((18, high), (HEIGHT + 14, low)):
-        out.append(f"<text x=56 y={where} text-anchor=end>{value:.3g}</text>")
-    out.append(f"<text x={WIDTH + 60} y={HEIGHT + 30} text-anchor=end>{last:,} steps</text>")
+        out.append(f"<text x='56' y='{where}' text-anchor='end'>{value:.3g}</text>")
+    out.append(f"<text x='{WIDTH + 60}' y='{HEIGHT + 30}' text-anchor='end'>{last:,} steps</text>")
     left = 64
     for colour, (name, curve) in zip(COLOURS * len(curves), curves.items(), strict=False):
         path = " ".join(f"{60 + WIDTH * x / last:.1f},{14 + HEIGHT * (high - y) / span:.1f}" for x, y in curve)
         words = f"{name} {curve[-1][1]:.4g}"
-        out.append(f"<polyline fill=none stroke='{colour}' stroke-width=1.5 points='{path}' />"
-                   f"<text x={left} y=11 style='fill:{colour}'>{html.escape(words)}</text>")  # fmt: skip
+        out.append(f"<polyline fill='none' stroke='{colour}' stroke-width='1.5' points='{path}' />"
+                   f"<text x='{left}' y='11' style='fill:{colour}'>{html.escape(words)}</text>")  # fmt: skip
         left += 7 * len(words) + 10
     return "".join(out) + "</svg>"
 
