@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import runs
 import torch
 import torch.distributed as dist
 from stages import ids
@@ -110,6 +111,30 @@ def test_tokens_that_teach_nothing(tmp_path: Path, here: ranks.Here, clips: int,
     with pytest.raises(ValueError, match=words):
         ar.train(settings(), [files], tmp_path / "out", here, lambda: None)
     assert not (tmp_path / "out/checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "train", "words"),
+    [
+        ({}, {}, ""),
+        ({"frames": 17}, {}, "clips of these tokens are [3, 40, 64] (latent frames, rows, columns), the model's are"),
+        ({"size": [320, 512]}, {}, "write `shape: [5, 20, 32]`"),
+        ({"size": [320, 512]}, {"shape": [5, 20, 32]}, ""),
+        ({"size": [480, 640], "frames": 1, "windows": "all", "form": "action"}, {"model": "ar-5b-action"}, ""),
+        ({"size": [240, 320], "frames": 1, "windows": "all", "form": "action"}, {"model": "ar-5b-action"},
+         "write `shape: [2, 15, 20]`"),
+    ],
+)  # fmt: skip
+def test_the_shape_of_tokens_is_known_before_they_are_made(
+    tmp_path: Path, tokens: dict[str, Any], train: dict[str, Any], words: str
+) -> None:
+    """...of a published tokenizer."""
+    stages = {"clips": {"kind": "curate.clips"}, "ids": {"kind": "prepare.tokens", "needs": "clips", **tokens},
+              "ar": {"kind": "train.ar", "needs": "ids", "steps": 1, "batch": 1, **train}}  # fmt: skip
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.mp4").touch()
+    said = runs.hpc("check", runs.spec(tmp_path, {}, stages), code=2 if words else None)
+    assert words in said.stderr and ("shape" in said.stderr) == bool(words), said.stderr
 
 
 def test_what_a_step_took(monkeypatch: pytest.MonkeyPatch) -> None:

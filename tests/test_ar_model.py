@@ -227,6 +227,11 @@ def test_every_name_is_used_and_every_parameter_filled(alone: None, tmp_path: Pa
         keys.fill(net, BASE, source)
     torch.save({"model": dict(Made(BASE))}, tmp_path / "model.pt")
     keys.fill(net, BASE, keys.Published(tmp_path / "model.pt"))
+    whole = (tmp_path / "model.pt").read_bytes()
+    for name, data in (("cut.pt", whole[: len(whole) // 2]), ("none.pt", b""), ("cut.safetensors", b"hello")):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ValueError, match=f"{name}: this is no whole file of weights"):
+            keys.Published(tmp_path / name)
     from safetensors.torch import save_file
 
     save_file(dict(Made(BASE)), tmp_path / "model.safetensors")

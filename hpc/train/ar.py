@@ -40,6 +40,7 @@ from hpc.data.work import Made, Stopped, Work
 from hpc.models import lora
 from hpc.models.ar import cpu, keys, nemo
 from hpc.models.ar.model import Backend
+from hpc.models.ar.presets import Preset
 from hpc.train import pictures, ranks, token_data, unseen
 from hpc.train.agree import agreed
 from hpc.train.ar_engine import Compute, Engine, Microbatch, Writing
@@ -52,6 +53,7 @@ from hpc.train.randomness import generator
 from hpc.train.ranks import Here
 from hpc.train.schedule import rate
 from hpc.train.settings import TrainAr
+from hpc.train.settings.ar import unlike
 from hpc.train.trackers import missing
 
 Upstream = Mapping[str, list[tuple[str, dict[str, str]]]]
@@ -255,10 +257,10 @@ def dataset(settings: TrainAr, rows: list[Any], split: str) -> token_data.Data:
         if split != "train" and storage.stat(storage.join(folder, FRAMES)) is None:
             return ()  # Bridge data sets have the splits that they have
         pairs = token_data.Action(folder)
-        shaped(preset.shape, pairs.latent)
+        shaped(preset, pairs.latent)
         return pairs
     meta = meta_of(rows[0][".parquet"])
-    shaped(preset.shape, tuple(meta["shape"]))
+    shaped(preset, tuple(meta["shape"]))
     if (ids := meta.get("vocabulary", 0)) > preset.classes:
         raise ValueError(f"model: the tokenizer of these tokens, {meta.get('tokenizer')}, has {ids:,} ids, and "
                          f"{settings.model} chooses among {preset.classes:,}: make tokens with one that has no more "
@@ -271,11 +273,10 @@ def dataset(settings: TrainAr, rows: list[Any], split: str) -> token_data.Data:
     return token_data.Clips(prefixes, preset.shape, documents, settings.condition)
 
 
-def shaped(model: tuple[int, ...], found: tuple[int, ...]) -> None:
+def shaped(model: Preset, found: tuple[int, ...]) -> None:
     """Raises ValueError where clips are not as the model's are."""
-    if found != model:
-        raise ValueError(f"shape: clips of these tokens are {list(found)} (latent frames, rows, columns), the model's "
-                         f"are {list(model)}: write `shape: {list(found)}`, or make other tokens")  # fmt: skip
+    if found != model.shape:
+        raise ValueError(unlike(model, found))
 
 
 def microbatches(batch: Any, size: int) -> list[Microbatch]:

@@ -256,17 +256,25 @@ class Published(Mapping[str, Tensor]):
     """The tensors of a model.pt, or of a .safetensors file, read when they are asked for."""
 
     def __init__(self, path: Path) -> None:
+        """Raises ValueError for a file that holds something else, or a part of it."""
         self.path = path
         self._pt: dict[str, Tensor] | None = None
-        if path.suffix == ".safetensors":
-            from safetensors import safe_open
+        try:
+            if path.suffix == ".safetensors":
+                from safetensors import safe_open
 
-            self._file: Any = safe_open(str(path), "pt")
-            self._names = dict.fromkeys(self._file.keys())
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            self._pt = found["model"] if isinstance(found.get("model"), dict) else found
-            self._names = dict.fromkeys(self._pt)
+                self._file: Any = safe_open(str(path), "pt")
+                self._names = dict.fromkeys(self._file.keys())
+            else:
+                found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+                self._pt = found["model"] if isinstance(found.get("model"), dict) else found
+                self._names = dict.fromkeys(self._pt)
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # of torch, pickle, safetensors
+            said = (str(error) or type(error).__name__).splitlines()[0][:200]
+            raise ValueError(f"{path}: this is no whole file of weights, as torch.save or safetensors leave it: {said}"
+                             ) from error  # fmt: skip
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._names:

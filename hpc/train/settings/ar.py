@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from hpc.data.units import Bytes
 from hpc.models.ar.presets import PRESETS, Preset
-from hpc.models.tokenizer_files import files_of, is_stage
+from hpc.models.tokenizer_files import compression, files_of, is_stage
 from hpc.train import estimate_ar
 from hpc.train.checkpoint import Checkpoints
 from hpc.train.estimate import Estimate, Place, refuse
@@ -71,6 +71,12 @@ def forms(model: Preset) -> tuple[str, ...]:
     if model.action_dim is not None:
         return ("action",)
     return ("megatron",) if model.context_dim is None else ("video2world", "instruction")
+
+
+def unlike(model: Preset, found: tuple[int, ...]) -> str:
+    """Of tokens in another shape than the model's."""
+    return (f"shape: clips of these tokens are {list(found)} (latent frames, rows, columns), the model's are "
+            f"{list(model.shape)}: write `shape: {list(found)}`, or make other tokens")  # fmt: skip
 
 
 def _uneven(field: str, count: int, what: str, ranks: int) -> str:
@@ -224,6 +230,11 @@ class TrainAr(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
                 fits = ", ".join(one for one in get_args(Model) if other.form in forms(PRESETS[one]))
                 return (f"{name} makes tokens of `form: {other.form}`, for {fits}; {self.model} is trained on `form: "
                         f"{'` or `form: '.join(self.forms)}`")  # fmt: skip
+            if other.KIND == "prepare.tokens" and (known := compression(other.tokenizer)):
+                frames = 2 if other.form == "action" else (other.frames - 1) // known[0] + 1
+                found = (frames, *(side // known[1] for side in other.size))
+                if found != self.preset.shape:
+                    return f"{name}: {unlike(self.preset, found)}"
         return ""
 
     @property
