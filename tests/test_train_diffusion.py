@@ -41,7 +41,7 @@ from hpc.models.tokenizers import files
 from hpc.train import clips, diffusion, diffusion_model, diffusion_optimizer, ema, ranks, samples, saver
 from hpc.train import diffusion_measure as measure
 from hpc.train.checkpoint import Checkpoints, complete
-from hpc.train.diffusion_input import Inputs, embedding
+from hpc.train.diffusion_input import Inputs, draws, dropped, embedding
 from hpc.train.estimate import Place
 from hpc.train.estimate_diffusion import KEPT, memory
 from hpc.train.loader import Batches
@@ -314,6 +314,60 @@ def test_errors_are_told_by_noise_level(tar: Path, here: ranks.Here, kind: type[
     batch = Batches(table, given.shapes, 1, read=inputs.read).at(0)
     _, sums, _ = diffusion.gradients(given, DiT(given.config), Known(), inputs, batch, None)
     assert diffusion.levels(sums) == {"error_0.1": 2.0, "error_0.5": 5.0, "error_0.9": 7.0}
+
+
+def test_what_a_model_is_shown(tar: Path, here: ranks.Here) -> None:
+    """Latents scaled as the objective has them, where there is no picture, 24 frames a second where nobody says."""
+    given = settings(model="tiny-predict1", text=Text(source="none"))
+    inputs = Inputs(given, EDM(), listed([str(tar)]), here.device)
+    frames, inside = normal(1, 2, *LATENT), torch.ones(2, 64, 48, dtype=torch.bool)
+    inside[1, :, 40:] = False
+    seen = inputs.of(frames, inside, torch.tensor([0.0, 12.0]), [])
+    assert torch.equal(seen.x0_BCTHW, frames * 0.5) and seen.fps_B.tolist() == [24.0, 12.0]
+    assert seen.padding_BHW[0].sum() == 0 and seen.padding_BHW[1].sum() == 8 * 64 and seen.padding_BHW[1, :, 40:].all()
+    assert seen.text_BLE.abs().max() == 0
+
+
+def test_draws_of_many_samples() -> None:
+    """Each follows from a sample's number: levels and noise are normal, the shares are those that are asked for."""
+    of, numbers, shape = SigmaFlow(given_frames=(0.5, 0.25, 0.25)), range(4000), torch.Size((4000, 1, 3, 2, 2))
+    drawn, given_BT = draws(1, numbers, shape, of, True, torch.device("cpu"))
+    assert given_BT is not None
+    shares = torch.bincount(given_BT.sum(1).long(), minlength=3) / 4000
+    assert shares.tolist() == pytest.approx([0.5, 0.25, 0.25], abs=0.03)
+    for one in (drawn.noise_BCTHW, drawn.given_noise_BCTHW, drawn.level_B, drawn.given_level_B):
+        assert one is not None and abs(one.mean()) < 0.06 and one.std().item() == pytest.approx(1, abs=0.05)
+    assert drawn.high_B2.mean().item() == pytest.approx(0.5, abs=0.03) and 0 <= drawn.high_B2.min() < 0.01
+    pairs = (drawn.noise_BCTHW, drawn.given_noise_BCTHW), (drawn.level_B, drawn.given_level_B)
+    assert all(abs((a * b).mean()) < 0.06 for a, b in pairs), "of their own"
+    again, _ = draws(1, [7, 3], torch.Size((2, *shape[1:])), of, True, torch.device("cpu"))
+    assert torch.equal(again.noise_BCTHW[0], drawn.noise_BCTHW[7]) and torch.equal(again.level_B[1], drawn.level_B[3])
+    other, _ = draws(2, [7, 3], torch.Size((2, *shape[1:])), of, True, torch.device("cpu"))
+    assert not torch.equal(other.noise_BCTHW, again.noise_BCTHW)
+    text = torch.ones(4000, 2, 3)
+    kept = dropped(text, 1, numbers, 0.2)[:, 0, 0]
+    assert set(kept.tolist()) == {0.0, 1.0} and kept.mean().item() == pytest.approx(0.8, abs=0.03)
+    assert torch.equal(dropped(text[:2], 1, [7, 3], 0.2)[:, 1, 2], kept[[7, 3]])
+    assert torch.equal(dropped(text, 1, numbers, 0.0), text)
+
+
+def test_held_out_clips_are_looked_at_with_the_same_noise(tar: Path, here: ranks.Here) -> None:
+    """Each time, whatever the training's seed is; of other weights it says something else."""
+    table, found = listed([str(tar)]), []
+    for seed in (1, 1, 2):
+        given = settings(seed=seed, text=Text(source="none"))
+        of = diffusion_model.objective(given)
+        inputs = Inputs(given, of, table, here.device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(5)
+            model = DiT(given.config)
+        held = measure.clips(given, table, inputs, 0, 1)
+        found.append(measure.look(given, model, of, inputs, held, None, here))
+    assert found[0] == found[1] == found[2] and len(found[0]) == 1 + len(measure.LEVELS)
+    torch.nn.init.zeros_(model.final_layer.linear.weight)
+    zero = measure.look(given, model, of, inputs, held, None, here)
+    assert zero["held_out"] != found[0]["held_out"]
+    assert zero["held_out"] == pytest.approx(sum(zero[f"held_out_{t:g}"] for t in measure.LEVELS) / 5)
 
 
 def test_parts_of_a_share_and_recompute_change_nothing(
