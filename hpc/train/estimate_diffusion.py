@@ -39,7 +39,8 @@ FUSED, FUSED_FP8 = 53.0, 50.5
 """The same where nothing is computed again, and kernels do what is between matrix products: ours (hpc.kernels), or
 those that torch.compile makes. Hidden states 3 x 2 and as they are modulated 3 x 2; q, k, v before the norms and q, k
 after them 10, of attention to the text 4; what each attention and projection makes 8, the MLP 18; one more on a GPU. In
-FP8 as measured, beside the weights."""
+FP8 as measured, beside the weights; what GELU's kernel writes in FP8 is kept as it is and transposed, a byte for each
+of the MLP's hidden states more."""
 WAY_BACK = 12.0
 """Bytes of gradients where the way back begins, of one block: two of its MLP's hidden states, and less."""
 EAGER = 5.0
@@ -98,7 +99,9 @@ def whole(s: TrainDiffusion) -> float:
     """Bytes that a block keeps where nothing is computed again."""
     if eager(s):
         return KEPT["none"]
-    return FUSED_FP8 if s.precision.startswith("fp8") else FUSED
+    if not s.precision.startswith("fp8"):
+        return FUSED
+    return FUSED_FP8 if s.compile or s.precision == "fp8-blockwise" else FUSED_FP8 + MLP
 
 
 def eager(s: TrainDiffusion) -> bool:
