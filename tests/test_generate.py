@@ -261,12 +261,18 @@ def test_clips_of_a_stage_are_gone_on_from_at_their_beginning(tmp_path: Path, ma
 
 
 def test_the_report_has_small_animations_of_what_was_made(tmp_path: Path, maker: diffusion.Maker) -> None:
-    rows = [{"name": name, "prompt": "x", "source": "s", "etag": "e"} for name in ("one", "two")]
+    media = {"media": str(film(tmp_path / "a.mp4")), "given": 1, "held_out": "/out/world@v1/held_out.json"}
+    rows = [{"name": name, "prompt": "x", "source": "s", "etag": "e"} | more for name, more in
+            (("one", {}), ("two", media))]  # fmt: skip
     made = diffusion.process(maker, work(tmp_path, rows=rows))
     objects = dict(zip((".tar", ".parquet"), made.objects, strict=True))
     shown = diffusion.gallery(lambda suffix: objects[suffix].open("rb"), 1)
     [(title, words, webp)] = shown
     assert title == "one" and words == f"x {WIDTH}x{HEIGHT}, {FRAMES} frames at 16 a second, of words alone"
+    table = layers.read_table(objects[".parquet"]).to_pylist()
+    assert [row["held_out"] for row in table] == [None, "/out/world@v1/held_out.json"]
+    _, (_, words, _) = diffusion.gallery(lambda suffix: objects[suffix].open("rb"), 2)
+    assert words.endswith("a second, 1 latent frames given, of a held-out clip")
     with PIL.Image.open(io.BytesIO(webp)) as picture:
         assert picture.size == (WIDTH, HEIGHT) and picture.n_frames == 5, "every second of 9"
 

@@ -173,9 +173,11 @@ def test_prompts_count(tmp_path: Path, models: Path) -> None:
     by.settings = msgspec.structs.replace(by.settings, given=2)
     rows = [msgspec.to_builtins(one) | {"weights": by.weights} for one in
             prompts.requests(path.read_bytes(), str(path), "e")]  # fmt: skip
+    rows[0]["held_out"] = "/out/ar@v1/held_out.json"
     made = ar.process(by, work(tmp_path / "w", rows=rows))
     table = layers.read_table(made.objects[1]).to_pylist()
     assert {row["name"]: row["why"] for row in table if row["why"]} == {"large": "bad-size", "long": "bad-frames"}
+    assert {row["name"]: row["held_out"] for row in table if row["held_out"]} == {"rain": "/out/ar@v1/held_out.json"}
     found = {row["name"]: ids(row | {"tar": made.objects[0]}) for row in table if not row["why"]}
     assert np.array_equal(found["rain"][0], found["sun"][0]) and not np.array_equal(found["rain"], found["sun"])
     assert np.array_equal(found["rain"], found["again"]) and not np.array_equal(found["rain"], found["other"])
