@@ -26,7 +26,7 @@ from hpc.train import ar, ranks
 from hpc.train.checkpoint import Checkpoints, complete
 from hpc.train.metrics import lines
 from hpc.train.settings import TrainAr
-from hpc.train.settings.ar import HeldOut
+from hpc.train.settings.ar import HeldOut, Layout
 from hpc.train.settings.optimizer import Optimizer
 
 __all__ = ["tokens"]  # the fixture
@@ -135,6 +135,18 @@ def test_the_shape_of_tokens_is_known_before_they_are_made(
     (tmp_path / "in/a.mp4").touch()
     said = runs.hpc("check", runs.spec(tmp_path, {}, stages), code=2 if words else None)
     assert words in said.stderr and ("shape" in said.stderr) == bool(words), said.stderr
+
+
+def test_fp8_takes_tokens_in_eights() -> None:
+    """12,864 tokens over 16 ranks are 804 each."""
+    values: dict[str, Any] = {"model": "ar-5b-video2world", "steps": 1, "batch": 8, "precision": "fp8-current"}
+    both = Layout(tensor=8, context=2)
+    words = r"micro_batch 1 x 12,864 / context 2 / tensor 8 = 804: make `micro_batch` 2, or say `sequence: false`"
+    with pytest.raises(ValueError, match=words):
+        TrainAr(layout=both, **values)
+    TrainAr(layout=both, **values | {"precision": "bf16"})
+    TrainAr(layout=both, micro_batch=2, **values)
+    TrainAr(layout=Layout(tensor=8, context=2, sequence=False), **values)
 
 
 def test_what_a_step_took(monkeypatch: pytest.MonkeyPatch) -> None:

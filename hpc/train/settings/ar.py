@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
@@ -25,6 +26,8 @@ Precision = Literal["fp32", "bf16", "fp8-delayed", "fp8-current", "fp8-blockwise
 Recompute = Literal["none", "selective", "full"]
 Kernels = Literal["auto", "torch", "fused"]
 Count = Annotated[int, Meta(ge=1)]
+EIGHT = 8
+"""Tokens: transformer-engine's layers take whole multiples of so many in FP8 (2.11, utils.assert_dim_for_fp8_exec)."""
 
 
 class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -222,6 +225,15 @@ class TrainAr(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
             raise ValueError("lora: adapters to random weights teach nothing: say what training begins with, `start`")
         if problems := self.layout.problems(self.preset):
             raise ValueError(f"layout: {problems[0]}")
+        one = self.layout
+        apart = one.tensor if one.sequence else 1
+        each = self.preset.length // one.context // apart
+        if self.precision.startswith("fp8") and self.micro_batch * each % EIGHT:
+            raise ValueError(
+                f"precision: {self.precision} takes tokens by {EIGHT}, and a rank has micro_batch {self.micro_batch} x "
+                f"{self.preset.length:,} / context {one.context} / tensor {apart} = {self.micro_batch * each:,}: make "
+                f"`micro_batch` {EIGHT // math.gcd(each, EIGHT)}" + ", or say `sequence: false`" * (apart > 1)
+            )
 
     def clash(self, needed: Mapping[str, Any]) -> str:
         """What in the settings of stages in `needs` does not go with these; "" for nothing."""
