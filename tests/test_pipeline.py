@@ -97,8 +97,8 @@ def test_the_whole_chain_in_fifteen_minutes(tmp_path: Path) -> None:
     for stage in ("ids", "vae", "ar", "world"):
         assert f"Training <span class=dim>of {stage}: step " in source
     assert source.count("<polyline") >= 12, "curves"
-    ids = [json.loads(line) for line in (output / "ids@v1/000000.jsonl").read_text().splitlines()]
-    assert ids[-1]["loss"] < 0.7 * ids[0]["loss"], "it learns"
+    losses = [json.loads(line)["loss"] for line in (output / "ids@v1/000000.jsonl").read_text().splitlines()]
+    assert sum(losses[-10:]) < 0.75 * sum(losses[:10]), "it learns"
     assert (output / "weights@v1/model.pt").is_file()
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0 and "nothing to do" in again.stdout
