@@ -10,7 +10,7 @@ tests/bench_kernels.py tries the alternatives.
 
 A launch is never given a tensor twice if it writes to it, and None for what there is not: torch.compile gives each
 argument that is written a copy of its own, and takes the last one of a tensor's for its value, written or not (torch
-2.11, _higher_order_ops/triton_kernel_wrap.py).
+2.11, _higher_order_ops/triton_kernel_wrap.py). Nor is an autograd function given a tensor twice: see `apart`.
 """
 
 from __future__ import annotations
@@ -58,6 +58,19 @@ def choose(kernels: str, tensor: torch.Tensor) -> str:
 def processors(tensor: torch.Tensor) -> int:
     """How many multiprocessors the tensor's device has; 2 for the interpreter, so that tests see more than one."""
     return torch.cuda.get_device_properties(tensor.device).multi_processor_count if tensor.is_cuda else 2
+
+
+def apart(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
+    """The same; what has come before as a view of it. What an op gives its autograd function goes through this.
+
+    torch.compile makes one input of a tensor that is given twice, and of its gradients keeps the last alone (pytorch
+    issue 181146: torch 2.11; since 184281 it refuses to compile such a call).
+    """
+    given: list[torch.Tensor | None] = []
+    for tensor in tensors:
+        seen = tensor is not None and any(tensor is other for other in given)
+        given.append(tensor.view_as(tensor) if tensor is not None and seen else tensor)
+    return given
 
 
 def maths(*tensors: torch.Tensor) -> torch.dtype:

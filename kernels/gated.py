@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hpc.kernels import choose, jit, maths, processors, tl, triton
+from hpc.kernels import apart, choose, jit, maths, processors, tl, triton
 
 
 @jit
@@ -110,7 +110,7 @@ def gated(x_GLD: Tensor, y_GLD: Tensor, gate_GD: Tensor, *, kernels: str = "auto
     if choose(kernels, x_GLD) == "torch":
         return gated_reference(x_GLD, y_GLD, gate_GD)
     gate_GD = gate_GD if gate_GD.stride(-1) == 1 else gate_GD.contiguous()
-    return _Gated.apply(x_GLD.contiguous(), y_GLD.contiguous(), gate_GD)
+    return _Gated.apply(*apart(x_GLD.contiguous(), y_GLD.contiguous(), gate_GD))
 
 
 def gated_reference(x_GLD: Tensor, y_GLD: Tensor, gate_GD: Tensor) -> Tensor:

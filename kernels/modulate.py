@@ -30,7 +30,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hpc.kernels import choose, jit, maths, processors, tl, triton
+from hpc.kernels import apart, choose, jit, maths, processors, tl, triton
 
 FP8_MAX = 448.0
 """The largest e4m3 number."""
@@ -317,7 +317,7 @@ def gated_modulate(
     _check(x_GLD, y_GLD, gate=gate_GD, shift=shift_GD, scale=scale_GD)
     if choose(kernels, x_GLD) == "torch":
         return gated_modulate_reference(x_GLD, y_GLD, gate_GD, shift_GD, scale_GD, eps=eps)
-    return _Modulate.apply(x_GLD.contiguous(), y_GLD.contiguous(), *_rows(gate_GD, shift_GD, scale_GD), eps)
+    return _Modulate.apply(*apart(x_GLD.contiguous(), y_GLD.contiguous(), *_rows(gate_GD, shift_GD, scale_GD)), eps)
 
 
 def modulate(
@@ -328,7 +328,7 @@ def modulate(
     _check(x_GLD, None, shift=shift_GD, scale=scale_GD)
     if choose(kernels, x_GLD) == "torch":
         return x_GLD, modulate_reference(x_GLD, shift_GD, scale_GD, eps=eps)
-    return _Modulate.apply(x_GLD.contiguous(), None, None, *_rows(shift_GD, scale_GD), eps)
+    return _Modulate.apply(*apart(x_GLD.contiguous(), None, None, *_rows(shift_GD, scale_GD)), eps)
 
 
 class Quantized(NamedTuple):
@@ -393,8 +393,8 @@ def gated_modulate_fp8(
         return gated_modulate_fp8_reference(
             x_GLD, y_GLD, gate_GD, shift_GD, scale_GD, wrap=wrap, fp8_scale=fp8_scale, eps=eps
         )
-    vectors = _rows(gate_GD, shift_GD, scale_GD)
-    return _ModulateFp8.apply(x_GLD.contiguous(), y_GLD.contiguous(), *vectors, eps, fp8_scale, wrap)
+    given = apart(x_GLD.contiguous(), y_GLD.contiguous(), *_rows(gate_GD, shift_GD, scale_GD))
+    return _ModulateFp8.apply(*given, eps, fp8_scale, wrap)
 
 
 def modulate_fp8(
@@ -405,7 +405,8 @@ def modulate_fp8(
     _check(x_GLD, None, shift=shift_GD, scale=scale_GD)
     if choose(kernels, x_GLD) == "torch":
         return x_GLD, _quantized_reference(x_GLD, shift_GD, scale_GD, wrap, fp8_scale, eps)
-    return _ModulateFp8.apply(x_GLD.contiguous(), None, None, *_rows(shift_GD, scale_GD), eps, fp8_scale, wrap)
+    given = apart(x_GLD.contiguous(), None, None, *_rows(shift_GD, scale_GD))
+    return _ModulateFp8.apply(*given, eps, fp8_scale, wrap)
 
 
 def modulate_reference(x_GLD: Tensor, shift_GD: Tensor, scale_GD: Tensor, *, eps: float = 1e-6) -> Tensor:

@@ -27,7 +27,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hpc.kernels import choose, jit, maths, processors, tl, triton
+from hpc.kernels import apart, choose, jit, maths, processors, tl, triton
 
 
 @jit
@@ -383,7 +383,7 @@ def qk_norm_rope(
         raise ValueError(f"q {list(q.shape)} and k {list(k.shape)} differ in more than their heads")
     if choose(kernels, q) == "torch":
         return qk_norm_rope_reference(q, k, q_weight, k_weight, cos, sin, eps=eps, layout=layout)
-    return _Heads.apply(q, k, q_weight, k_weight, cos, sin, eps, seq_dim)
+    return _Heads.apply(*apart(q, k, q_weight, k_weight, cos, sin), eps, seq_dim)
 
 
 def qkv_norm_rope(
@@ -406,7 +406,7 @@ def qkv_norm_rope(
         q, k, v = qkv[..., :-2, :].flatten(2, 3), qkv[..., -2, :], qkv[..., -1, :]
         q, k = qk_norm_rope_reference(q, k, q_weight, k_weight, cos, sin, eps=eps, layout=layout)
         return q, k, v.contiguous()
-    return _Packed.apply(qkv, q_weight, k_weight, cos, sin, eps, seq_dim)
+    return _Packed.apply(*apart(qkv, q_weight, k_weight, cos, sin), eps, seq_dim)
 
 
 def head_norm(x: Tensor, weight: Tensor, *, eps: float, kernels: str = "auto") -> Tensor:
@@ -414,7 +414,7 @@ def head_norm(x: Tensor, weight: Tensor, *, eps: float, kernels: str = "auto") -
     whose lengths differ."""
     if choose(kernels, x) == "torch":
         return _norm_reference(x, weight, eps)
-    return _Head.apply(x, weight, eps)
+    return _Head.apply(*apart(x, weight), eps)
 
 
 def _norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
