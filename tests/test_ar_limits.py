@@ -24,6 +24,7 @@ from hpc.models.ar import keys
 from hpc.models.ar.presets import preset
 from hpc.train import ar, ranks
 from hpc.train.checkpoint import Checkpoints, complete
+from hpc.train.estimate import Place
 from hpc.train.metrics import lines
 from hpc.train.settings import TrainAr
 from hpc.train.settings.ar import HeldOut, Layout
@@ -145,7 +146,10 @@ def test_fp8_takes_tokens_in_eights() -> None:
     with pytest.raises(ValueError, match=words):
         TrainAr(layout=both, **values)
     TrainAr(layout=both, **values | {"precision": "bf16"})
-    TrainAr(layout=both, micro_batch=2, **values)
+    two = TrainAr(layout=both, micro_batch=2, **values)
+    assert "`micro_batch: 1`" not in [name for name, *_ in two.alternatives(Place(ranks=16))]
+    split = [name for name, *_ in TrainAr(layout=Layout(context=2), **values).alternatives(Place(ranks=16))]
+    assert "`layout.tensor: 4`" in split and "`layout.tensor: 8`" not in split
     TrainAr(layout=Layout(tensor=8, context=2, sequence=False), **values)
 
 

@@ -147,7 +147,7 @@ def times(s: TrainAr, place: Place, sides: list[dict[str, float]]) -> dict[str, 
 
 def alternatives(s: TrainAr, place: Place) -> Iterator[tuple[str, TrainAr, Place]]:
     """(what a spec would say, settings, where): what takes less memory of a GPU."""
-    if s.micro_batch > 1:
+    if s.micro_batch > 1 and not s.layout.problems(s.preset, s.precision, 1):
         yield "`micro_batch: 1`", msgspec.structs.replace(s, micro_batch=1), place
     if s.recompute != "full":
         yield "`recompute: full`", msgspec.structs.replace(s, recompute="full"), place
@@ -155,5 +155,6 @@ def alternatives(s: TrainAr, place: Place) -> Iterator[tuple[str, TrainAr, Place
         for count in (2, 4, 8):
             value = getattr(s.layout, name) * count
             layout = msgspec.structs.replace(s.layout, **{name: value})
-            if value <= 8 and place.ranks % layout.ranks == 0 and not layout.problems(s.preset):
+            impossible = place.ranks % layout.ranks or layout.problems(s.preset, s.precision, s.micro_batch)
+            if value <= 8 and not impossible:
                 yield f"`layout.{name}: {value}`", msgspec.structs.replace(s, layout=layout), place

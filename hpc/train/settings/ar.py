@@ -48,7 +48,7 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """That together have the model once."""
         return self.tensor * self.pipeline * self.context
 
-    def problems(self, model: Preset) -> list[str]:
+    def problems(self, model: Preset, precision: Precision, micro_batch: int) -> list[str]:
         """Why a model cannot lie so, with the arithmetic."""
         found = []
         for what, count in (("heads of keys", model.kv_heads), ("heads", model.heads), ("columns of the feed-forward",
@@ -66,6 +66,13 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         elif self.sequence and self.tensor > 1 and model.length // self.context % self.tensor:
             found.append(_uneven("tensor", model.length // self.context, "tokens", self.tensor)
                          + ", or say `sequence: false`")  # fmt: skip
+        apart = self.tensor if self.sequence else 1
+        each = model.length // self.context // apart
+        if precision.startswith("fp8") and micro_batch * each % EIGHT:
+            found.append(f"{precision} takes tokens by {EIGHT}, and a rank has micro_batch {micro_batch} x "
+                         f"{model.length:,} / context {self.context} / tensor {apart} = {micro_batch * each:,}: make "
+                         f"`micro_batch` {EIGHT // math.gcd(each, EIGHT)}"
+                         + ", or say `sequence: false`" * (apart > 1))  # fmt: skip
         return found
 
 
@@ -223,17 +230,8 @@ class TrainAr(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
                              "columns]` and `condition: 1`")  # fmt: skip
         if self.lora and self.start is None:
             raise ValueError("lora: adapters to random weights teach nothing: say what training begins with, `start`")
-        if problems := self.layout.problems(self.preset):
+        if problems := self.layout.problems(self.preset, self.precision, self.micro_batch):
             raise ValueError(f"layout: {problems[0]}")
-        one = self.layout
-        apart = one.tensor if one.sequence else 1
-        each = self.preset.length // one.context // apart
-        if self.precision.startswith("fp8") and self.micro_batch * each % EIGHT:
-            raise ValueError(
-                f"precision: {self.precision} takes tokens by {EIGHT}, and a rank has micro_batch {self.micro_batch} x "
-                f"{self.preset.length:,} / context {one.context} / tensor {apart} = {self.micro_batch * each:,}: make "
-                f"`micro_batch` {EIGHT // math.gcd(each, EIGHT)}" + ", or say `sequence: false`" * (apart > 1)
-            )
 
     def clash(self, needed: Mapping[str, Any]) -> str:
         """What in the settings of stages in `needs` does not go with these; "" for nothing."""
