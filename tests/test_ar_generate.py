@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from forks import METHOD
 from made import made
 from test_ar_model import ARRAYS, BASE, VOCAB, WORLD, Made, tokens
 
@@ -161,7 +162,7 @@ def test_tensor_parallel_ranks_make_what_one_makes(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_rank, (2, port, str(tmp_path)), nprocs=2)
+    torch.multiprocessing.start_processes(_rank, (2, port, str(tmp_path)), nprocs=2, start_method=METHOD)
     for i, shape_of in enumerate((LONG, WORLD)):
         alone = Generator(decoder(shape_of), 2, 1.0, 0.9)([prompt(shape_of, 1), prompt(shape_of, 2)])
         for rank in range(2):

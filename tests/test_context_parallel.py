@@ -3,12 +3,12 @@ latent frames; a loss and gradients where they share the weights (FSDP2), and ea
 
 from __future__ import annotations
 
-import multiprocessing
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from forks import FORKS
 from test_dit import PREDICT1, PREDICT25, given, published, tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
@@ -90,7 +90,7 @@ def rank_of_two(rank: int, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def of_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, torch.Tensor]]]:
     folder = tmp_path_factory.mktemp("ranks")
-    processes = [multiprocessing.get_context("spawn").Process(target=rank_of_two, args=(i, folder)) for i in range(2)]
+    processes = [FORKS.Process(target=rank_of_two, args=(i, folder)) for i in range(2)]
     for process in processes:
         process.start()
     for process in processes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import os
 import re
 import signal
@@ -20,6 +19,7 @@ import runs
 import torch
 import torch.distributed as dist
 import yaml
+from forks import FORKS
 from stages import ids
 from test_form_runs import tokenizer
 from test_prepare import film
@@ -40,10 +40,6 @@ from hpc.train.settings.optimizer import Optimizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SHAPE = (3, 4, 4)
-# What every rank imports, once. Not on GPUs: with transformer-engine megatron-core's import begins CUDA, which a forked
-# process cannot go on with
-FORKS = multiprocessing.get_context("spawn" if torch.cuda.is_available() else "forkserver")
-FORKS.set_forkserver_preload(["hpc.train.ar"])
 
 
 def settings(**more: Any) -> TrainAr:

@@ -23,6 +23,7 @@ import runs
 import torch
 import torch.distributed as dist
 import yaml
+from forks import FORKS
 from safetensors.torch import load_file
 from test_diffusion import MEAN, STD, Ideal, normal
 from test_diffusion import SHAPE as NORMAL
@@ -138,8 +139,7 @@ def spread(layouts: dict[str, dict[str, Any]], tar: Path, folder: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    spawn = multiprocessing.get_context("spawn")
-    group = [spawn.Process(target=_rank, args=(n, 2, port, layouts, tar, folder)) for n in range(2)]
+    group = [FORKS.Process(target=_rank, args=(n, 2, port, layouts, tar, folder)) for n in range(2)]
     for one in group:
         one.start()
     for one in group:
@@ -232,7 +232,7 @@ def _killed_while_it_saves(tar: Path, folder: Path) -> None:
 
 def test_two_ranks_go_on_where_one_was_killed_while_it_saved(tar: Path, alone: Path, tmp_path: Path) -> None:
     folder = tmp_path / "fsdp"
-    process = multiprocessing.get_context("spawn").Process(target=_killed_while_it_saves, args=(tar, folder))
+    process = FORKS.Process(target=_killed_while_it_saves, args=(tar, folder))
     process.start()
     process.join(180)
     assert process.exitcode == -signal.SIGKILL

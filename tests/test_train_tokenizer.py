@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import multiprocessing
 import os
 import shutil
 import signal
@@ -22,6 +21,7 @@ import torch
 import torch.distributed as dist
 import transformers
 import yaml
+from forks import FORKS
 
 from hpc.data import layers
 from hpc.data.work import Stopped, Work
@@ -131,8 +131,7 @@ def two(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    spawn = multiprocessing.get_context("spawn")
-    group = [spawn.Process(target=_rank, args=(n, 2, port, clips, folder)) for n in range(2)]
+    group = [FORKS.Process(target=_rank, args=(n, 2, port, clips, folder)) for n in range(2)]
     for one in group:
         one.start()
     for one in group:

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from forks import FORKS
 from torch.distributed.checkpoint.api import CheckpointException
 
 from hpc.data.storage import StorageError
@@ -189,9 +190,8 @@ def _rank(rank: int, file: str, warned: int, out: Any) -> None:
 
 @pytest.mark.parametrize("warned", [0, 1])
 def test_a_warning_to_one_rank_is_heard_by_all_at_the_same_step(tmp_path: Path, warned: int) -> None:
-    spawn = multiprocessing.get_context("spawn")
-    out = spawn.Queue()
-    ranks = [spawn.Process(target=_rank, args=(n, str(tmp_path / "meet"), warned, out)) for n in range(2)]
+    out = FORKS.Queue()
+    ranks = [FORKS.Process(target=_rank, args=(n, str(tmp_path / "meet"), warned, out)) for n in range(2)]
     for process in ranks:
         process.start()
     told = dict(out.get(timeout=60) for _ in ranks)
