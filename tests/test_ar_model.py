@@ -267,6 +267,9 @@ def test_nemos_checkpoints_are_read_and_written(alone: None, tmp_path: Path) -> 
     with pytest.raises(ValueError, match=words):
         nemo.save(tmp_path / "base", BASE, Made(BASE))
         nemo.Nemo(tmp_path / "base", WORLD)
+    words = "left over: module.decoder.layers.cross_attention.k_layernorm.weight"
+    with pytest.raises(ValueError, match=words):
+        nemo.Nemo(tmp_path / "ours", BASE)
 
 
 def test_initial_weights_depend_on_seed_and_name_alone() -> None:
