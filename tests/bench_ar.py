@@ -90,10 +90,11 @@ def batches(model: Preset, count: int) -> list[Microbatch]:
     return made
 
 
-def seconds(work: Callable[[], object], times: int, warm: int) -> float:
-    """Median."""
+def seconds(work: Callable[[], object], times: int, warm: int, before: Callable[[], object] = lambda: None) -> float:
+    """Median of the work, without what comes before it."""
     taken = []
     for number in range(warm + times):
+        before()
         torch.cuda.synchronize()
         begun = time.perf_counter()
         work()
@@ -114,7 +115,7 @@ def measured(engine: Engine, model: Preset, counts: list[int], profile: bool) ->
         step = seconds(
             lambda some=some, last=last: last.append(engine.step(some, 1e-5)), times, warm=4 if count == 1 else 1
         )
-        both = seconds(lambda some=some: engine.run(some), times, warm=0) / count
+        both = seconds(lambda some=some: engine.run(some), times, warm=0, before=engine.clear) / count
         flops = model.flops() * count * share
         yield {
             "microbatches": count,

@@ -132,8 +132,10 @@ def run(case: dict[str, Any], name: str, folder: Path) -> list[tuple[float, floa
         if number == 2 and "save" in case:
             (folder / name).mkdir(exist_ok=True)
             writing = engine.save(folder / name, case["save"])
+        shown = engine.run(batches, backward=False) if number == 2 else None  # as validation does
         done = engine.step(batches, rate)
         assert done.moved and done.loss == pytest.approx(done.cross_entropy + done.z_loss)
+        assert shown in (None, pytest.approx((done.cross_entropy, done.z_loss)))
         out.append((done.loss, done.grad_norm))
     if "save" in case:
         writing.finish()  # two steps later: what was saved is what was there then
@@ -143,7 +145,7 @@ def run(case: dict[str, Any], name: str, folder: Path) -> list[tuple[float, floa
         # attention to one token does not depend on what q and k are
         still = {word for word in apart if re.search(r"cross_attention\.w[qk]\.", word)} if shape_of.action_dim else {}
         assert apart - set(still) <= moved <= apart, "adapters alone are trained, and all of them"
-    if name == "one":
+    if name in ("one", "dp2"):
         out.append(not_finite(engine, batches))
     parallel_state.destroy_model_parallel()
     return out
@@ -152,7 +154,7 @@ def run(case: dict[str, Any], name: str, folder: Path) -> list[tuple[float, floa
 def not_finite(engine: Any, batches: list[Any]) -> tuple[float, float]:
     """A step whose gradients are not finite; then (changes of weights, loss)."""
     before = [p.clone() for p in engine.model.parameters()]
-    engine.ddp.zero_grad_buffer()
+    engine.clear()
     engine.run(batches)
     engine.ddp.buffers[0].grad_data[7] = float("nan")
     norm, moved = engine.update(1.0)
@@ -164,7 +166,7 @@ def not_finite(engine: Any, batches: list[Any]) -> tuple[float, float]:
 def decayed(engine: Any) -> list[tuple[float, float]]:
     """Of gradients that are 0, (the shape's dimensions, what a step leaves of a weight) of each parameter."""
     before = [p.detach().clone() for p in engine.model.parameters()]
-    engine.ddp.zero_grad_buffer()
+    engine.clear()
     norm, moved = engine.update(0.5)
     assert norm == 0 and moved
     return [(p.ndim, float(p.norm() / old.norm())) for p, old in zip(engine.model.parameters(), before, strict=True)]
@@ -225,6 +227,7 @@ def test_weights_decay_and_norms_do_not(curves: dict[str, list[tuple[float, floa
         assert left == pytest.approx(1 - 0.5 * 0.1 if dimensions == 2 else 1, abs=1e-6)
 
 
-def test_gradients_that_are_not_finite_change_nothing(curves: dict[str, list[tuple[float, float]]]) -> None:
-    changed, loss = curves["one"][4]
-    assert changed == 0 and loss < curves["one"][3][0]
+@pytest.mark.parametrize("name", ["one", "dp2"])
+def test_gradients_that_are_not_finite_change_nothing(curves: dict[str, list[tuple[float, float]]], name: str) -> None:
+    changed, loss = curves[name][4]
+    assert changed == 0 and loss < curves[name][3][0]

@@ -171,10 +171,9 @@ class Engine:
         self.config = config(preset, **fields)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = self._built(weights).to(self.device)
-        on_gpus = self.device.type == "cuda"
         ours = DistributedDataParallelConfig(
             use_distributed_optimizer=True, grad_reduce_in_fp32=True,
-            overlap_grad_reduce=on_gpus and self.data_ranks * layout.context > 1,
+            overlap_grad_reduce=self.data_ranks * layout.context > 1,
         )  # fmt: skip
         self.ddp = DistributedDataParallel(self.config, ours, self.model)
         self.config.finalize_model_grads_func = finalize_model_grads
@@ -205,14 +204,19 @@ class Engine:
 
     def step(self, microbatches: Sequence[Microbatch], rate: float) -> Done:
         """rate: the learning rate. microbatches: this data-parallel rank's, as many as the others'."""
-        self.ddp.zero_grad_buffer()
-        self.optimizer.zero_grad()
+        self.clear()
         ce, z = self.run(microbatches)
         norm, moved = self.update(rate)
         return Done(ce + z, ce, z, norm, moved)
 
+    def clear(self) -> None:
+        """No gradients, and none that was reduced."""
+        self.ddp.zero_grad_buffer()
+        self.optimizer.zero_grad()
+
     def run(self, microbatches: Sequence[Microbatch], backward: bool = True) -> tuple[float, float]:
-        """(cross entropy, z-loss) of the whole batch; gradients are added to what is there, and reduced over ranks."""
+        """(cross entropy, z-loss) of the whole batch. With backward the gradients are there, reduced over ranks; `clear`
+        comes before each: megatron-core reduces each bucket once, when all of its gradients have come."""
         size, length = microbatches[0].tokens_BS.shape
         with torch.set_grad_enabled(backward):
             parts = get_forward_backward_func()(
