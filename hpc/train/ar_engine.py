@@ -215,8 +215,8 @@ class Engine:
         self.optimizer.zero_grad()
 
     def run(self, microbatches: Sequence[Microbatch], backward: bool = True) -> tuple[float, float]:
-        """(cross entropy, z-loss) of the whole batch. With backward the gradients are there, reduced over ranks; `clear`
-        comes before each: megatron-core reduces each bucket once, when all of its gradients have come."""
+        """(cross entropy, z-loss) of the whole batch. With backward the gradients are there, reduced over ranks; before
+        each comes `clear`: megatron-core reduces a bucket once, when all of its gradients have come."""
         size, length = microbatches[0].tokens_BS.shape
         with torch.set_grad_enabled(backward):
             parts = get_forward_backward_func()(
