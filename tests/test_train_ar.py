@@ -286,3 +286,13 @@ def test_from_films_to_a_model(tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump(wrong))
     said = runs.hpc("run", file, code=1, timeout=300).stdout
     assert "clips of these tokens are [2, 2, 4]" in said and "write `shape: [2, 2, 4]`" in said
+
+
+def test_a_page_of_figures_that_are_none(tmp_path: Path) -> None:
+    """As metrics.jsonl has them, words in the place of numbers."""
+    from hpc.train.ar_measure import as_page
+
+    told = {"steps": 2, "tokens": 80, "clips": 4, "parameters": 10, "trained": 10, "skipped": 1, "model": "m", "gpu_hours": 0.0,
+            "last": {"validation_nll": "nan"}, "previous_frame_nll": 2.0}  # fmt: skip
+    shown = as_page(told, [{"step": 1, "loss": 1.0}, {"step": 2, "loss": "nan"}], tmp_path)
+    assert "<td>NLL of held-out clips<td>nan" in shown and "loss 1</text>" in shown

@@ -179,7 +179,7 @@ def as_page(told: dict[str, Any], said: list[dict[str, Any]], folder: Path) -> s
         "steps": f"{told['steps']:,}", "tokens taken": f"{told['tokens']:,}", "clips": f"{told['clips']:,}",
         "parameters": f"{told['parameters']:,}", "trained": f"{told['trained']:,}",
         "steps left out (not finite)": told["skipped"],
-        **{name: f"{value:.4g}" for name, value in (
+        **{name: f"{float(value):.4g}" for name, value in (
             ("NLL of held-out clips", last.get("validation_nll")),
             ("that of the frame before", told.get("previous_frame_nll"))) if value is not None},
         **page.costs(told, said), "model": told["model"],
