@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import re
 import zlib
 from pathlib import Path
@@ -13,6 +12,7 @@ import msgspec
 import pytest
 import torch
 import torch.distributed as dist
+from forks import FORKS
 
 from hpc.models.ar import cpu, keys
 from hpc.models.ar.presets import Preset, preset
@@ -189,11 +189,9 @@ def _rank(rank: int, ranks: int, folder: Path, cases: dict[str, dict[str, Any]])
 def curves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[float, float]]]:
     """Name -> (loss, norm of gradients) of each step."""
     folder = tmp_path_factory.mktemp("ranks")
-    spawn = multiprocessing.get_context("forkserver")
-    spawn.set_forkserver_preload(["hpc.train.ar"])  # what every rank imports, once
     found: dict[str, list[tuple[float, float]]] = {}
     for ranks, cases in ((4, FOUR), (2, TOGETHER), (1, ALONE)):
-        processes = [spawn.Process(target=_rank, args=(rank, ranks, folder, cases)) for rank in range(ranks)]
+        processes = [FORKS.Process(target=_rank, args=(rank, ranks, folder, cases)) for rank in range(ranks)]
         for process in processes:
             process.start()
         for process in processes:
