@@ -294,5 +294,5 @@ def test_a_page_of_figures_that_are_none(tmp_path: Path) -> None:
 
     told = {"steps": 2, "tokens": 80, "clips": 4, "parameters": 10, "trained": 10, "skipped": 1, "model": "m", "gpu_hours": 0.0,
             "last": {"validation_nll": "nan"}, "previous_frame_nll": 2.0}  # fmt: skip
-    shown = as_page(told, [{"step": 1, "loss": 1.0}, {"step": 2, "loss": "nan"}], tmp_path)
-    assert "<td>NLL of held-out clips<td>nan" in shown and "loss 1</text>" in shown
+    shown = as_page(told, [{"step": 1, "validation_nll": 1.0}, {"step": 2, "validation_nll": "nan"}], tmp_path)
+    assert "<td>NLL of held-out clips<td>nan" in shown and "validation_nll 1</text>" in shown
