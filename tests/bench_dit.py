@@ -11,7 +11,9 @@ of the weights; float32 weights in FSDP2 of one rank, random latents, a text of 
     bf16                the same with kernels between matmuls and attention, and the update in one pass
     fp8-current, fp8-delayed, fp8-blockwise    that with transformer-engine's layers in FP8, by how numbers are scaled
     torch-fp8           fp8-current without our kernels
-    fp8-dpa             fp8-current with attention in FP8 too (transformer-engine's fp8_dpa, cuDNN)
+    fp8-dpa             fp8-delayed with attention in FP8 too (transformer-engine's fp8_dpa, cuDNN). Not fp8-current:
+                        current scaling of attention is for Blackwell alone (transformer-engine 2.11,
+                        dot_product_attention/utils.py, line 485: "FP8 current scaling on arch < sm100")
     te-attention        bf16 with transformer-engine's attention instead of PyTorch's
     compiled-ours       bf16 with the blocks compiled around our kernels
     bf16-plain-gelu, fp8-plain-gelu    GELU (of fp8-current) by PyTorch
@@ -21,7 +23,9 @@ of the weights; float32 weights in FSDP2 of one rank, random latents, a text of 
 Sizes are those of training: 93 frames of 432x768 (31,104 tokens) and of 704x1280 (84,480); Predict1's 121 frames of
 704x1280 are 56,320 tokens. What a row computes again is in RECOMPUTE, and --recompute 480:bf16=attention,matmuls:16
 says otherwise: `attention`, but of the first 16 blocks `matmuls` (`recompute`, `spared` of a spec). All rows compute
-as little again as memory allows.
+as little again as memory allows: of several ways the first whose estimate (hpc.train.estimate_diffusion) is below the
+GPU's memory, and that turns out to be. On several GPUs (torchrun --nproc-per-node 2 tests/bench_dit.py ...) FSDP2 is
+of all ranks, each with a sample of its own; rank 0 tells.
 
 Rows take turns: in each round each is built anew, warmed up by a step (the first time by two), and makes --steps steps.
 Told are medians over all rounds of the whole step, and of forward and backward alone, by the GPU's clock. Nothing
@@ -36,10 +40,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import gc
 import json
 import os
 import statistics
+import sys
 import time
 import traceback
 import warnings
@@ -50,6 +56,7 @@ from unittest import mock
 
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
+import msgspec
 import torch
 import torch._dynamo
 import torch.distributed as dist
@@ -60,7 +67,8 @@ from hpc.models.attention import attend, backend
 from hpc.models.diffusion import Condition, Draws
 from hpc.models.dit import Joints
 from hpc.models.dit_presets import MLP, Config, flops, parameters
-from hpc.train import diffusion_model, diffusion_optimizer, ema, fsdp, ranks
+from hpc.train import diffusion_model, diffusion_optimizer, ema, estimate_diffusion, fsdp, ranks
+from hpc.train.estimate import Place
 from hpc.train.settings import TrainDiffusion
 from hpc.train.settings.data import Shape
 from hpc.train.settings.diffusion import Sizes
@@ -79,7 +87,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "fp8-delayed": {"precision": "fp8-delayed"},
     "fp8-blockwise": {"precision": "fp8-blockwise"},
     "torch-fp8": {"precision": "fp8-current", "kernels": "torch"},
-    "fp8-dpa": {"precision": "fp8-current"},
+    "fp8-dpa": {"precision": "fp8-delayed"},
     "te-attention": {},
     "compiled-ours": {"compile": True},
     "bf16-plain-gelu": {},
@@ -101,8 +109,10 @@ RECOMPUTE = {
     "720:bf16": "attention,matmuls:14 | attention,matmuls:10 | attention",
     "720:fp8-dpa": "blocks,none:6 | blocks",
     "720:te-attention": "blocks,none:6 | blocks",
+    "720 predict1-7b-text2world": "attention,matmuls:14 | attention,matmuls:4 | attention | blocks",
 }
-"""By size and row, or by size; of a 139 GiB GPU. Where memory does not reach, the next of them."""
+"""By size and row, by size and model, or by size; of a 139 GiB GPU. Where memory does not reach, the next
+of them. Predict1-7B's on two H200s: estimated 173, 126, 107 and 84 GiB."""
 
 OURS = {"_forward", "_backward", "_largest", "_quantize", "_sum_parts", "_sum_rows"}
 KINDS = {
@@ -209,10 +219,14 @@ def computing(settings: TrainDiffusion, device: torch.device, eight: bool) -> It
             yield
         return
     import transformer_engine.pytorch as te
-    from transformer_engine.common import recipe
 
-    with te.autocast(enabled=True, recipe=recipe.Float8CurrentScaling(fp8_dpa=True)):
+    with te.autocast(enabled=True, recipe=attention_too()):
         yield
+
+
+def attention_too() -> Any:
+    """The trainer's recipe of delayed scaling, of attention as well."""
+    return dataclasses.replace(diffusion_model.recipe("fp8-delayed"), fp8_dpa=True)
 
 
 def te_attention(c: Config) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -339,12 +353,11 @@ def alone(c: Config, tokens: int, text: int, work: float, device: torch.device) 
 
     best = tell("ours (PyTorch's SDPA)", attend)
     if GPU:
-        from transformer_engine.common import recipe
         from transformer_engine.pytorch import autocast
 
         best = min(best, tell("transformer-engine", te_attention(c)))
         tell("transformer-engine, FP8", te_attention(c),
-             lambda: autocast(enabled=True, recipe=recipe.Float8CurrentScaling(fp8_dpa=True)))  # fmt: skip
+             lambda: autocast(enabled=True, recipe=attention_too()))  # fmt: skip
     matrices = 0.0
     for inside, outside, count in ((c.channels, c.channels, 6), (c.channels, MLP * c.channels, 1),
                                    (MLP * c.channels, c.channels, 1)):  # fmt: skip
@@ -373,23 +386,22 @@ def main() -> None:
     args = parser.parse_args()
     begun = time.monotonic()
     torch._dynamo.config.recompile_limit = 64  # rows are built anew in each round
-    again = RECOMPUTE | dict(one.split("=") for one in args.recompute)
     here = ranks.start()
+    if here.rank:
+        sys.stdout = Path(os.devnull).open("w")
     told: list[dict[str, Any]] = []
     for size in args.sizes.split(","):
-        told += of_size(args, size, again, here, begun)
-        if args.out:
+        told += of_size(args, size, here, begun)
+        if args.out and not here.rank:
             about = {"arguments": {name: str(value) for name, value in vars(args).items()}, "torch": torch.__version__,
                      "device": torch.cuda.get_device_name() if GPU else "CPU"}  # fmt: skip
             args.out.write_text(json.dumps(about | {"rows": told}, indent=1))
     dist.destroy_process_group()
 
 
-def of_size(args: argparse.Namespace, size: str, again: dict[str, str], here: ranks.Here,
-            begun: float) -> list[dict[str, Any]]:  # fmt: skip
+def of_size(args: argparse.Namespace, size: str, here: ranks.Here, begun: float) -> list[dict[str, Any]]:
     rows = args.only.split(",")
     text = 16 if args.tiny else 512
-    ways = {row: ["none"] if args.tiny else again.get(f"{size}:{row}", again[size]).split(" | ") for row in rows}
     c = settings_of("eager", args.model, size, args.tiny, args.blocks, "none")
     [latent], config = c.latents(c.compression or (4, 8)), c.config
     work = flops(config, *latent, text)
@@ -399,11 +411,14 @@ def of_size(args: argparse.Namespace, size: str, again: dict[str, str], here: ra
         alone(config, latent.tokens, text, work, here.device)
     turns: dict[str, list[dict[str, Any]]] = {row: [] for row in rows}
     failed: dict[str, str] = {}
+    ways = {row: ["none"] if args.tiny else ways_of(row, args, size, here.count) for row in rows}
     takes: dict[str, float] = {}
     for number in range(args.rounds):
         for row in rows:
             left = args.budget - (time.monotonic() - begun)
-            if row in failed or left < takes.get(row, max(takes.values(), default=0.0)):
+            leave = torch.tensor(row in failed or left < takes.get(row, max(takes.values(), default=0.0)))
+            dist.broadcast(leave, 0, group=here.words)  # by rank 0's clock
+            if leave:
                 continue
             since = time.monotonic()
             while row not in failed and len(turns[row]) == number:
@@ -426,6 +441,26 @@ def of_size(args: argparse.Namespace, size: str, again: dict[str, str], here: ra
             takes[row] = time.monotonic() - since
     release()
     return [summary(row, size, ways[row][0], turns[row], failed.get(row), latent.tokens, work) for row in rows]
+
+
+def ways_of(row: str, args: argparse.Namespace, size: str, ranks: int) -> list[str]:
+    """What may be computed again, beginning with the first whose estimate is below the GPU's memory; told."""
+    asked, names = dict(one.split("=") for one in args.recompute), (f"{size}:{row}", size)
+    said = [asked[name] for name in names if name in asked]
+    said += [RECOMPUTE[name] for name in (f"{size} {args.model}", *names) if name in RECOMPUTE]
+    ways = said[0].split(" | ")
+    there = torch.cuda.get_device_properties(0).total_memory if GPU else float("inf")
+    sizes = [estimated(settings_of(row, args.model, size, False, args.blocks, words), ranks) for words in ways]
+    print(f"  {size} {row}: estimated " + ", ".join(f"{words} {of / 2**30:.1f} GiB" for words, of in
+          zip(ways, sizes, strict=True)) + f"; the GPU has {there / 2**30:.1f}", flush=True)  # fmt: skip
+    return ways[next((at for at, of in enumerate(sizes) if of < there), len(ways) - 1) :]
+
+
+def estimated(settings: TrainDiffusion, ranks: int) -> float:
+    """Bytes of a GPU, where each rank has a sample."""
+    shapes = tuple(msgspec.structs.replace(shape, batch=ranks) for shape in settings.shapes)
+    settings = msgspec.structs.replace(settings, shapes=shapes)
+    return sum(estimate_diffusion.memory(settings, Place(ranks=ranks, latents=True)).values())
 
 
 def summary(row: str, size: str, words: str, turns: list[dict[str, Any]], failed: str | None, tokens: int,

@@ -36,7 +36,7 @@ from hpc.data.video import nvdec
 from hpc.data.work import BadInput, Stopped, Work
 from hpc.models import dit_files, text_input
 from hpc.models.diffusion import EDM, Condition, Flow, Loss, Objective, SigmaFlow
-from hpc.models.dit import Block, DiT, linear
+from hpc.models.dit import Block, DiT, LearnedPositions, linear
 from hpc.models.dit_presets import PRESETS, Config, parameters
 from hpc.models.tokenizers import files
 from hpc.train import clips, diffusion, diffusion_model, diffusion_optimizer, ema, ranks, samples, saver
@@ -44,7 +44,7 @@ from hpc.train import diffusion_measure as measure
 from hpc.train.checkpoint import Checkpoints, complete
 from hpc.train.diffusion_input import Inputs, draws, dropped, embedding
 from hpc.train.estimate import Place
-from hpc.train.estimate_diffusion import KEPT, memory
+from hpc.train.estimate_diffusion import KEPT, POSITIONS, memory
 from hpc.train.loader import Batches
 from hpc.train.metrics import CLOCKS, lines
 from hpc.train.samples import listed
@@ -729,6 +729,15 @@ def test_a_block_keeps_what_is_estimated(recompute: str) -> None:
     if recompute == "none":
         found -= 12  # what a GPU's norms of q and k do not keep: three float32
     assert found == pytest.approx(KEPT[recompute], rel=0.05)
+
+
+def test_learned_positions_keep_what_is_estimated() -> None:
+    config = Config(channels=256, blocks=1, heads=2, condition_mask=True, text_channels=32, learned_positions=True)
+    positions, kept = LearnedPositions(config), {}
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.setdefault(one.data_ptr(), one), lambda one: one):
+        taken = positions(0, 2, 32, 32).to(torch.bfloat16)
+    found = sum(one.untyped_storage().nbytes() for one in kept.values()) + 2 * taken.nbytes  # itself and its gradient
+    assert found / taken.numel() == pytest.approx(POSITIONS, rel=0.05)
 
 
 @pytest.mark.parametrize("cycle, shares", [

@@ -43,6 +43,8 @@ FP8 as measured, beside the weights; what GELU's kernel writes in FP8 is kept as
 of the MLP's hidden states more."""
 WAY_BACK = 12.0
 """Bytes of gradients where the way back begins, of one block: two of its MLP's hidden states, and less."""
+POSITIONS = 8.0
+"""Bytes of learned positions, for each token of a video and channel: in float32, in bfloat16, and their gradient."""
 EAGER = 5.0
 """Times that more is read and written for what is kept where PyTorch's operators run one by one, in float32."""
 ENCODING = {r"Wan|Predict2": 1190.0, r"CV8x8x8": 75.0}
@@ -135,13 +137,14 @@ def memory(s: TrainDiffusion, place: Place) -> dict[str, float]:
     sizes = list(zip(s.shapes, s.latents(s.compression), strict=True))
     at_once = [s.micro_batch or shape.batch // data for shape, _ in sizes]
     tokens = max(count * one.tokens / s.mesh.cp for count, (_, one) in zip(at_once, sizes, strict=True))
+    learned = max(one.tokens for _, one in sizes) / s.mesh.cp * POSITIONS if c.learned_positions else 0.0
     pixels = max(encoded_at_once(shape, count, s.compression[0])
                  for count, (shape, _) in zip(at_once, sizes, strict=True))  # fmt: skip
     passing = {
         "gathered": ((2 if spread > 1 else c.blocks) * block + ends) * wide + gradients,
         # transformer-engine keeps a block's weights in FP8, as they are and transposed, until the way back
         **({"fp8 weights": 2 * full * block} if fp8 and full else {}),
-        "activations": tokens * c.channels * each * wide / 2,
+        "activations": (tokens * each + learned) * c.channels * wide / 2,
     }
     a_pixel = next((size for word, size in ENCODING.items() if re.search(word, s.video_tokenizer)), 0.0)
     encoding = {"encoding of videos": 0.0 if place.latents else pixels * a_pixel}

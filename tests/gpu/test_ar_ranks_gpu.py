@@ -38,7 +38,9 @@ RANKS = 2
 LAYOUTS = {"tp2": {"tensor": 2, "sequence": False}, "tp2+sp": {"tensor": 2}, "pp2": {"pipeline": 2},
            "cp2": {"context": 2}, "dp2": {}}  # fmt: skip
 PRECISIONS = {"bf16": 0.02, "fp8-delayed": 0.08, "fp8-current": 0.05} if GPU else {"fp32": 1e-4}
-"""By how much the losses of two ranks may differ from those of one: FP8 scales each rank's part by itself."""
+"""By how much the losses of two ranks may differ from those of one. Rounded otherwise by bfloat16, the base's differ by
+0.0003 at most (measured on a CPU, every layout); a layer that misses its gradients is off by 0.06 at the second step
+and 0.2 at the fourth, half of the batch left out by 0.13 and 0.39. FP8 scales each rank's part by itself."""
 CASES: dict[str, tuple[str, Preset, str, Lora | None]] = {
     f"{layout} {precision}": (layout, BASE, precision, None) for precision in PRECISIONS for layout in LAYOUTS
 }
