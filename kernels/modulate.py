@@ -350,7 +350,7 @@ def _launch_quantize(
     groups, tokens, d = z_GLD.shape
     rows_ND = torch.empty(groups * tokens, d, dtype=torch.float8_e4m3fn, device=z_GLD.device)
     columns_DN = torch.empty(d, groups * tokens, dtype=torch.float8_e4m3fn, device=z_GLD.device)
-    inverse = torch.ones_like(amax)
+    inverse = (torch.empty_like if z_GLD.numel() else torch.ones_like)(amax)
     if z_GLD.numel():
         use = config_fp8()
         _quantize[(groups, triton.cdiv(tokens, use["BLOCK_L"]), triton.cdiv(d, use["BLOCK_D"]))](

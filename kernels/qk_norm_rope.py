@@ -106,8 +106,10 @@ def _backward_heads(
     dy_at = group * dy_group + slot * dy_head + col
     dx_at = group * dx_group + slot * dx_head + col
     if NORM:
-        w_a = tl.load(weight_ptr + col, mask=col < HALF, other=0.0).to(tl.float32)
-        w_b = tl.load(weight_ptr + col + HALF, mask=col < HALF, other=0.0).to(tl.float32)
+        # the weights and the table as tiles of equal rows: a row alone, of no fewer numbers than there are threads, is
+        # kept by Triton 3.6 in a layout of its own, and every tile that meets it turned in shared memory, step by step
+        w_a = tl.load(weight_ptr + 0 * head + col, mask=mask, other=0.0).to(tl.float32)
+        w_b = tl.load(weight_ptr + 0 * head + col + HALF, mask=mask, other=0.0).to(tl.float32)
         dw_a = tl.zeros((BLOCK_H, BLOCK_C), tl.float32)
         dw_b = tl.zeros((BLOCK_H, BLOCK_C), tl.float32)
     for step in range(0, tl.cdiv(tokens - program, programs)):
@@ -122,9 +124,9 @@ def _backward_heads(
             b = tl.load(x + HALF, mask=mask, other=0.0).to(tl.float32)
             da, db = da.to(tl.float32), db.to(tl.float32)
             if ROPE:
-                at = o * table_outer + i * table_inner + col
-                c = tl.load(cos_ptr + at, mask=col < HALF, other=0.0).to(tl.float32)
-                s = tl.load(sin_ptr + at, mask=col < HALF, other=0.0).to(tl.float32)
+                at = o * table_outer + i * table_inner + 0 * head + col
+                c = tl.load(cos_ptr + at, mask=mask, other=0.0).to(tl.float32)
+                s = tl.load(sin_ptr + at, mask=mask, other=0.0).to(tl.float32)
                 da, db = da * c + db * s, db * c - da * s
             r = tl.rsqrt(tl.sum(a * a + b * b, axis=1)[:, None] / (2 * HALF) + eps)
             a, b = a * r, b * r

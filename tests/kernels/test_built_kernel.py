@@ -1,4 +1,5 @@
-"""Kernels are built for a Hopper GPU, without one, where numbers come as float64: so torch.compile passes them."""
+"""Kernels are built for a Hopper GPU, without one: where numbers come as float64, as torch.compile passes them; and as
+training launches them, to see what Triton makes of their layouts."""
 
 from __future__ import annotations
 
@@ -16,13 +17,17 @@ SCALARS = ("eps keep rate one_minus_beta1 beta2 one_minus_beta2 root_correction 
 SUMS = {name + "_ptr": "*fp32" for name in "amax inverse scale counted sums gate shift mean r cos sin".split()}
 EIGHT = {name: "*fp8e4nv" for name in ("rows_ptr", "columns_ptr")}
 
-def build(kernel, constants, **given):
+def build(kernel, constants, options=None, aligned=False, **given):
     types = SUMS | EIGHT | dict.fromkeys(SCALARS, "fp64") | given
     signature = {name: "constexpr" if name in constants else
                  types.get(name, "*bf16" if name.endswith("_ptr") else "i32") for name in kernel.arg_names}
     at = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
-    triton.compile(ASTSource(kernel, signature, at), target=GPUTarget("cuda", 90, 32))
+    attrs = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names)
+             if aligned and signature[name] not in ("constexpr", "fp64")}
+    return triton.compile(ASTSource(kernel, signature, at, attrs), target=GPUTarget("cuda", 90, 32), options=options)
+"""
 
+DOUBLES = """
 heads = dict(PER_GROUP=1, HQ=4, HK=4, HALF=16, K=True, V=False, ROPE=True, BLOCK_Q=4, BLOCK_K=4, BLOCK_C=16)
 build(qk_norm_rope._forward, heads)
 build(qk_norm_rope._backward, heads)
@@ -37,8 +42,24 @@ for counted in (True, False):
 print("built")
 """
 
+TURNED = """
+heads = dict(PER_GROUP=1, HQ=16, HK=16, HALF=64, K=True, V=False, ROPE=True, BLOCK_Q=8, BLOCK_K=8, BLOCK_C=64)
+built = build(qk_norm_rope._backward, heads, {"num_warps": qk_norm_rope.config(backward=True)["warps"]}, aligned=True)
+print([line for line in built.asm["ttgir"].splitlines() if "convert_layout" in line and "8x64x" in line])
+"""
+
+
+def built(code: str) -> str:
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", CODE + code], env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.strip()
+
 
 def test_numbers_of_float64() -> None:
-    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "-c", CODE], env=env, capture_output=True, text=True, timeout=120)
-    assert done.stdout.strip() == "built", done.stderr[-3000:]
+    assert built(DOUBLES) == "built"
+
+
+def test_no_tile_of_heads_is_turned_in_shared_memory() -> None:
+    """As it was with 2 warps, where a row of the table has no fewer numbers than there are threads."""
+    assert built(TURNED) == "[]"
