@@ -104,9 +104,7 @@ def process(settings: TrainAr, here: Here, work: Work) -> Made:
         out[0].write_text("".join(json.dumps(line) + "\n" for line in said))
         out[1].write_text(as_page(told, said, folder))
         out[2].write_text(json.dumps(told, indent=1) + "\n")
-    return Made(
-        out, {name: float(told.get(name, 0)) for name in ("steps", "tokens", "skipped", "gpu_hours")}, tree=tree
-    )
+    return Made(out, {name: float(told.get(name, 0)) for name in ("steps", "tokens", "skipped")}, tree=tree)
 
 
 def train(

@@ -33,10 +33,11 @@ CLOCKS = ("time", "seconds", "waited", "checkpoint_seconds", "validation_seconds
 
 
 class Metrics:
-    """Rank 0 writes; other ranks have none. resumed: steps that the checkpoint has, of which lines stay."""
+    """Rank 0 writes; other ranks have none. resumed: steps that the checkpoint has, of which lines stay.
+    gpus: whose hours are counted; on CPUs none."""
 
     def __init__(
-        self, path: Path, resumed: int = 0, ranks: int = 1, trackers: Sequence[str] = (), settings: Any = None
+        self, path: Path, resumed: int = 0, gpus: int = 0, trackers: Sequence[str] = (), settings: Any = None
     ) -> None:
         """settings: as plain values, which trackers show. Raises ValueError for a tracker that is not installed."""
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +47,7 @@ class Metrics:
             beside = path.with_suffix(".part")
             beside.write_text("".join(_encoded(line) for line in kept))
             beside.replace(path)
-        self.ranks, self.began = ranks, time.monotonic()
+        self.gpus, self.began = gpus, time.monotonic()
         self.hours = float(there[-1].get("gpu_hours", 0.0)) if there else 0.0
         self.trackers: list[Any] = []
         if trackers:
@@ -68,7 +69,7 @@ class Metrics:
 
     def step(self, step: int, **values: float) -> None:
         """After `step` steps. NaN and infinities are written as words, so that the line stays JSON."""
-        values["gpu_hours"] = self.hours + (time.monotonic() - self.began) * self.ranks / 3600
+        values["gpu_hours"] = self.hours + (time.monotonic() - self.began) * self.gpus / 3600
         said = {"step": step, "time": round(time.time(), 3), **{name: _plain(value) for name, value in values.items()}}
         self.file.write(_encoded(said))
         self.file.flush()
@@ -93,7 +94,8 @@ def opened(settings: Any, folder: Path, resumed: int, here: Any) -> Metrics | No
         return None
     from hpc.train.clips import plain
 
-    return Metrics(folder / "metrics.jsonl", resumed, here.count, settings.metrics, plain(settings))
+    gpus = here.count if here.device.type == "cuda" else 0
+    return Metrics(folder / "metrics.jsonl", resumed, gpus, settings.metrics, plain(settings))
 
 
 def lines(path: Path) -> Iterator[dict[str, Any]]:
