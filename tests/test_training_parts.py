@@ -21,7 +21,7 @@ from hpc.data.storage import StorageError
 from hpc.data.units import Seconds
 from hpc.data.work import Stopped
 from hpc.train.agree import agreed
-from hpc.train.checkpoint import ALONE, Checkpoints, Keeper, Ranks, Resumed, complete
+from hpc.train.checkpoint import ALONE, COMPLETE, Checkpoints, Keeper, Ranks, Resumed, complete
 from hpc.train.metrics import Metrics, lines
 
 
@@ -42,6 +42,9 @@ def test_the_newest_ones_stay(tmp_path: Path) -> None:
     for step in range(5, 55, 5):
         made = one.save(step, write(str(step)), {"loss": 0.5})
         assert made.name == f"iter_{step:09}"
+    removed = tmp_path / "iter_000000035.part"  # as a killed one leaves it that is half removed
+    removed.mkdir()
+    (removed / COMPLETE).touch()
     assert complete(tmp_path) == [20, 40, 45, 50]
     assert (tmp_path / "latest_checkpoint.txt").read_text() == "iter_000000050"
     step, folder = keeper(tmp_path).newest()  # type: ignore[misc]

@@ -204,8 +204,8 @@ def called(step: int) -> str:
 
 
 def complete(folder: Path) -> list[int]:
-    """Steps of the complete checkpoints, rising."""
-    return sorted(int(path.parent.name.removeprefix("iter_")) for path in folder.glob(f"iter_*/{COMPLETE}"))
+    """Steps of the complete checkpoints, rising; none of those that are written or removed right now."""
+    return sorted(int(path.parent.name.removeprefix("iter_")) for path in folder.glob(f"iter_*[0-9]/{COMPLETE}"))
 
 
 def _size(path: Path) -> int:
