@@ -350,8 +350,10 @@ def _launch_quantize(
     groups, tokens, d = z_GLD.shape
     rows_ND = torch.empty(groups * tokens, d, dtype=torch.float8_e4m3fn, device=z_GLD.device)
     columns_DN = torch.empty(d, groups * tokens, dtype=torch.float8_e4m3fn, device=z_GLD.device)
-    inverse = (torch.empty_like if z_GLD.numel() else torch.ones_like)(amax)
-    if z_GLD.numel():
+    inverse = torch.empty_like(amax)
+    if not z_GLD.numel():
+        inverse.fill_(1)
+    else:
         use = config_fp8()
         _quantize[(groups, triton.cdiv(tokens, use["BLOCK_L"]), triton.cdiv(d, use["BLOCK_D"]))](
             z_GLD, shift_GD, scale_GD, mean, r, amax, given, rows_ND, columns_DN, inverse, tokens, groups * tokens,
