@@ -47,7 +47,7 @@ def site(folder: Path, name: str = "film") -> Run:
             {"job": "102", "stage": "echo", "phase": "map", "tasks": 5}]  # fmt: skip
     (made.attempt.folder / "jobs.jsonl").write_text("".join(json.dumps(job) + "\n" for job in jobs))
     frozen = barrier.frozen_stage(made.attempt, made.plan, "train")
-    with Metrics(Path(frozen.folder, "training", "metrics.jsonl")) as told:
+    with Metrics(Path(frozen.folder, "training", "metrics.jsonl"), gpus=1) as told:
         for step in range(1, 31):
             learn(told, step)
     return made.run
