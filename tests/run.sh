@@ -12,6 +12,7 @@
 # the Slurm tests. (The packages' services of Slurm and MariaDB are not started, but enabled for the next boot.)
 set -euo pipefail
 cd "$(dirname "$0")/.."
+unset PYTHONDONTWRITEBYTECODE # where a machine sets it, each of thousands of processes would compile what it imports
 
 minutes=80
 if [[ ${1:-} == --long ]]; then
@@ -85,7 +86,9 @@ finish() { # however the script ends; silent if all is well, so that pytest has 
   for one in "${tests[@]}"; do
     if kill -INT "$one" 2>/dev/null; then wait "$one" || true; fi
   done
-  CLUSTER_STATE=$work/slurm tests/cluster/cluster.sh wipe >"$log" 2>&1 || { cat "$log" && status=1; }
+  for one in "${clusters[@]}"; do
+    CLUSTER_STATE=$one tests/cluster/cluster.sh wipe >"$log" 2>&1 || { cat "$log" && status=1; }
+  done
   while IFS=/ read -r _ _ pid _; do
     echo "tests/run.sh: left running by the tests, ended now: $pid $(tr '\0' ' ' <"/proc/$pid/cmdline")"
     kill -9 "$pid" || true
@@ -98,7 +101,7 @@ finish() { # however the script ends; silent if all is well, so that pytest has 
 python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || die "python3 is $(python3 -V), needed is 3.11 or later"
 work=$(mktemp -d "${TMPDIR:-/tmp}/hpc-test.XXXXXX")
 chmod 755 "$work" # jobs of other users read Slurm's configuration
-log=$work/log policy="" tests=()
+log=$work/log policy="" tests=() clusters=()
 trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
@@ -108,7 +111,9 @@ if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
   begin "packages"
   packages >"$log" 2>&1 </dev/null
   end
-  marks+=("HPC_TEST_CLUSTER=$work/slurm" "SLURM_CONF=$work/slurm/etc/slurm.conf" HPC_TEST_REQUIRE_SLURM=1)
+  marks+=(HPC_TEST_REQUIRE_SLURM=1)
+  clusters=("$work/slurm")
+  (($#)) || clusters+=("$work/slurm2") # for the tests of all: half of those on Slurm have one of their own
 else
   [[ ${CI:-} != true ]] || die "with CI=true the Slurm tests must run, and they need root and apt-get"
   echo "tests/run.sh: the Slurm tests will be skipped: they need root and apt-get"
@@ -120,12 +125,15 @@ touch "$venv.lock" # in use today
 flock --nonblock 9 || { echo "tests/run.sh: waiting for another run to end, which uses $venv too" && flock 9; }
 begin "virtual environment $venv"
 environment >"$log" 2>&1 </dev/null
+"$venv/bin/python" -m compileall -q -j 2 hpc kernels tests >"$log" 2>&1 </dev/null
 end
 PATH=$venv/bin:$PATH
 
-if ((${#marks[@]} > 1)); then
+if ((${#clusters[@]})); then
   begin "cluster"
-  env "${marks[@]}" CLUSTER_STATE="$work/slurm" tests/cluster/cluster.sh up >"$log" 2>&1 9>&-
+  for one in "${clusters[@]}"; do
+    env "${marks[@]}" CLUSTER_STATE="$one" tests/cluster/cluster.sh up >>"$log" 2>&1 9>&-
+  done
   end
 fi
 
@@ -138,25 +146,27 @@ mypy --no-error-summary </dev/null >"$work/mypy" 2>&1 9>&- &
 tests=("$!")
 # In the background, or a signal to this script would wait for the end of the tests; background jobs ignore SIGINT, but
 # at the deadline pytest shall get one and say where it was. -v takes back the -q of pyproject.toml.
-run_tests() {
-  env --default-signal=INT "${marks[@]}" timeout --foreground --signal=INT --kill-after=60 $((deadline - SECONDS)) \
+run_tests() { # CLUSTER or "", and pytest's arguments
+  local slurm=()
+  [[ -z $1 ]] || slurm=("HPC_TEST_CLUSTER=$1" "SLURM_CONF=$1/etc/slurm.conf")
+  shift
+  env --default-signal=INT "${marks[@]}" "${slurm[@]}" \
+    timeout --foreground --signal=INT --kill-after=60 $((deadline - SECONDS)) \
     pytest -v -rfEs --durations=15 --color=no "$@" </dev/null 9>&- &
   tests+=("$!")
 }
-if (($# || ${#marks[@]} == 1)); then
-  run_tests "$@"
-else # those on Slurm mostly wait: the others run meanwhile, those of trainers beside the rest, and say their part later
-  on_slurm=(tests/cluster tests/test_quickstart.py)
-  of_trainers=(tests/gpu tests/kernels
-    tests/test_{ar,convert,diffusion,dit,evaluate,form,generate,prepare,token,train}*.py)
-  run_tests "${on_slurm[@]}" >"$work/on_slurm" 2>&1
-  run_tests "${of_trainers[@]}" >"$work/of_trainers" 2>&1
-  run_tests "${on_slurm[@]/#/--ignore=}" "${of_trainers[@]/#/--ignore=}"
+if (($# || ${#clusters[@]} == 0)); then
+  run_tests "${clusters[0]:-}" "$@"
+else # those on Slurm mostly wait, and say their part later; three processes take the others meanwhile, file by file
+  ranks_on_slurm=(tests/cluster/test_{containers,pipeline,train}*.py tests/test_quickstart.py)
+  run_tests "${clusters[0]}" "${ranks_on_slurm[@]}" >"$work/ranks_on_slurm" 2>&1
+  run_tests "${clusters[1]}" tests/cluster "${ranks_on_slurm[@]/#/--ignore=}" >"$work/on_slurm" 2>&1
+  run_tests "" --numprocesses=3 --dist=loadfile --ignore=tests/cluster "${ranks_on_slurm[@]/#/--ignore=}"
 fi
 for one in "${tests[@]}"; do
   wait "$one" || { code=$? && status=$code; }
 done
-[[ ! -e $work/on_slurm ]] || cat "$work/of_trainers" "$work/on_slurm"
+[[ ! -e $work/on_slurm ]] || cat "$work"/{ranks_on_slurm,on_slurm}
 sed 's/^/mypy: /' "$work/mypy"
 tests=()
 exit "$status"

@@ -144,7 +144,7 @@ def go(file: Path, *overrides: str) -> prepare.Prepared:
     return made
 
 
-def until(happened: Callable[[], Any], timeout: float = 30) -> Any:
+def until(happened: Callable[[], Any], timeout: float = 120) -> Any:
     """Wait until something is true; returns it."""
     deadline = time.monotonic() + timeout
     while not (found := happened()):

@@ -91,6 +91,30 @@ def test_few_stand_by(tmp_path: Path) -> None:
     assert len(done_by(made)) == 8
 
 
+def test_two_that_look_at_the_same_moment_do_not_both_stand_by(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One lists who stands by, then the other does and says that it stands by, then the first one says so."""
+    made = planned(tmp_path, "wait go", rows=4, more={"002.txt": "wait go"})
+    with contextlib.ExitStack() as ended:
+        for row in (0, 1):
+            ended.enter_context(runs.ended(started(made, row)))
+        runs.until(lambda: {"000000", "000002"} <= set(runs.said(made.run, "start")))
+        assert made.attempt
+        fold, new = runs.fold(made.run), twins._new
+        one, other = (twins.Twins(made.run, made.attempt, made.plan.stage("echo"), me, 1.0) for me in ("9.0", "10.0"))
+
+        def late(file: Path, content: str) -> bool:
+            if content == "9.0" and not other.claimed:
+                other.claimed = other._claim(fold)
+            return new(file, content)
+
+        monkeypatch.setattr(twins, "_new", late)
+        assert one._claim(fold) == "" and other.claimed in ("000000", "000002")
+        assert [path.name for path in one.folder.iterdir()] == [other.claimed]
+        (tmp_path / "flags/go").touch()
+
+
 def test_who_stands_by_leaves_when_it_is_told_to(tmp_path: Path) -> None:
     made = planned(tmp_path, "wait go")
     with runs.ended(started(made, 0)) as slow, runs.ended(started(made, 1)) as other:

@@ -15,6 +15,7 @@ FEW stands by, one at least: the others give their nodes back.
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
 from collections.abc import Callable
@@ -78,13 +79,25 @@ class Twins:
         others = {shard: record for shard, (worker, record) in fold.running.items()
                   if f"{worker.job}.{worker.restart}" != self.me}  # fmt: skip
         self.folder.mkdir(parents=True, exist_ok=True)
-        standing = fold.running.keys() & {path.name for path in self.folder.iterdir()}
-        if len(standing) >= max(1, self.attempt.rows(self.stage.domain) // FEW):
+        enough = max(1, self.attempt.rows(self.stage.domain) // FEW)
+        if len(self._standing(fold)) >= enough:
             return ""
         for shard in sorted(others, key=lambda shard: others[shard].t - others[shard].seconds):
             if _new(self.folder / shard, self.me):
-                return shard
+                if shard in self._standing(fold)[:enough]:
+                    return shard
+                (self.folder / shard).unlink()  # others looked at the same moment, and were the first to say so
+                return ""
         return ""
+
+    def _standing(self, fold: records.Fold) -> list[str]:
+        """Shards in the making for which a task stands by, in the order in which they said so."""
+        found = []
+        for path in self.folder.iterdir():
+            with contextlib.suppress(FileNotFoundError):  # withdrawn
+                if path.name in fold.running:
+                    found.append((path.stat().st_mtime_ns, path.name))
+        return [name for _, name in sorted(found)]
 
     def overtaken(self, shard: str) -> bool:
         """Another task has published this shard, which is in the making here."""

@@ -158,6 +158,8 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=2,sched_min_interval=0,bf
 MinJobAge=300
 MaxArraySize=${CLUSTER_MAX_ARRAY:-1001}
 MaxJobCount=20000
+# no job of another cluster on this machine has its number, by which ranks choose the port where they meet
+FirstJobId=$((port * 100))
 JobRequeue=1
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
