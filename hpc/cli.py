@@ -185,7 +185,7 @@ def find(args: argparse.Namespace) -> Run:
 
 
 def check(args: argparse.Namespace) -> int:
-    from hpc.batch import container, doctor, inputs, preflight, prepare, slurm
+    from hpc.batch import container, doctor, inputs, preflight, preflight_models, preflight_prompts, prepare, slurm
 
     facts, lines, status = [], [], 0
     for spec in load(args):
@@ -209,7 +209,8 @@ def check(args: argparse.Namespace) -> int:
             refused = prepare.refused(spec, cluster)
             lines += [f"  Slurm would refuse {stage}: {why}" for stage, why in refused.items()]
             lines += [] if refused else [f"  Slurm would take every stage on {spec.cluster}"]
-        rows = [*preflight.examine(spec, cluster, args.runs, total), *_data_sets(preflight.data_sets(spec))]
+        rows = [*preflight_prompts.examine(spec, listing.entries), *preflight_models.examine(spec, cluster),
+                *preflight.examine(spec, cluster, args.runs, total), *_data_sets(preflight.data_sets(spec))]
         lines += [f"  {line}" for line in doctor.lines(rows)]
         status = 1 if refused or any(row.verdict == "bad" for row in rows) else status
         facts.append({"name": spec.name, "hash": spec.hash, "inputs": len(listing.entries), "bytes": total,
@@ -245,9 +246,17 @@ def _data_sets(found: list[Any]) -> list[Any]:
 
 
 def _prepared(args: argparse.Namespace, spec: Any, cluster: Any, on_slurm: bool) -> Any:
-    from hpc.batch import launch
+    from hpc.batch import launch, preflight_prompts
 
     dry = args.verb == "plan"
+    if args.verb != "retry":  # what a run has begun with, it goes on with
+        os.environ.update(cluster.env | spec.env)
+        try:
+            preflight_prompts.refuse(spec)
+        except ValueError as error:
+            if not dry:  # which may be read where the pictures are not that prompts name
+                raise
+            print(error, file=sys.stderr)
     return launch.plan(spec, cluster, args.runs, on_slurm=on_slurm, command=sys.argv, dry=dry)
 
 
@@ -471,7 +480,9 @@ def dashboard(args: argparse.Namespace) -> int:
         made = ex.export(board, args.export)
         emit(args, made, [f"{made['page']}: {made['runs']} runs, {made['clips']} clips, {made['files']} files"])
         return 0
-    server, address = db.serve(board, args.host, args.port)
+    from hpc.batch import dashboard_server
+
+    server, address = dashboard_server.serve(board, args.host, args.port)
     with server:
         emit(args, {"address": address, "folder": str(board.watch.folder)}, [f"{board.watch.folder} at {address}"])
         sys.stdout.flush()

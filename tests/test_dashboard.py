@@ -23,7 +23,8 @@ import runs
 import s3
 import shown
 
-from hpc.batch import dashboard, masking, slurm, watch
+from hpc.batch import dashboard_server as server
+from hpc.batch import masking, slurm, watch
 from hpc.batch.curves import MOST, Curves
 from hpc.batch.gallery import Gallery, spread
 from hpc.batch.run import Run
@@ -336,11 +337,11 @@ def test_no_other_host_and_no_other_user(film: Run, address: str) -> None:
         assert other.returncode and "403" in other.stderr, other
     line = "  0: 0100007F:{:04X} 0100007F:{:04X} 01 00000000:00000000 00:00000000 00000000 {:>5} 0 1"
     peer, here = ("127.0.0.1", 40000), ("127.0.0.1", 8765)
-    owner = lambda uid: dashboard.same_user(peer, here, lambda: line.format(40000, 8765, uid))
+    owner = lambda uid: server.same_user(peer, here, lambda: line.format(40000, 8765, uid))
     assert owner(os.geteuid()) and owner(0) and not owner(os.geteuid() + 1)
-    assert not dashboard.same_user(peer, here, lambda: line.format(8765, 40000, os.geteuid())), "its own end"
+    assert not server.same_user(peer, here, lambda: line.format(8765, 40000, os.geteuid())), "its own end"
     other = ("127.0.0.2", 40000)
-    assert not dashboard.same_user(other, here, lambda: line.format(40000, 8765, os.geteuid())), "somebody else's"
+    assert not server.same_user(other, here, lambda: line.format(40000, 8765, os.geteuid())), "somebody else's"
 
 
 def test_a_token_beyond_loopback(film: Run) -> None:
@@ -350,7 +351,7 @@ def test_a_token_beyond_loopback(film: Run) -> None:
         assert len(token) >= 32
         for path in ("", "api/runs", "app/main.js", "?token=", f"?token={token[:-1]}", "api/runs?token=é"):
             assert get(at, urllib.parse.quote(path, safe="?=/"))[0] == 401, path
-        assert get(at, "api/runs", Cookie=f"{dashboard.COOKIE}={token}x")[0] == 401
+        assert get(at, "api/runs", Cookie=f"{server.COOKIE}={token}x")[0] == 401
         code, said, _ = get(at, f"?token={token}")
         assert code == 303 and said["location"] == "." and token in said["set-cookie"]
         assert "HttpOnly" in said["set-cookie"] and "SameSite=Strict" in said["set-cookie"]

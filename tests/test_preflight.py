@@ -203,8 +203,8 @@ def test_data_sets_are_validated_before_a_gpu_is_allocated(tmp_path: Path) -> No
         for folder, suffix, content in (("videos", "mp4", mp4(48)), ("metas", "txt", b"a rabbit")):
             (data / folder).mkdir(parents=True, exist_ok=True)
             (data / folder / f"{name}.{suffix}").write_bytes(content)
-    world = {"kind": "train.diffusion", "model": "tiny-predict2.5", "text": {"source": "encoder", "encoder": "/w"},
-             "shapes": [{"frames": 17, "height": 64, "width": 96, "batch": 2}], "steps": 2, "tokenizer": "/vae",
+    world = {"kind": "train.diffusion", "model": "tiny-predict2.5", "text": {"source": "encoder"},
+             "shapes": [{"frames": 17, "height": 64, "width": 96, "batch": 2}], "steps": 2,
              "optimizer": {"warmup": 0}}  # fmt: skip
     spec = runs.spec(tmp_path, {}, {"world": world}, inputs=str(data))
     shutil.rmtree(tmp_path / "in", ignore_errors=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import py_compile
 import shutil
 import subprocess
 import sys
@@ -129,8 +130,35 @@ def test_the_snapshot_holds_the_scripts_and_no_leftovers(planned: prepare.Prepar
     for name in ("hpc/cli.py", "hpc/sbatch/array.sbatch", "hpc/sbatch/report.sbatch", "stages/echo.py"):
         assert (code / name).is_file(), name
     assert os.access(code / "hpc/sbatch/array.sbatch", os.R_OK)
-    assert not [p for p in code.rglob("*") if p.name == "__pycache__" or p.suffix == ".pyc"]
     assert not (code / "test_run.py").exists(), "only the package of a stage is copied, not what lies beside it"
+
+
+def test_the_snapshot_is_not_compiled_again_by_every_process(tmp_path: Path) -> None:
+    """What the checkout has compiled of its code is taken along and used; what other Pythons left, or has no source, is
+    not; and what is edited in the snapshot counts."""
+    copy = checkout(tmp_path)
+    py_compile.compile(str(copy / "hpc/batch/health.py"))
+    compiled = copy / "hpc/batch/__pycache__"
+    [name] = [path.name for path in compiled.iterdir()]
+    for leftover in ("gone.cpython-311.pyc", "health.cpython-27.pyc", f"{name}.139872"):
+        shutil.copy(compiled / name, compiled / leftover)
+    spec = runs.spec(tmp_path, runs.numbered(1))
+    env = runs.environment(PYTHONPATH=f"{copy}:{copy}/tests", PYTHONDONTWRITEBYTECODE="1")
+    runs.hpc("plan", spec, env=env)
+    code = run.find("t", tmp_path / "runs").latest().code
+    assert [str(path.relative_to(code)) for path in code.rglob("*.pyc*")] == [f"hpc/batch/__pycache__/{name}"]
+
+    def loaded() -> str:
+        words = [sys.executable, "-v", "-c", "import hpc.batch.health; print(hpc.batch.health.__file__)"]
+        done = subprocess.run(words, cwd=tmp_path, env=env | {"PYTHONPATH": str(code)}, capture_output=True, text=True,
+                              check=True)  # fmt: skip
+        assert done.stdout.strip() == str(code / "hpc/batch/health.py")
+        return done.stderr
+
+    assert f"code object from '{code}/hpc/batch/__pycache__/{name}'" in loaded()
+    with (code / "hpc/batch/health.py").open("a") as file:
+        file.write("# edited\n")
+    assert f"code object from {code}/hpc/batch/health.py" in loaded()
 
 
 def files(folder: Path) -> int:

@@ -60,6 +60,7 @@ def run(run: Run, attempt: Attempt, name: str) -> int:
         known = [shard for shard in ledger.load(attempt_plan.output).shards if shard.id in wanted]
         inputs = prepare.of_inputs(known, attempt_plan.superseded)
         parts = prepare.parts_of(inputs)
+    parts += prepare.parts_of_files(settings_of(stage.kind, stage.settings))
     frozen = prepare.frozen_digest(parts, attempt_plan.superseded)
     stage.fingerprint = prepare.frozen_fingerprint(stage.fingerprint, frozen)
     stage.folder = begin(attempt_plan.output, stage, frozen)

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from hpc.batch import masking
-from hpc.batch.dashboard import POLICY, WEB, Dashboard, Refused
+from hpc.batch.dashboard import Dashboard, Refused
+from hpc.batch.dashboard_server import POLICY, WEB
 from hpc.data import storage
 
 CLIPS = 120

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Generator, Iterable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -75,6 +76,12 @@ def of_inputs(shards: Iterable[ledger.Shard], superseded: Iterable[tuple[str, st
 def parts_of(inputs: dict[str, dict[str, str]]) -> list[tuple[str, str]]:
     """For `frozen_digest`."""
     return [(f"inputs/{shard}/{uri}", etag) for shard, items in inputs.items() for uri, etag in items.items()]
+
+
+def parts_of_files(settings: Any) -> list[tuple[str, str]]:
+    """...of files that a barrier reads besides: what is made of another content is another version."""
+    found = [(uri, storage.stat(uri)) for uri in getattr(settings, "files", ())]
+    return [(f"files/{uri}", there.etag if there else "") for uri, there in found]
 
 
 def frozen_digest(good: Iterable[tuple[str, str]], superseded: Iterable[tuple[str, str]]) -> str:
@@ -348,6 +355,7 @@ def _behind(spec: Spec, stages: dict[str, StagePlan], scope: list[ledger.Shard],
             _, parts = good_shards(scopes, domain_of, {n: folds[n] for n in domain_of})
             if not stage.needs:
                 parts = parts_of(of_inputs(scope, replaced))
+            parts += parts_of_files(spec.stages[name].settings)
             print_ = frozen_fingerprint(stage.fingerprint, frozen_digest(parts, replaced))
         else:
             print_ = frozen_fingerprint(stage.fingerprint, plans[stage.domain][1])

@@ -270,17 +270,29 @@ def sibling(name: str) -> Path:
 
 
 def snapshot(attempt: Attempt, extra: Iterable[Path] = ()) -> None:
-    """Copy the code that will run, laid out as installed: editing a checkout while jobs are queued changes nothing."""
-    ignore = shutil.ignore_patterns("__pycache__", "*.pyc", "kernels", "sbatch")
+    """Copy the code that will run, laid out as installed: editing a checkout while jobs are queued changes nothing.
+
+    With what this Python has compiled of it, or each of a job's processes would compile all that it imports again.
+    """
     target = attempt.code / "hpc"
+    ignore = lambda folder, names: {"kernels", "sbatch"} | _stale(folder, names)
     shutil.copytree(package_folder(), target, ignore=ignore)
     for name in ("kernels", "sbatch"):
-        shutil.copytree(sibling(name), target / name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+        shutil.copytree(sibling(name), target / name, ignore=_stale)
     for path in extra:  # packages of stages that the suite does not ship
         if path.is_dir():
-            shutil.copytree(path, attempt.code / path.name, ignore=ignore, dirs_exist_ok=True)
+            shutil.copytree(path, attempt.code / path.name, ignore=_stale, dirs_exist_ok=True)
         else:
             shutil.copy2(path, attempt.code / path.name)
+
+
+def _stale(folder: str, names: list[str]) -> set[str]:
+    """Of the files in a folder, what is not compiled by this Python from a source that is there."""
+    if Path(folder).name != "__pycache__":
+        return set()
+    suffix = f".{sys.implementation.cache_tag}.pyc"  # others are of other Pythons, or being written just now
+    return {name for name in names if not (
+        name.endswith(suffix) and Path(folder).with_name(name.replace(suffix, ".py")).exists())}  # fmt: skip
 
 
 def provenance(attempt: Attempt, spec_hash: str, command: list[str], images: dict[str, Any]) -> None:

@@ -88,6 +88,8 @@ class Join(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     SECONDS_PER_GIB: ClassVar[float] = 1.0
 
     lines: int = 3
+    files: tuple[str, ...] = ()
+    """Read by nobody, but a change of them counts."""
 
 
 class Look(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
