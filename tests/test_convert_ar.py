@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ import msgspec
 import pytest
 import runs
 import torch
+from ar_runs import run, settings, tokens
 from test_generate import work
-from test_train_ar import run, settings, tokens
 
-from hpc.models.ar import keys
+from hpc.models.ar import keys, nemo
 from hpc.train import convert_ar
 from hpc.train.checkpoint import Checkpoints, complete
 from hpc.train.convert import convert
@@ -64,6 +65,7 @@ def test_what_cannot_be_converted(trained: dict[str, Path], tmp_path: Path) -> N
     model = trained["tensor"] / "model/model.safetensors"
     (tmp_path / "there.pt").touch()
     (tmp_path / "bare").mkdir()
+    (tmp_path / "page.pt").write_text("<html>\n")
     bare = tmp_path / "bare/x.safetensors"
     bare.write_bytes(model.read_bytes())
     torn = tmp_path / "torn/iter_000000009"
@@ -78,6 +80,10 @@ def test_what_cannot_be_converted(trained: dict[str, Path], tmp_path: Path) -> N
         (model, "a.bin", {}, "a.bin: known are names that end in .pt"),
         (torn.parent, "a.pt", {}, "there is no complete checkpoint"),
         (tmp_path / "bare", "a.pt", {"model": "ar-tiny"}, "no distributed checkpoint here"),
+        (bare, "a.pt", {"model": "ar-4"}, "'ar-4' is no model that is known here: did you mean ar-4b? there"),
+        (bare, "a.pt", {"model": "ar-tiny", "shape": (5, 8)}, "shape: 5,8: latent frames, rows and columns are"),
+        (bare, "no/such/a.pt", {"model": "ar-tiny"}, "no/such: there is no such folder to write a.pt into: mkdir -p"),
+        (tmp_path / "page.pt", "a.pt", {"model": "ar-tiny"}, "or safetensors leave it: it is text, '<html>'"),
     ]
     for source, to, more, words in cases:
         with pytest.raises((ValueError, OSError), match=re.escape(words)):
@@ -101,6 +107,32 @@ def test_a_stage_makes_all_forms(trained: dict[str, Path], tmp_path: Path) -> No
     assert same(tmp_path / "model.pt", tmp_path / "model.safetensors")
     convert(str(tmp_path / "nemo"), str(tmp_path / "again.pt"), "ar-tiny", settings().preset.shape)
     assert same(tmp_path / "model.pt", tmp_path / "again.pt")
+
+
+def test_what_nemo_has_beside_weights_is_taken_along(
+    trained: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """context/ names classes of NeMo's: it is copied from where the weights come from, or it is said what to do."""
+    source = trained["tensor"] / "model/model.safetensors"
+    convert(str(source), str(tmp_path / "nemo"))
+    said = capsys.readouterr().err
+    assert "it has no context/" in said and "huggingface-cli download" in said
+    assert not (tmp_path / "nemo/context").exists()
+    (tmp_path / "nemo/context").mkdir()
+    (tmp_path / "nemo/context/io.json").write_text('{"root": 1}')
+    convert(str(tmp_path / "nemo"), str(tmp_path / "again"), "ar-tiny", settings().preset.shape)
+    assert (tmp_path / "again/context/io.json").read_text() == '{"root": 1}' and not capsys.readouterr().err
+    again = tmp_path / "again"
+    assert nemo.context_of("", "nvidia/Cosmos-1.0-Autoregressive-4B", str(again)) == again / "context"
+    ours = trained["tensor"] / "checkpoints"
+    [checkpoint] = [one for one in ours.iterdir() if one.name.endswith("3")]
+    moved = tmp_path / checkpoint.name
+    shutil.copytree(checkpoint, moved)
+    told = json.loads((moved / "training.json").read_text())
+    told["identity"]["start"] = str(tmp_path / "again")
+    (moved / "training.json").write_text(json.dumps(told))
+    convert(str(moved), str(tmp_path / "trained"))
+    assert (tmp_path / "trained/context/io.json").is_file(), "of what training began with"
 
 
 def test_what_a_spec_converts(tmp_path: Path) -> None:

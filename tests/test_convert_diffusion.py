@@ -13,8 +13,8 @@ import msgspec
 import pytest
 import runs
 import torch
+from diffusion_runs import here, settings, spread, tar
 from test_generate import work
-from test_train_diffusion import here, settings, spread, tar
 from torch import Tensor
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 

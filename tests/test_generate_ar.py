@@ -213,7 +213,7 @@ def test_what_is_asked_for_is_planned_with_its_model(tmp_path: Path, models: Pat
     with pytest.raises(ValueError, match="prompts: there is no /nowhere"):
         list(ar.freeze(msgspec.structs.replace(settings, prompts="/nowhere"), {"ar": trained}, set()))
     (tmp_path / "in/list.jsonl").write_text("{")
-    with pytest.raises(ValueError, match=r"prompts: .*no-json"):
+    with pytest.raises(ValueError, match=r"prompts: .*\n.*no-json"):
         list(ar.freeze(given, {"ar": trained}, set()))
 
 

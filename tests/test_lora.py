@@ -85,3 +85,6 @@ def test_what_cannot_be_adapted_is_refused() -> None:
         lora.adapt(DiT(PREDICT25), rank=0)
     with pytest.raises(ValueError, match="its lora_B or its layer's own weight is not there"):
         lora.merged({"a.lora_A.default.weight": torch.zeros(1, 1), "a.base_layer.weight": torch.zeros(1, 1)})
+    with pytest.raises(ValueError, match=r"an adapter of 6 x 4 \(ranks 2, 2\) for a layer of 6 x 5: it is"):
+        lora.merged({"a.lora_A.default.weight": torch.zeros(2, 4), "a.lora_B.default.weight": torch.zeros(6, 2),
+                     "a.base_layer.weight": torch.zeros(6, 5)})  # fmt: skip

@@ -530,6 +530,6 @@ def test_which_files_are_asked_of_the_hub(repository: str, expected: str, monkey
     from hpc.models import tokenizers
 
     asked = []
-    monkeypatch.setattr(tokenizers, "located", lambda where, *files: asked.append((where, files)) or [])
+    monkeypatch.setattr("hpc.models.tokenizer_files.located", lambda where, *files: asked.append((where, files)) or [])
     assert tokenizers.found(f"{repository}@abc") == []
     assert asked == [(f"{repository}@abc", tuple(expected.split()))]

@@ -56,7 +56,7 @@ def freeze(
     named = (settings.prompts, settings.tokenizer)
     tell = [stage for stage, shards in upstream.items() if shards and ".json" in shards[0][1] and stage not in named]
     model = None if settings.weights is not None else next(iter(settings.makers(tell)), None)
-    yield from videos.frozen(settings, settings.tokenizer, model, upstream, superseded, not settings.words, weights)
+    yield from videos.frozen(settings, settings.tokenizer, model, upstream, superseded, settings.wordless, weights)
 
 
 def trained(settings: Ar, stage: str, uri: str) -> str:
@@ -88,7 +88,7 @@ def process(maker: Maker, work: Work) -> Made:
     begun: list[Prompt | Bad] = []
     for one in requests:
         check()
-        begun.append(maker.begin(one))
+        begun.append(one.why or maker.begin(one))
     made: dict[int, tuple[Tensor, float]] = {}
     for places in batches(begun, settings.batch):
         since = time.monotonic()

@@ -45,7 +45,7 @@ def freeze(
     """As hpc.generate.videos has it. Raises ValueError besides where the model in `needs` is another one."""
     weights = lambda stage, uri: of_training(settings, stage, uri)
     yield from videos.frozen(settings, settings.tokenizer, settings.weights, upstream, superseded,
-                             settings.text_model == "none", weights)  # fmt: skip
+                             settings.wordless, weights)  # fmt: skip
 
 
 def of_training(settings: Diffusion, stage: str, uri: str) -> dict[str, Any]:
@@ -81,6 +81,9 @@ def process(maker: Maker, work: Work) -> Made:
             work.progress(i / len(work.rows), f"video {i} of {len(work.rows)}")
             one = videos.request(planned)
             row, began = maker.row(one), time.monotonic()
+            if one.why is not None:
+                shard.lost(row, one.why)
+                continue
             try:
                 frames = maker.make(one, check)
             except BadInput as error:

@@ -24,12 +24,16 @@ def frames(one: Request, count: int, width: int, height: int, fps: float = 0.0) 
         try:
             picture = video.still(data)
         except OSError as error:
-            raise BadInput(one.media, "no-picture", str(error)) from error
+            words = f"{one.name}: {len(data):,} bytes that begin with {data[:16]!r} are no picture that can be read"
+            raise BadInput(one.media, "no-picture", words) from error
         wide, high, left, top = fit.placed(picture.shape[1], picture.shape[0], width, height, "crop")
         picture = video.Resizer(wide, high)(video.Frame.from_ndarray(np.ascontiguousarray(picture), "rgb24"))
         pictures = np.repeat(picture[None], count, axis=0)
     else:
-        info, there = video.measured(data)
+        try:
+            info, there = video.measured(data)
+        except BadInput as error:
+            raise BadInput(one.media, error.bad.reason, f"{one.name}: {error.bad.detail}") from error
         numbers = list(range(there - count, there))
         if one.beginning:
             numbers = [int(i * float(info.fps) / fps + 1e-6) for i in range(count)]

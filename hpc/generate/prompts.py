@@ -10,12 +10,14 @@
 
 Paths count from the file's folder. A .jsonl that begins with a `visual_input` and is the spec's `inputs` itself is a
 list of those pictures and videos, each with its prompt. What cannot be understood in a file is named, with its line,
-and the rest is made; names by number count it, so that they stay when it is mended. cosmos_predict2.5 50369b8:
+and the rest is made; names by number count it, so that they stay when it is mended. `hpc check` names it before (of a
+file that `prompts` names also `hpc submit`, which starts nothing then). cosmos_predict2.5 50369b8:
 config.py; cosmos_predict2 661da47: examples/video2world.py; cosmos_predict1 4ed35fa: diffusion/inference/
 """
 
 from __future__ import annotations
 
+import difflib
 import functools
 import io
 import json
@@ -42,6 +44,12 @@ COMMON = ("inference_type", "seed", "guidance", "negative_prompt", "num_output_f
 ONE = ("name", "output_video", "output_image", "prompt", "prompt_path", "input_path", "input_video", "visual_input")
 MEDIA = ("input_path", "input_video", "visual_input")
 ACTIONS = "actions"
+KEYS = {"frames": "num_output_frames", "steps": "num_steps", "size": "resolution"}
+"""Fields of a Request -> what files call them, where that is another word."""
+LONGEST = 120
+"""Characters of a name: with what is added a file's may have 255 bytes."""
+TOLD = 100
+"""Lines that are named of a file, at most: where all are wrong they are so in the same way."""
 
 
 class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -72,10 +80,12 @@ class Request(msgspec.Struct, kw_only=True, omit_defaults=True):
     size: tuple[Side, Side] | None = None
     actions: list[list[float]] | None = None
     """[frames - 1, 7]: from each frame to the next, of hpc.data.tokens.action."""
+    why: Bad | None = None
+    """It cannot be made: what is wrong with what its file says."""
 
 
 def start(settings: Prompts | ArPrompts) -> Callable[[Work], Made]:
-    return functools.partial(process, wordless=isinstance(settings, ArPrompts))
+    return functools.partial(process, wordless=settings.wordless)
 
 
 def process(work: Work, wordless: bool = False) -> Made:
@@ -89,7 +99,9 @@ def process(work: Work, wordless: bool = False) -> Made:
         try:
             with work.on(item):
                 if item.uri.lower().endswith((".json", ".jsonl")):
-                    found += requests(storage.read(item.uri, etag=item.version), item.uri, item.etag, wordless, bad)
+                    there = requests(storage.read(item.uri, etag=item.version), item.uri, item.etag, wordless)
+                    found += (one for one in there if one.why is None)
+                    bad += (one.why for one in there if one.why is not None)
                 elif item.caption or (wordless and item.uri.lower().endswith((*PICTURES, *VIDEOS))):
                     values = {"prompt": item.caption or None, "visual_input": item.uri}
                     found.append(request(values, item.uri, item.etag, "", wordless=wordless))
@@ -173,9 +185,32 @@ def planned(found: Iterable[Request], per_shard: int) -> Iterator[list[Any]]:
         yield rows
 
 
-def requests(data: bytes, uri: str, etag: str, wordless: bool = False, bad: list[Bad] | None = None) -> list[Request]:
-    """Of a file of prompts. wordless: a picture or a video to go on from is enough. bad: is told of what cannot be
-    understood in it; None: the first of these raises BadInput, as what is no such file always does."""
+def of_file(uri: str, wordless: bool = False) -> list[Request]:
+    """Of the file that `prompts` names. Raises ValueError where it is not there, or nothing in it can be made."""
+    if (there := storage.stat(uri)) is None:
+        raise ValueError(f"prompts: there is no {uri}")
+    try:
+        found = requests(storage.read(uri, etag=there.etag), uri, there.etag, wordless)
+    except BadInput as error:
+        raise ValueError(f"prompts: {error}") from error
+    if found and all(one.why for one in found):
+        raise ValueError("prompts: " + refusals(uri, found))
+    return found
+
+
+def refusals(uri: str, found: list[Request]) -> str:
+    """Which of them cannot be made and why, a line each; "" where all can."""
+    bad = [one.why for one in found if one.why is not None]
+    if not bad:
+        return ""
+    lines = [f"  {one.detail}" if one.reason == "no-prompt" else f"  {one.reason}: {one.detail}" for one in bad[:TOLD]]
+    more = [f"  and {len(bad) - TOLD:,} more"] if len(bad) > TOLD else []
+    return "\n".join([f"{uri}: {len(bad):,} of {len(found):,} cannot be made:", *lines, *more])
+
+
+def requests(data: bytes, uri: str, etag: str, wordless: bool = False) -> list[Request]:
+    """Of a file of prompts; what cannot be understood in it says why. wordless: a picture or a video to go on from is
+    enough. Raises BadInput for what is no such file at all."""
     stem = PurePosixPath(uri).stem
     try:
         text = data.decode("utf-8-sig")
@@ -201,9 +236,7 @@ def requests(data: bytes, uri: str, etag: str, wordless: bool = False, bad: list
                 raise BadInput(uri, "no-json", _at(where, str(one))) from one
             found.append(request(one, uri, etag, name, where, wordless))
         except BadInput as error:
-            if bad is None:
-                raise
-            bad.append(error.bad)
+            found.append(Request(name=name, prompt="", source=uri, etag=etag, why=error.bad))
     return found
 
 
@@ -223,7 +256,16 @@ def request(values: Any, uri: str, etag: str, name: str, where: str = "", wordle
     folder = uri.rpartition("/")[0]
     actions = _actions(values[ACTIONS], folder, uri, where) if values.get(ACTIONS) is not None else None
     prompt = values.get("prompt")
-    media = next((values[key] for key in MEDIA if values.get(key)), "")
+    for key in ("prompt", "prompt_path", *MEDIA):
+        if values.get(key) is not None and not isinstance(values[key], str):
+            words = f"{key}: {json.dumps(values[key])[:80]}: text is expected" + " and one path" * (key != "prompt")
+            raise BadInput(uri, "no-prompt", _at(where, words))
+    if len(given_ := [key for key in MEDIA if values.get(key)]) > 1:
+        raise BadInput(uri, "no-prompt", _at(where, f"{' and '.join(given_)}: one of them is gone on from: leave one"))
+    media = values[given_[0]] if given_ else ""
+    if media.startswith("~") or ("://" in media and not re.match(r"s3://[^/]+/.", media)):
+        words = f"{media}: a path, or s3://bucket/key: ~ and other addresses are not followed"
+        raise BadInput(uri, "missing-media", _at(where, words))
     try:
         if values.get("prompt_path"):
             prompt = storage.read(_joined(folder, values["prompt_path"])).decode().strip()
@@ -233,6 +275,9 @@ def request(values: Any, uri: str, etag: str, name: str, where: str = "", wordle
         raise BadInput(uri, "no-prompt", _at(where, str(error))) from error
     if media and there is None:
         raise BadInput(uri, "missing-media", _at(where, f"there is no {media}: paths count from this file's folder"))
+    if media and not media.lower().endswith((*PICTURES, *VIDEOS)):
+        words = f"{media} is neither a picture ({' '.join(PICTURES)}) nor a video ({' '.join(VIDEOS)})"
+        raise BadInput(uri, "missing-media", _at(where, words))
     if wordless and media and not prompt:
         prompt = ""
     elif not isinstance(prompt, str) or not prompt.strip():
@@ -246,6 +291,8 @@ def request(values: Any, uri: str, etag: str, name: str, where: str = "", wordle
     try:
         saved = values.get("output_video") or values.get("output_image") or ""
         own = values.get("name") or PurePosixPath(saved).stem or name
+        if isinstance(own, str) and len(own) > LONGEST:
+            raise ValueError(f"name: {own[:40]}...: {len(own):,} characters; a file's name may have {LONGEST}")
         return msgspec.convert(
             {
                 "name": own or PurePosixPath(media).stem, "prompt": prompt.strip(), "source": uri, "etag": etag,
@@ -256,8 +303,19 @@ def request(values: Any, uri: str, etag: str, name: str, where: str = "", wordle
             },
             Request,
         )  # fmt: skip
-    except (msgspec.ValidationError, ValueError, TypeError) as error:
+    except msgspec.ValidationError as error:
+        raise BadInput(uri, "no-prompt", _at(where, _refusal(str(error), values))) from error
+    except (ValueError, TypeError) as error:
         raise BadInput(uri, "no-prompt", _at(where, str(error))) from error
+
+
+def _refusal(words: str, values: Mapping[str, Any]) -> str:
+    """What msgspec says of a Request, by the key of the file, with what is there: `seed: -1: expected int >= 0`."""
+    said, _, field = words.replace("`", "").replace(" | null", "").partition(" - at $.")
+    field = field.partition("[")[0]
+    key = KEYS.get(field, field)
+    given = f"{json.dumps(values[key])[:80]}: " if key in values else ""
+    return f"{key}: {given}{said[:1].lower()}{said[1:]}" if key else said
 
 
 def _actions(found: Any, folder: str, uri: str, where: str) -> list[list[float]]:
@@ -292,7 +350,9 @@ def _joined(folder: str, path: str) -> str:
 
 def _known(values: Mapping[str, Any], known: tuple[str, ...], uri: str, where: str) -> None:
     if wrong := [key for key in values if key not in known]:
-        words = f"unknown: {', '.join(wrong)}; known are {', '.join(known)}"
+        near = difflib.get_close_matches(wrong[0], known, 1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        words = f"unknown: {', '.join(wrong)}{hint}; known are {', '.join(known)}"
         raise BadInput(uri, "no-prompt", _at(where, words))
 
 

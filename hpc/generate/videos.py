@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import msgspec
@@ -19,8 +18,8 @@ import numpy.typing as npt
 import PIL.Image
 import pyarrow as pa
 
-from hpc.data import layers, storage, upstream, video
-from hpc.data.work import Bad, BadInput, Made, Work
+from hpc.data import layers, upstream, video
+from hpc.data.work import Bad, Made, Work
 from hpc.generate import prompts
 from hpc.generate.prompts import Request
 from hpc.generate.settings.videos import Videos
@@ -68,8 +67,9 @@ def frozen(
     wordless: bool, trained: Callable[[str, str], dict[str, Any]],
 ) -> Iterator[list[Any]]:  # fmt: skip
     """Rows of shards, `per_shard` requests each in their order, each with PLACES. model: the stage that made it, of
-    which trained(stage, uri of its .json) says those. A name that several have gets a number. Raises ValueError where
-    there is not one request, as `trained` does, and where `held_out` leaves nothing."""
+    which trained(stage, uri of its .json) says those. A name that several have gets a number. What is wrong in the file
+    of `prompts` is planned, too: a video that cannot be made. Raises ValueError where there is not one request, as
+    `trained` does, and where `held_out` leaves nothing."""
     places: dict[str, Any] = {}
     found: list[Request] = []
     held = None if settings.held_out is None else upstream.held_out(upstream_[settings.held_out], settings.held_out)
@@ -83,18 +83,12 @@ def frozen(
         elif stage != settings.held_out:
             found += (one for _, objects in shards for one in prompts.of_shard(objects[".jsonl"], superseded))
     if settings.place is not None:
-        uri = settings.place if storage.is_s3(settings.place) else str(Path(settings.place).expanduser())
-        there = storage.stat(uri)
-        if there is None:
-            raise ValueError(f"prompts: there is no {uri}")
-        try:
-            found = prompts.requests(storage.read(uri), uri, there.etag, wordless)
-        except BadInput as error:
-            raise ValueError(f"prompts: {error}") from error
+        found = prompts.of_file(settings.place, wordless)
     named = {one.media for one in found if one.source != one.media}
     found = [one for one in found if one.source != one.media or one.media not in named]  # beside a file that names it
     if settings.limit is not None and not is_stage(settings.prompts):
-        found = prompts.spread(found, settings.limit)
+        wrong = [one for one in found if one.why is not None]
+        found = prompts.spread([one for one in found if one.why is None], settings.limit) + wrong
     for rows in prompts.planned(found, settings.per_shard):
         yield [row | places for row in rows]
 

@@ -152,6 +152,13 @@ def rotated(x_BSHD: Tensor, cos_BS1D: Tensor, sin_BS1D: Tensor) -> Tensor:
     return x * cos_BS1D + torch.cat([-second, first], dim=-1) * sin_BS1D
 
 
+def was_read(x: Tensor) -> None:
+    """By its last layer on the way forward. What kernels write in FP8 lies by rows, for that way, and transposed, for
+    the one back: its rows can go, a byte for each number that a block keeps."""
+    if (update := getattr(x, "update_usage", None)) is not None:
+        update(rowwise_usage=False, columnwise_usage=True)
+
+
 class RMSNorm(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -180,6 +187,7 @@ class Attention(nn.Module):
     def forward(self, x_BSD: Tensor, text_BLE: Tensor | None, rope: tuple[Tensor, Tensor] | None) -> Tensor:
         from_BLE = x_BSD if text_BLE is None else text_BLE
         projected = self.q_proj(x_BSD), self.k_proj(from_BLE), self.v_proj(from_BLE)
+        was_read(x_BSD)
         q, k, v = (y.unflatten(-1, (self.heads, -1)) for y in projected)
         q, k = self.normed(q, k, rope)
         return self.output_proj(self.attend(q, k, v).flatten(-2))
@@ -210,7 +218,12 @@ class Feedforward(nn.Module):
         self.layer2 = linear(MLP * c.channels, c.channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer2(self.joints.activated(self.layer1(x)))
+        h = self.layer1(x)
+        was_read(x)
+        h = self.joints.activated(h)
+        y = self.layer2(h)
+        was_read(h)
+        return y
 
 
 class Modulation(nn.Sequential):

@@ -77,7 +77,7 @@ def adapters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def merged(state: Mapping[str, Any], scale: float = 1.0) -> dict[str, Any]:
     """Weights with their adapters added, by the names of a model without. scale: alpha / rank, which a file does not
-    say; 1 in the published experiments. Raises ValueError for an adapter without its layer."""
+    say; 1 in the published experiments. Raises ValueError for an adapter without its layer, or of another model's."""
     whole: dict[str, Any] = {}
     for name, value in state.items():
         if not ADAPTER.search(name):
@@ -88,5 +88,10 @@ def merged(state: Mapping[str, Any], scale: float = 1.0) -> dict[str, Any]:
             if b is None or plain not in whole:
                 raise ValueError(f"{name}: its lora_B or its layer's own weight is not there")
             weight = whole[plain]
+            if (b.shape[0], a.shape[1]) != tuple(weight.shape) or a.shape[0] != b.shape[1]:
+                layer = " x ".join(map(str, weight.shape))
+                raise ValueError(f"{name}: an adapter of {b.shape[0]} x {a.shape[1]} (ranks {a.shape[0]}, {b.shape[1]})"
+                                 f" for a layer of {layer}: it is another model's: take the weights that it was "
+                                 "trained with")  # fmt: skip
             whole[plain] = (weight.float() + scale * (b.float() @ a.float())).to(weight.dtype)
     return whole

@@ -1,9 +1,13 @@
-"""Which files of a Hugging Face repository are its video tokenizer. Imports nothing, so that a spec can be checked, and
-`hpc models pull` run, where there is no torch."""
+"""Which files of a Hugging Face repository, or of a folder, are its video tokenizer. Imports nothing heavy, so that a
+spec can be checked, and `hpc models pull` run, where there is no torch."""
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
+
+from hpc.models.hub import located
 
 PUBLISHED = {
     r"nvidia/Cosmos-(Tokenize1|[\d.]+-Tokenizer)-DV8x16x16(-720p)?": ("encoder.jit", "decoder.jit"),
@@ -16,6 +20,8 @@ PUBLISHED = {
 """{repository: files}."""
 COMPRESSIONS = {r"DV8x16x16": (8, 16), r"CV8x8x8": (8, 8), r"Wan|Predict2": (4, 8)}
 """Words in the names of published tokenizers -> frames, and pixels along an edge, that a latent stands for."""
+SAVED = (("encoder.jit", "decoder.jit"), ("autoencoder.jit",), ("Wan2.1_VAE.pth",), ("tokenizer.pth",))
+"""What a folder may have in place of a config.json."""
 IMPORT_PATH = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
 """A tokenizer of one's own: package.module:make."""
 PIECE = 2**24
@@ -60,3 +66,35 @@ def files_of(where: str) -> tuple[str, ...]:
         "nvidia/Cosmos-Tokenize1-CV8x8x8-720p, "
         "Wan-AI/Wan2.1-T2V-1.3B, nvidia/Cosmos-Predict2.5-2B"
     )
+
+
+def found(where: str) -> list[Path]:
+    """The files of a tokenizer: config.json, of what a folder describes by one, or all that are published."""
+    if not is_path(where):
+        return located(where, *files_of(where))
+    path = Path(where).expanduser().resolve()
+    if (
+        path.is_file()
+        and path.name not in ("encoder.jit", "decoder.jit")
+        and not describes(path.parent / "config.json")
+    ):
+        return [path, *statistics(path.parent)]
+    folder = path.parent if path.is_file() else path
+    for place in (folder, folder / "vae"):
+        if describes(place / "config.json"):
+            return [place / "config.json"]
+    for names in SAVED:
+        if all((folder / name).is_file() for name in names):
+            return [*(folder / name for name in names), *statistics(folder)]
+    wanted = ", or ".join(" and ".join(names) for names in (("config.json",), *SAVED))
+    raise FileNotFoundError(f"{where}: there is no tokenizer on this machine: no folder with {wanted}")
+
+
+def statistics(folder: Path) -> list[Path]:
+    """The means and stds of a continuous Cosmos tokenizer's latents, if they are there."""
+    return [path for path in [folder / "mean_std.pt"] if path.is_file()]
+
+
+def describes(path: Path) -> bool:
+    """Whether this config.json tells what tokenizer is beside it: published folders have one that does not."""
+    return path.is_file() and not {"tokenizer", "_class_name"}.isdisjoint(json.loads(path.read_bytes()))

@@ -8,6 +8,7 @@ whatever of the suite trains it; hpc.train.convert_ar and hpc.train.convert_diff
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +42,17 @@ def convert(source: str, to: str, model: str | None = None, shape: SHAPE | None 
     path, target = Path(source).expanduser(), Path(to).expanduser()
     if target.exists():
         raise FileExistsError(f"{target} is there already: give another name, or remove it")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"{target.parent}: there is no such folder to write {target.name} into: mkdir -p it")
+    if shape is not None and (len(shape) != 3 or min(shape) < 1):
+        raise ValueError(f"shape: {','.join(map(str, shape))}: latent frames, rows and columns are expected: 5,40,64")
+    if model is not None and model not in presets.PRESETS:
+        known = [*presets.PRESETS, *dit_presets.PRESETS, *dit_presets.EXPERIMENTS]
+        if model not in known:
+            near = difflib.get_close_matches(model, known, 1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise ValueError(f"{model!r} is no model that is known here: {hint}there are "
+                             f"{', '.join([*presets.PRESETS, *dit_presets.PRESETS])}")  # fmt: skip
     if diffuses(found(path), model):
         from hpc.train import convert_diffusion
 

@@ -6,7 +6,7 @@
 
     iter_000000500/  training/              checkpoints of train.ar, and their folder: from these only
     model.pt  *.safetensors                 published names in one file
-    nemo/                                   a folder with weights/, a distributed checkpoint
+    nemo/                                   a folder with weights/, a distributed checkpoint, and context/
 
 Numbers stay as they are, to the last bit and in their type: there and back again is the same. What train.ar begins with
 (`start`) is any of the last two lines. Checkpoints of adapters have no other weights: those are taken from where the
@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,6 +89,8 @@ class Opened(NamedTuple):
     """That are in them already; {} where there are none."""
     lora: dict[str, Any] | None
     """Rank and alpha of these."""
+    context: Path | None
+    """Of NeMo's, where there is one."""
 
 
 def opened(path: Path, model: str | None = None, shape: tuple[int, int, int] | None = None) -> Opened:
@@ -119,7 +122,10 @@ def opened(path: Path, model: str | None = None, shape: tuple[int, int, int] | N
         source = nemo.Megatron(path, shape_of)
     keys.account(keys.rules(shape_of), source, f"the weights of {name}, {path}")
     weights = {one: source[one] for one in source if keys.NOT_WEIGHTS not in one}
-    return Opened(name, shape_of, weights, adapters, said.get("lora"))
+    # of a model for actions the start may have been one without
+    began = said.get("start") if shape_of.action_dim is None else None
+    context = nemo.context_of(str(path.resolve()), began or "")
+    return Opened(name, shape_of, weights, adapters, said.get("lora"), context)
 
 
 def write(to: Path, one: Opened) -> list[Path]:
@@ -141,7 +147,9 @@ def write(to: Path, one: Opened) -> list[Path]:
         raise ValueError(f"{to.name}: known are names that end in .pt or .safetensors, and folders for NeMo")
     else:
         with alone():
-            nemo.save(part, one.preset, source)
+            nemo.save(part, one.preset, source, one.context)
+        if one.context is None:
+            print(f"{to}: {nemo.MISSING}", file=sys.stderr)
     part.rename(to)
     return sorted(path for path in to.rglob("*") if path.is_file()) if to.is_dir() else [to]
 

@@ -7,7 +7,7 @@ on a login node.
     less(settings, place, limit)                  # what to change so that it fits, with figures
 
 A time is the sum of what cannot overlap: multiplications at the share of the peak that was measured on one H200
-(README, "Autoregressive training on one GPU"; tests/bench_dit.py), everything between them at the bandwidth of the
+(README, "Autoregressive training"; tests/bench_dit.py), everything between them at the bandwidth of the
 memory, the update, and messages that nothing hides. Waiting for data, encoding of videos and checkpoints are left out.
 """
 
@@ -32,6 +32,9 @@ LINKED = 0.8
 """Share of what NVLink carries that collectives reach."""
 FABRIC = 40e9
 """Bytes a second and GPU between nodes, where a preset does not say: one 400 Gbit/s adapter each."""
+SLOWEST = 0.04
+"""Share of its work that a GPU waits for the slowest of several: two H200s of one host took 0 to 9 % longer than one
+did."""
 UPDATE = 38.0
 """Bytes that a step of AdamW moves for each weight in bfloat16: 30 of hpc.kernels.adamw_ema, 4 to take the norm of
 gradients, 4 to make them zero."""

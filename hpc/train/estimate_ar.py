@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from hpc.train.estimate import SUSTAINED, UPDATE, Estimate, Place, busy
+from hpc.train.estimate import SLOWEST, SUSTAINED, UPDATE, Estimate, Place, busy
 
 if TYPE_CHECKING:
     from hpc.train.settings.ar import TrainAr
@@ -124,6 +124,8 @@ def times(s: TrainAr, place: Place, sides: list[dict[str, float]]) -> dict[str, 
     compute = busy(gpu, share * (output + (0 if fp8 else linear)), share * attention, moved, causal=True,
                    fp8=share * linear if fp8 else 0.0)  # fmt: skip
     found = {"computing": compute}
+    if place.ranks > 1:
+        found["waiting for the slowest GPU"] = SLOWEST * compute
     if one.pipeline > 1:
         found["waiting of pipeline stages"] = compute * (one.pipeline - 1) / micro
     if one.tensor > 1:

@@ -11,7 +11,8 @@ SECONDS_PER_GIB   first guess of one worker's time per GiB of input, until recor
 
 PAGES, of some, names pages that a stage leaves in its folder: reports link to them.
 
-Settings of a stage behind a barrier may have `tasks`: how many array tasks share its shards, or None.
+Settings of a stage behind a barrier may have `tasks`: how many array tasks share its shards, or None; and `files`:
+those that the barrier reads besides. With another content of one the stage makes another version.
 
 Settings that name models say so by one method, which `hpc models pull` asks:
 

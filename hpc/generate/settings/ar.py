@@ -29,6 +29,7 @@ class ArPrompts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     INPUT_SUFFIXES: ClassVar[tuple[str, ...]] = (".json", ".jsonl", *PICTURES, *VIDEOS)
     BESIDE: ClassVar[tuple[str, ...]] = (".txt", ".npy")
     """Of files that files of prompts name."""
+    wordless: ClassVar[bool] = True
     VERSION: ClassVar[int] = 1
     NEUTRAL: ClassVar[tuple[str, ...]] = ()
     SECONDS_PER_GIB: ClassVar[float] = 10.0
@@ -103,6 +104,11 @@ class Ar(Videos, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return self.preset.context_dim is not None and not self.acts
 
     @property
+    def wordless(self) -> bool:
+        """Is a picture or a video a prompt by itself?"""
+        return not self.words
+
+    @property
     def acts(self) -> bool:
         """Is it told what is done?"""
         return self.preset.action_dim is not None
@@ -145,8 +151,8 @@ class Ar(Videos, frozen=True, forbid_unknown_fields=True, kw_only=True):
         wanted: dict[str, tuple[str, ...]] = {self.text_encoder: ()} if self.words else {}
         if files := files_of(self.tokenizer):
             wanted[self.tokenizer] = files
-        if self.weights is not None:
-            wanted[self.weights] = () if self.weights.startswith(("/", "~")) else ("model.pt",)
+        if self.weights is not None and not self.weights.startswith(("/", "~")):
+            wanted[self.weights] = ("model.pt",)
         return wanted
 
 

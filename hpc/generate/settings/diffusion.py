@@ -29,6 +29,7 @@ class Prompts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     INPUT_SUFFIXES: ClassVar[tuple[str, ...]] = (".json", ".jsonl", *PICTURES, *VIDEOS)
     BESIDE: ClassVar[tuple[str, ...]] = (".txt",)
     """Of files that files of prompts name."""
+    wordless: ClassVar[bool] = False
     VERSION: ClassVar[int] = 1
     NEUTRAL: ClassVar[tuple[str, ...]] = ()
     SECONDS_PER_GIB: ClassVar[float] = 10.0
@@ -132,6 +133,11 @@ class Diffusion(Videos, frozen=True, forbid_unknown_fields=True, kw_only=True):
     @property
     def video_tokenizer(self) -> str:
         return self.tokenizer or self.preset.tokenizer
+
+    @property
+    def wordless(self) -> bool:
+        """Is a picture or a video a prompt by itself?"""
+        return self.text_model == "none"
 
     @property
     def text_model(self) -> str:

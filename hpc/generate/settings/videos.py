@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -53,10 +54,16 @@ class Videos(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     @property
     def place(self) -> str | None:
         """Of the file of prompts."""
-        return None if is_stage(self.prompts) else self.prompts
+        if self.prompts is None or is_stage(self.prompts):
+            return None
+        return os.path.expanduser(self.prompts)  # noqa: PTH111  s3://, whose slashes a Path would not keep
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return () if self.place is None else (self.place,)
 
     def __post_init__(self) -> None:
-        if self.place is not None and not self.place.startswith(("/", "~", "s3://")):
+        if self.place is not None and not self.place.startswith(("/", "s3://")):
             raise ValueError(f"prompts: {self.prompts!r}: a path begins with / or ~, since jobs run elsewhere; a stage "
                              "in `needs` is named as it is")  # fmt: skip
         if self.held_out is not None and (self.prompts is None or self.place is not None):

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hpc.models import headers
 from hpc.models.ar.presets import Preset
 from hpc.models.hub import shorten
 
@@ -273,6 +274,10 @@ class Published(Mapping[str, Tensor]):
             raise
         except Exception as error:  # of torch, pickle, safetensors
             said = (str(error) or type(error).__name__).splitlines()[0][:200]
+            try:
+                headers.shapes(path)
+            except (OSError, ValueError) as told:  # in fewer words than torch's
+                said = str(told)
             raise ValueError(f"{path}: this is no whole file of weights, as torch.save or safetensors leave it: {said}"
                              ) from error  # fmt: skip
 

@@ -7,13 +7,16 @@
 
 Parameters of all layers lie in one tensor, the layer first (megatron-core's homogeneous layers), whole, however many
 ranks wrote them; NeMo's names begin with "module." (NVIDIA/Cosmos 71f19b0: autoregressive/nemo). context/, which NeMo
-writes beside it with classes of its own, is neither read nor written: take it from the checkpoint that training began
-with.
+writes beside it, names classes of its own: it is copied where one is known, that of the weights themselves or of those
+that training began with, and never made. It says which model it is, nothing of a training, so that any of the same
+model will do. NeMo's inference builds the model of context/io.json (general.py there; NeMo 2.2.1: nemo/lightning/io/
+mixin.py, `load` with the subpath "model"); its post-training builds its own, and reads weights/ alone.
 """
 
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -109,9 +112,24 @@ def published(where: str, preset: Preset) -> Mapping[str, Tensor]:
     return Nemo(folder, preset if acts else preset.without_actions)
 
 
-def save(folder: Path, preset: Preset, source: Mapping[str, Tensor]) -> None:
-    """Of one process, where torch.distributed is initialized: megatron-core asks for it. Raises ValueError for other
-    tensors than the preset's."""
+MISSING = (
+    "it has no context/: neither this model nor what its training began with had one. NeMo's post-training reads "
+    "weights/ alone; for its inference copy the folder nemo/context of the published model of the same size beside "
+    "weights/: huggingface-cli download nvidia/Cosmos-1.0-Autoregressive-4B --include 'nemo/context/*' (or -12B, "
+    "-5B-Video2World, -13B-Video2World)"
+)
+"""To be told where `context_of` finds none."""
+
+
+def context_of(*places: str) -> Path | None:
+    """The first context/ beside weights/ in one of these folders; what is no path is passed over."""
+    folders = [Path(one).expanduser() for one in places if is_path(one)]
+    return next((one / "context" for one in folders if (one / "weights").is_dir() and (one / "context").is_dir()), None)
+
+
+def save(folder: Path, preset: Preset, source: Mapping[str, Tensor], context: Path | None = None) -> None:
+    """context: a folder to lie beside weights/. Of one process, where torch.distributed is initialized: megatron-core
+    asks for it. Raises ValueError for other tensors than the preset's."""
     from megatron.core import dist_checkpointing
 
     table = keys.rules(preset)
@@ -122,4 +140,6 @@ def save(folder: Path, preset: Preset, source: Mapping[str, Tensor]) -> None:
         whole = torch.stack(tensors) if LAYER.search(parts[0]) else tensors[0]
         state[name] = dist_checkpointing.ShardedTensor.from_rank_offsets(name, whole.contiguous())
     (folder / "weights").mkdir(parents=True)
+    if context is not None:
+        shutil.copytree(context, folder / "context")
     dist_checkpointing.save(state, str(folder / "weights"))

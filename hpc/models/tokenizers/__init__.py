@@ -15,15 +15,13 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from hpc.models import tokenizer_files
-from hpc.models.hub import located
-from hpc.models.tokenizer_files import IMPORT_PATH, files_of, is_path, piece
+from hpc.models.tokenizer_files import IMPORT_PATH, found, piece
 from hpc.models.tokenizers import causal, cosmos, files, wan
 
 
@@ -65,10 +63,6 @@ class Tokenizer(Protocol):
         ...
 
 
-SAVED = (("encoder.jit", "decoder.jit"), ("autoencoder.jit",), ("Wan2.1_VAE.pth",), ("tokenizer.pth",))
-"""What a folder may have in place of a config.json."""
-
-
 def load(
     where: str,
     device: str | torch.device = "cpu",
@@ -94,33 +88,6 @@ def load(
     tokenizer.eval().requires_grad_(False).to(device, dtype)
     causal.channels_last(tokenizer)
     return tokenizer
-
-
-def found(where: str) -> list[Path]:
-    """The files of a tokenizer: config.json, of what a folder describes by one, or all that are published."""
-    if not is_path(where):
-        return located(where, *files_of(where))
-    path = Path(where).expanduser().resolve()
-    if (
-        path.is_file()
-        and path.name not in ("encoder.jit", "decoder.jit")
-        and not files.describes(path.parent / "config.json")
-    ):
-        return [path, *statistics(path.parent)]
-    folder = path.parent if path.is_file() else path
-    for place in (folder, folder / "vae"):
-        if files.describes(place / "config.json"):
-            return [place / "config.json"]
-    for names in SAVED:
-        if all((folder / name).is_file() for name in names):
-            return [*(folder / name for name in names), *statistics(folder)]
-    wanted = ", or ".join(" and ".join(names) for names in (("config.json",), *SAVED))
-    raise FileNotFoundError(f"{where}: there is no tokenizer on this machine: no folder with {wanted}")
-
-
-def statistics(folder: Path) -> list[Path]:
-    """The means and stds of a continuous Cosmos tokenizer's latents, if they are there."""
-    return [path for path in [folder / "mean_std.pt"] if path.is_file()]
 
 
 def imported(where: str, device: str | torch.device, dtype: torch.dtype) -> Tokenizer:

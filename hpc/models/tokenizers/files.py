@@ -187,11 +187,6 @@ def save(tokenizer: CausalTokenizer, folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
 
 
-def describes(path: Path) -> bool:
-    """Whether this config.json tells what tokenizer is beside it: published folders have one that does not."""
-    return path.is_file() and not {"tokenizer", "_class_name"}.isdisjoint(json.loads(path.read_bytes()))
-
-
 def from_folder(folder: Path) -> CausalTokenizer:
     """A tokenizer of our own folder, or of one that diffusers has saved, told by its config.json."""
     import msgspec

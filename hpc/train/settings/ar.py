@@ -212,7 +212,7 @@ class TrainAr(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     on S3 need one."""
 
     def models(self) -> dict[str, tuple[str, ...]]:
-        found = {self.start: () if self.start.startswith(("/", "~")) else ("model.pt",)} if self.start else {}
+        found = {self.start: ("model.pt",)} if self.start and not self.start.startswith(("/", "~")) else {}
         return found | ({name: files_of(name)} if (name := self.pictures.tokenizer) else {})
 
     def __post_init__(self) -> None:

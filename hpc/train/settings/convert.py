@@ -27,8 +27,9 @@ class ConvertAr(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     forms: Annotated[
         tuple[Literal["model.pt", "model.safetensors", "nemo", "adapters.safetensors"], ...], Meta(min_length=1)
     ] = ("model.pt",)
-    """nemo: weights/, without context/, which classes of NeMo's own describe. adapters.safetensors: of a training with
-    `lora`, the adapters alone; in the other forms they are added to the weights."""
+    """nemo: weights/, and context/ where training began with such a folder: hpc/models/ar/nemo.py says what else to do.
+    adapters.safetensors: of a training with `lora`, the adapters alone; in the other forms they are added to the
+    weights."""
 
     def unmet(self, kinds: Sequence[str]) -> str:
         if list(kinds) == ["train.ar"]:
