@@ -106,6 +106,8 @@ RECOMPUTE = {
     "720": "attention,none:6 | attention",
     "720:eager": "attention",
     "720:compiled": "attention",
+    "720:fp8-current": "attention,none:8 | attention,none:6 | attention",
+    "720:fp8-delayed": "attention,none:8 | attention,none:6 | attention",
     "720:bf16": "attention,matmuls:14 | attention,matmuls:10 | attention",
     "720:fp8-dpa": "blocks,none:6 | blocks",
     "720:te-attention": "blocks,none:6 | blocks",

@@ -20,10 +20,10 @@ from hpc.train.settings.ar import Layout, Lora
 from hpc.train.settings.optimizer import Optimizer
 from hpc.train.token_data import sample
 
-SMALL = {"classes": 512, "bov": 512, "pad": 514, "layers": 2}
+SMALL = {"classes": 512, "bov": 512, "pad": 514, "layers": 2, "shape": (2, 8, 8)}
 BASE = msgspec.structs.replace(preset("ar-tiny"), vocab=512, **SMALL)
 WORLD = msgspec.structs.replace(preset("ar-tiny-video2world"), vocab=576, **SMALL)
-ACTION = msgspec.structs.replace(preset("ar-tiny-action"), vocab=576, shape=(2, 8, 12), **SMALL)
+ACTION = msgspec.structs.replace(preset("ar-tiny-action"), vocab=576, **(SMALL | {"shape": (2, 8, 12)}))
 LORA = {"lora": Lora(rank=4, alpha=24.0)}
 RATES = (1e-3, 5e-4, 1e-3, 1e-3)
 FOUR: dict[str, dict[str, Any]] = {

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +15,10 @@ import pytest
 import runs
 import torch
 import torch.distributed as dist
+from ar_runs import SHAPE, run, settings, tokens, train
+from forks import together
 from stages import ids
-from test_train_ar import FORKS, SHAPE, _rank, curve, run, settings, tokens
+from trainings import timeless
 
 from hpc.data import layers
 from hpc.models.ar import keys
@@ -47,14 +48,10 @@ def here() -> Iterator[ranks.Here]:
 def stopped(folder: Path, given: TrainAr, rows: list[Any], steps: int, after: float) -> int:
     """A training that is killed so many seconds after it has taken so many steps. Returns the checkpoint that it
     leaves."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     told, begun = folder / "metrics.jsonl", max(complete(folder / "checkpoints"), default=0)
     before = told.stat().st_mtime_ns if told.exists() else 0
     last = lambda: max((line["step"] for line in lines(told)), default=0)
-    process = FORKS.Process(target=_rank, args=(0, 1, port, folder, given, rows, 0))
-    process.start()
+    [process] = together(1, train, folder, given, rows)
     until = time.monotonic() + 120
     while time.monotonic() < until and process.is_alive():
         if told.exists() and told.stat().st_mtime_ns > before and last() >= begun + steps:
@@ -69,7 +66,7 @@ def stopped(folder: Path, given: TrainAr, rows: list[Any], steps: int, after: fl
 
 def test_killed_at_any_moment_it_goes_on_to_the_last_bit(tmp_path: Path, tokens: list[dict[str, str]]) -> None:
     """A checkpoint after each step, which is written while the next one is taken: of two steps ago there is one."""
-    given = settings(steps=16, checkpoints=Checkpoints(every=1), validation=HeldOut(clips=0))
+    given = settings(steps=16, batch=2, checkpoints=Checkpoints(every=1), validation=HeldOut(clips=0))
     whole = run(1, tmp_path / "whole", given, tokens)
     assert [line["step"] for line in whole] == list(range(1, 17))
     reached = [0]
@@ -77,7 +74,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_last_bit(tmp_path: Path, tokens:
         reached.append(stopped(tmp_path / "killed", given, tokens, steps, after))
         assert reached[-1] >= reached[-2] + (steps - 2 if steps > 2 else 0), reached
     assert reached[-1] < 16
-    assert curve(run(1, tmp_path / "killed", given, tokens)) == curve(whole)
+    assert timeless(run(1, tmp_path / "killed", given, tokens)) == timeless(whole)
     ours, theirs = (keys.Published(tmp_path / one / "model/model.safetensors") for one in ("whole", "killed"))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 

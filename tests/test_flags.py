@@ -45,6 +45,7 @@ CHECKED = [kind for kind in KINDS if kind.startswith(("train.", "convert.", "gen
 ENGINE = "test_ar_engine.py::test_the_losses_are_the_same"
 AR_GPU = "gpu/test_ar_gpu.py::test_every_way_to_compute_learns_alike"
 DIT = "test_train_diffusion.py"
+DIT_INPUT = "test_diffusion_input.py"
 DIT_GPU = "gpu/test_diffusion_gpu.py"
 TOKENIZER = "test_train_tokenizer.py"
 RATES = {"cosine": "test_training_shared.py::test_the_rate_of_each_step",
@@ -87,13 +88,13 @@ RUN: dict[str, dict[str, dict[str, str]]] = {
         "average": dict.fromkeys(("True", "False"), f"{DIT}::test_a_checkpoint_to_files_and_back"),
         "fit": FITS,
         "text.source": {
-            "pickles": f"{DIT}::test_videos_and_texts_as_predict2_has_them",
-            "encoder": f"{DIT}::test_videos_and_texts_as_predict2_has_them",
+            "pickles": f"{DIT_INPUT}::test_videos_and_texts_as_predict2_has_them",
+            "encoder": f"{DIT_INPUT}::test_videos_and_texts_as_predict2_has_them",
             "none": f"{DIT}::test_other_models_are_trained_and_published",
         },
-        "mesh.dp_replicate": {"2": f"{DIT}::test_ranks_learn_what_one_does"},
-        "mesh.dp_shard": {"2": f"{DIT}::test_ranks_learn_what_one_does"},
-        "mesh.cp": {"2": f"{DIT}::test_ranks_learn_what_one_does"},
+        "mesh.dp_replicate": {"2": "test_diffusion_ranks.py::test_ranks_learn_what_one_does"},
+        "mesh.dp_shard": {"2": "test_diffusion_ranks.py::test_ranks_learn_what_one_does"},
+        "mesh.cp": {"2": "test_diffusion_ranks.py::test_ranks_learn_what_one_does"},
         "precision": {
             "bf16": f"{DIT_GPU}::test_fp8_is_near_bf16_and_not_the_same",
             "fp32": f"{DIT_GPU}::test_an_update_in_one_pass_learns_the_same",
@@ -116,8 +117,8 @@ RUN: dict[str, dict[str, dict[str, str]]] = {
         "deterministic": {"True": STARTED, "False": f"{DIT}::test_it_learns_and_measures"},
         "decode": {
             "cpu": f"{DIT}::test_it_learns_and_measures",
-            "auto": f"{DIT}::test_videos_and_texts_as_predict2_has_them",
-            "gpu": f"{DIT}::test_videos_and_texts_as_predict2_has_them",
+            "auto": f"{DIT_INPUT}::test_videos_and_texts_as_predict2_has_them",
+            "gpu": f"{DIT_INPUT}::test_videos_and_texts_as_predict2_has_them",
         },
     },
     "train.tokenizer": {

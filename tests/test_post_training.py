@@ -16,7 +16,8 @@ import pytest
 import runs
 import torch
 import torch.distributed as dist
-from test_train_ar import curve, run, settings, tokens
+from ar_runs import run, settings, tokens
+from trainings import timeless
 
 from hpc.batch import check
 from hpc.data import tensors
@@ -123,7 +124,7 @@ def test_adapters_go_on_to_the_last_bit(tmp_path: Path, tokens: list[dict[str, s
     whole = run(1, tmp_path / "whole", given, tokens)
     run(1, tmp_path / "killed", given, tokens, kill_at=3)
     assert complete(tmp_path / "killed/checkpoints")[-1] in (1, 2)
-    assert curve(run(1, tmp_path / "killed", given, tokens)) == curve(whole) and len(whole) == 4
+    assert timeless(run(1, tmp_path / "killed", given, tokens)) == timeless(whole) and len(whole) == 4
     ours, theirs = (keys.Published(tmp_path / one / "model/adapters.safetensors") for one in ("whole", "killed"))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import signal
-import socket
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,99 +14,32 @@ import numpy as np
 import pytest
 import runs
 import torch
-import torch.distributed as dist
 import yaml
-from forks import FORKS
-from stages import ids
+from ar_runs import SHAPE, run, settings, tokens
 from test_form_runs import tokenizer
 from test_prepare import film
+from trainings import loses_a_rank, timeless
 
 from hpc.batch import check
 from hpc.data import layers
 from hpc.data.tokens import video2world
 from hpc.data.units import Bytes
-from hpc.data.work import Stopped
 from hpc.models.ar import keys
 from hpc.models.ar.presets import PRESETS, preset
+from hpc.train.ar import dataset
 from hpc.train.checkpoint import Checkpoints, complete
 from hpc.train.estimate_ar import memory
-from hpc.train.metrics import CLOCKS, lines
+from hpc.train.metrics import lines
 from hpc.train.settings import TrainAr
 from hpc.train.settings.ar import HeldOut, Layout, Model
 from hpc.train.settings.optimizer import Optimizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-SHAPE = (3, 4, 4)
-
-
-def settings(**more: Any) -> TrainAr:
-    return TrainAr(**{
-        "model": "ar-tiny", "steps": 6, "batch": 4, "shape": SHAPE, "precision": "fp32", "readers": 0,
-        "optimizer": Optimizer(rate=3e-3, warmup=2, weight_decay=0.1), "checkpoints": Checkpoints(every=2),
-        "validation": HeldOut(every=2, clips=2), **more,
-    })  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def tokens(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, str]]:
-    """Two .bin with their .idx and tables, as prepare.tokens leaves them."""
-    place = tmp_path_factory.mktemp("tokens")
-    return [{path.suffix: str(path) for path in ids.write(place, shard, SHAPE, 6)} for shard in ("000000", "000001")]
-
-
-def _rank(rank: int, count: int, port: int, folder: Path, given: TrainAr, rows: list[Any], kill_at: int) -> None:
-    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in names.items()}
-    torch.set_num_threads(1)
-    from hpc.train import ar, ranks
-
-    steps = 0
-
-    def told() -> None:
-        nonlocal steps
-        steps += 1
-        if kill_at == -steps:
-            raise Stopped
-        if rank == count - 1 and steps == kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    weights = folder / "model"
-    weights.mkdir(parents=True, exist_ok=True)
-    try:
-        made = ar.train(given, rows, folder, ranks.start(), told, weights=weights)
-        if rank == 0:
-            (folder / "made.json").write_text(json.dumps(made))
-    except Stopped:
-        pass
-    except ValueError as error:
-        (folder / "error").write_text(str(error))
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def run(count: int, folder: Path, given: TrainAr, rows: list[Any], kill_at: int = 0) -> list[dict[str, Any]]:
-    """Lines of metrics of ranks in processes of their own. kill_at: the last one is killed after so many steps; told to
-    leave after -kill_at."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    group = [FORKS.Process(target=_rank, args=(n, count, port, folder, given, rows, kill_at)) for n in range(count)]
-    for one in group:
-        one.start()
-    group[-1].join(120)
-    for one in group:
-        if kill_at > 0:
-            one.kill()
-        one.join(60)
-    return list(lines(folder / "metrics.jsonl"))
-
-
-def curve(said: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{name: value for name, value in line.items() if name not in CLOCKS} for line in said]
+__all__ = ["tokens"]  # the fixture
 
 
 def test_killed_or_warned_it_goes_on_to_the_last_bit(tmp_path: Path, tokens: list[dict[str, str]]) -> None:
-    given = settings()
+    given = settings(batch=2)
     whole = run(1, tmp_path / "whole", given, tokens)
     assert [line["step"] for line in whole] == list(range(1, 7)) and whole[-1]["loss"] < whole[0]["loss"] - 0.03
     held = [line["validation_nll"] for line in whole if "validation_nll" in line]
@@ -120,10 +50,10 @@ def test_killed_or_warned_it_goes_on_to_the_last_bit(tmp_path: Path, tokens: lis
     assert there in ([2], [2, 4]), "the second one may have been in the making"
     run(1, tmp_path / "killed", given, tokens, kill_at=-1)
     assert complete(tmp_path / "killed/checkpoints") == [*there, there[-1] + 1], "told to leave, it saves at that step"
-    assert curve(run(1, tmp_path / "killed", given, tokens)) == curve(whole)
+    assert timeless(run(1, tmp_path / "killed", given, tokens)) == timeless(whole)
 
     made = json.loads((tmp_path / "whole/made.json").read_text())
-    assert made["clips"] == 10 and made["tokens"] == 6 * 4 * 48 and made["gpu_hours"] == 0
+    assert made["clips"] == 10 and made["tokens"] == 6 * 2 * 48 and made["gpu_hours"] == 0
     found = keys.Published(tmp_path / "whole/model/model.safetensors")
     keys.account(keys.rules(given.preset), found, "the published names")
     again = keys.Published(tmp_path / "killed/model/model.safetensors")
@@ -133,7 +63,7 @@ def test_killed_or_warned_it_goes_on_to_the_last_bit(tmp_path: Path, tokens: lis
 def test_a_rank_is_killed_in_the_worker(tmp_path: Path) -> None:
     """`hpc run` on two tensor-parallel ranks, one of them killed: tried again at once, from the newest checkpoint."""
     optimizer = {"rate": 3e-3, "warmup": 2, "weight_decay": 0.1}
-    ar = {"kind": "train.ar", "needs": "ids", "model": "ar-tiny", "steps": 8, "batch": 4, "shape": list(SHAPE),
+    ar = {"kind": "train.ar", "needs": "ids", "model": "ar-tiny", "steps": 6, "batch": 4, "shape": list(SHAPE),
           "precision": "fp32", "readers": 0, "optimizer": optimizer, "checkpoints": {"every": 2},
           "layout": {"tensor": 2}, "resources": {"workers": 2, "cpus": 1}}  # fmt: skip
     stages = {"ids": {"kind": "stages:Ids", "resources": {"cpus": 1}}, "ar": ar}
@@ -141,19 +71,13 @@ def test_a_rank_is_killed_in_the_worker(tmp_path: Path) -> None:
     runs.finish(runs.worker(prepared, "ids"))
     runs.finish(runs.worker(prepared, "ar", "barrier"))
     folder = tmp_path / "out/ar@v1"
-    worker = runs.worker(prepared, "ar")
-    runs.until(lambda: bool(complete(folder / "training/checkpoints")), timeout=120)
-    [gang] = runs.children(worker.pid)
-    os.kill(runs.children(gang)[-1], signal.SIGKILL)
-    runs.finish(worker, timeout=180)
+    loses_a_rank(prepared, "ar", lambda: bool(complete(folder / "training/checkpoints")), 120, 180)
     said = list(lines(folder / "training/metrics.jsonl"))
-    assert [line["step"] for line in said] == list(range(1, 9)) and said[-1]["loss"] < said[0]["loss"]
+    assert [line["step"] for line in said] == list(range(1, 7)) and said[-1]["loss"] < said[0]["loss"]
     made = json.loads((folder / "000000.json").read_text())
-    assert made["ranks"] == 2 and made["clips"] == 10 and made["steps"] == 8
+    assert made["ranks"] == 2 and made["clips"] == 10 and made["steps"] == 6
     found = keys.Published(folder / "model/model.safetensors")
     keys.account(keys.rules(settings().preset), found, "the published names")
-    stopped = [r for r in runs.lines(prepared.run, "ar") if getattr(r, "failure", "") == "lost"]
-    assert len(stopped) == 1, "it was killed while it trained"
 
 
 def test_another_layout_takes_the_last_checkpoint_alone(tmp_path: Path, tokens: list[dict[str, str]]) -> None:
@@ -281,11 +205,9 @@ def test_from_films_to_a_model(tmp_path: Path) -> None:
     for folder in ("out/ar@v1", "out/ar@v1/training"):
         told = json.loads((tmp_path / folder / "held_out.json").read_text())
         assert told == {"by": "split", "clips": sorted(held)}
-    wrong = yaml.safe_load(file.read_text())
-    wrong["stages"]["ar"]["shape"] = [2, 4, 4]
-    file.write_text(yaml.safe_dump(wrong))
-    said = runs.hpc("run", file, code=1, timeout=300).stdout
-    assert "clips of these tokens are [2, 2, 4]" in said and "write `shape: [2, 2, 4]`" in said
+    files = [{path.suffix: str(path) for path in (tmp_path / "out/tokens@v1").glob("000000.*")}]
+    with pytest.raises(ValueError, match=r"clips of these tokens are \[2, 2, 4\].*write `shape: \[2, 2, 4\]`"):
+        dataset(settings(shape=(2, 4, 4)), files, "train")
 
 
 def test_a_page_of_figures_that_are_none(tmp_path: Path) -> None:

@@ -5,10 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import shutil
-import signal
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,14 +18,15 @@ import torch
 import torch.distributed as dist
 import transformers
 import yaml
-from forks import FORKS
+from forks import together
+from trainings import curve, loses_a_rank, torn
 
 from hpc.data import layers
 from hpc.data.work import Stopped, Work
 from hpc.models import tokenizers
 from hpc.train import fsdp, ranks, tokenizer
 from hpc.train.checkpoint import Checkpoints, complete
-from hpc.train.metrics import CLOCKS, lines
+from hpc.train.metrics import lines
 from hpc.train.samples import listed
 from hpc.train.settings import TrainTokenizer
 from hpc.train.settings.data import Shape, Validation
@@ -76,11 +74,6 @@ def here() -> Iterator[ranks.Here]:
     dist.destroy_process_group()
 
 
-def curve(folder: Path) -> list[dict[str, Any]]:
-    return [{name: value for name, value in line.items() if name not in CLOCKS}
-            for line in lines(folder / "metrics.jsonl")]  # fmt: skip
-
-
 def near(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
     assert [line["step"] for line in one] == [line["step"] for line in other]
     for a, b in zip(one, other, strict=True):
@@ -94,10 +87,7 @@ def near(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> None:
 # In ranks of their own
 
 
-def _rank(rank: int, count: int, port: int, tar: Path, folder: Path) -> None:
-    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    os.environ |= {name: str(value) for name, value in names.items()}
-    torch.set_num_threads(1)
+def _train(tar: Path, folder: Path) -> None:
     here = ranks.start()
     tokenizer.train(settings(), listed([str(tar)]), folder, here, lambda: None)
     for shard in (1, 2):
@@ -128,13 +118,7 @@ def is_that_of_one_rank(here: ranks.Here, shard: int) -> None:
 def two(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two ranks in processes of their own, never stopped."""
     folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    group = [FORKS.Process(target=_rank, args=(n, 2, port, clips, folder)) for n in range(2)]
-    for one in group:
-        one.start()
-    for one in group:
+    for one in together(2, _train, clips, folder):
         one.join(120)
         assert one.exitcode == 0
     return folder
@@ -156,12 +140,7 @@ def test_one_rank_goes_on_from_a_checkpoint_of_two(
     clips: Path, two: Path, alone: list[dict[str, Any]], here: ranks.Here, tmp_path: Path
 ) -> None:
     """...and one that is torn is not picked."""
-    kept = tmp_path / "checkpoints"
-    shutil.copytree(two / "checkpoints/iter_000000003", kept / "iter_000000003")
-    shutil.copytree(two / "checkpoints/iter_000000006", kept / "iter_000000006.part")
-    shutil.copytree(two / "checkpoints/iter_000000006", kept / "iter_000000006")
-    (kept / "iter_000000006/complete").unlink()
-    shutil.copy(two / "metrics.jsonl", tmp_path)
+    torn(two, tmp_path)
     tokenizer.train(settings(), listed([str(clips)]), tmp_path, here, lambda: None)
     said = curve(tmp_path)
     assert said[:3] == curve(two)[:3] and said[3:] != curve(two)[3:]
@@ -179,18 +158,12 @@ def test_a_run_whose_rank_is_killed_is_equal_to_the_last_bit(clips: Path, two: P
     runs.finish(runs.worker(prepared, "data"))
     runs.finish(runs.worker(prepared, "tokenizer", "barrier"))
     file = tmp_path / "out/tokenizer@v1/training/metrics.jsonl"
-    worker = runs.worker(prepared, "tokenizer")
-    runs.until(lambda: file.exists() and len(list(lines(file))) >= 4, timeout=90)
-    [gang] = runs.children(worker.pid)
-    os.kill(runs.children(gang)[-1], signal.SIGKILL)
-    runs.finish(worker, timeout=120)
+    loses_a_rank(prepared, "tokenizer", lambda: file.exists() and len(list(lines(file))) >= 4)
     assert curve(file.parent) == curve(two)
     output = tmp_path / "out/tokenizer@v1"
     assert complete(file.parent / "checkpoints") == complete(two / "checkpoints")
     assert json.loads((output / "000000.json").read_text())["ranks"] == 2
     assert tokenizers.load(str(output / "tokenizer")).vocabulary == 200
-    stopped = [r for r in runs.lines(prepared.run, "tokenizer") if getattr(r, "failure", "") == "lost"]
-    assert len(stopped) == 1, "it was killed while it trained"
 
 
 def test_a_data_set_that_is_there_already(clips: Path, tmp_path: Path) -> None:

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from ar_runs import SHAPE, run, settings
+from diffusion_runs import settings as diffusion_settings
+from diffusion_runs import write_latents
 from PIL import Image
 from stages import ids
 from test_form_runs import tokenizer
-from test_train_ar import SHAPE, curve, run, settings
-from test_train_diffusion import curve as curve_of
-from test_train_diffusion import settings as diffusion_settings
-from test_train_diffusion import write_latents
+from trainings import curve, timeless
 
 from hpc.data import video
 from hpc.models import tokenizers
@@ -69,7 +69,7 @@ def test_the_curve_is_the_same_without_them(alone: Path, place: Path, tmp_path: 
     """...to the last bit, as are the weights in the end."""
     without = run(1, tmp_path, settings(pictures=ArPictures(clips=0)), rows(place))
     said = list(lines(alone / "metrics.jsonl"))
-    assert curve(said) == curve(without) and not (tmp_path / "pictures").exists()
+    assert timeless(said) == timeless(without) and not (tmp_path / "pictures").exists()
     assert [line["step"] for line in said if line.get("pictures_seconds", 0) > 0] == [3, 6]
     one, other = (keys.Published(folder / "model/model.safetensors") for folder in (alone, tmp_path))
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -137,7 +137,7 @@ def test_a_diffusion_model_learns_the_same_without_them(
         given = diffusion_settings(tokenizer=str(tmp_path / "vae"), steps=4,
                                    pictures=Pictures(every=2, clips=clips, steps=2))  # fmt: skip
         diffusion.train(given, table, tmp_path / name, here, lambda: None)
-    assert curve_of(tmp_path / "with") == curve_of(tmp_path / "without")
+    assert curve(tmp_path / "with") == curve(tmp_path / "without")
     assert not (tmp_path / "without/pictures").exists()
     found = sorted(path.name for path in (tmp_path / "with/pictures").iterdir())
     assert found == [f"{step:09}{end}" for step in (2, 4) for end in (".webp", "_0_ema.mp4", "_0_regular.mp4")]

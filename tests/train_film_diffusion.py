@@ -74,18 +74,9 @@ def main() -> None:
 
     begun = time.monotonic()
     here, table = ranks.start(), by_shot(samples.listed(given.data))
-    row = table.slice(0, 1).to_pylist()[0]
-    shape = Shape(frames=row["frames"], height=row["height"], width=row["width"], batch=given.batch)
-    channels = samples_channels(row)
-    settings = TrainDiffusion(
-        model="tiny-predict2.5", shapes=(shape,), steps=TIMED, text=Text(source="none"), tokenizer=given.tokenizer,
-        sizes=Sizes(channels=given.channels, blocks=given.blocks, heads=given.heads, adaln_rank=given.rank,
-                    latent_channels=channels, max_height=128, max_width=128),
-        optimizer=AdamW(rate=given.rate, warmup=TIMED, final=0.02, betas=(0.9, 0.99), weight_decay=1e-3),
-        validation=Validation(share=0.1, by="source", every=10**9, clips=given.clips),
-        pictures=Pictures(every=10**9, clips=0), checkpoints=Checkpoints(every=10**9), readers=given.readers,
-        compile=given.compile,
-    )  # fmt: skip
+    settings = settings_of(table, TIMED, batch=given.batch, channels=given.channels, blocks=given.blocks,
+                           heads=given.heads, rank=given.rank, rate=given.rate, clips=given.clips,
+                           tokenizer=given.tokenizer, readers=given.readers, compile=given.compile)  # fmt: skip
     count = parameters(settings.config)
     if count > 8e6:
         parser.error(f"{count:,} weights are more than 8 million: fewer channels or blocks")
@@ -132,6 +123,23 @@ def main() -> None:
         print(f"{'better' if better else 'NOT better'} than both at every level; {where}, "
               f"{ranks.memory(here.device) / 2**30:.1f} GiB, {time.monotonic() - begun:.0f} s")  # fmt: skip
     dist.destroy_process_group()
+
+
+def settings_of(
+    table: pa.Table, steps: int, *, batch: int, channels: int, blocks: int, heads: int, rank: int, rate: float,
+    clips: int, **more: Any,
+) -> TrainDiffusion:  # fmt: skip
+    """Of a small model of such latents."""
+    row = table.slice(0, 1).to_pylist()[0]
+    return TrainDiffusion(
+        model="tiny-predict2.5", steps=steps, text=Text(source="none"),
+        shapes=(Shape(frames=row["frames"], height=row["height"], width=row["width"], batch=batch),),
+        sizes=Sizes(channels=channels, blocks=blocks, heads=heads, adaln_rank=rank,
+                    latent_channels=samples_channels(row), max_height=128, max_width=128),
+        optimizer=AdamW(rate=rate, warmup=min(300, steps // 5), final=0.02, betas=(0.9, 0.99), weight_decay=1e-3),
+        validation=Validation(share=0.1, by="source", every=10**9, clips=clips),
+        pictures=Pictures(every=10**9, clips=0), checkpoints=Checkpoints(every=10**9), **more,
+    )  # fmt: skip
 
 
 def by_shot(table: pa.Table) -> pa.Table:

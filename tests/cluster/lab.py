@@ -109,7 +109,7 @@ class Lab:
         assert done.returncode == 0 or "Invalid job id" in done.stderr, done.stderr
         return dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
 
-    def finish(self, timeout: float = 90) -> str:
+    def finish(self, timeout: float = 180) -> str:
         """Waits until nothing of the run is in the queue; requeued tasks need not wait out Slurm's two minutes.
 
         Returns the state of the run.
@@ -145,7 +145,7 @@ class Lab:
         return Counter(r["shard"] for r in self.records(stage) if r.get("state") == state)
 
     def wait_for(self, stage: str, state: str, *, job: str = "", restart: int = 0, shards: int = 1,
-                 timeout: float = 60) -> None:  # fmt: skip
+                 timeout: float = 120) -> None:  # fmt: skip
         """Waits until so many records of a worker's start say this of a shard."""
 
         def said() -> bool:
@@ -248,7 +248,7 @@ def held(cluster: Cluster) -> Iterator[None]:
         cluster.run("scontrol", "update", "PartitionName=main", "State=UP")
 
 
-def wait_until(so: Callable[[], object], what: str, timeout: float = 60, logs: Callable[[], str] = str) -> None:
+def wait_until(so: Callable[[], object], what: str, timeout: float = 120, logs: Callable[[], str] = str) -> None:
     deadline = time.monotonic() + timeout
     while not so():
         assert time.monotonic() < deadline, f"not so after {timeout:g} s: {what}\n{logs()}"

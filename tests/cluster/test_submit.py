@@ -260,15 +260,15 @@ def test_few_files_are_made(cluster: Cluster, tmp_path: Path) -> None:
         before = files(few)
     few.wait_for("echo", "done", shards=10)
     logs_and_records = {p for p in files(few) - before if not p.startswith("report")}
-    standing_by = {p for p in logs_and_records if "/twins" in p}  # a folder's folder, one or two shards one by one
-    assert len(logs_and_records - {"logs/report"} - standing_by) <= 2 * 10 + 1 and len(standing_by) <= 5
+    standing_by = {p for p in logs_and_records if "/twins" in p}  # a folder's folder, and one for a shard that is late
+    assert len(logs_and_records - {"logs/report"} - standing_by) <= 2 * 10 + 1 and len(standing_by) <= 2 + 10
     assert few.finish() == "done"
     few.exactly_once()
 
 
 def files(lab: Lab) -> set[str]:
-    """Of the run folder."""
-    return {str(p.relative_to(lab.run)) for p in lab.run.rglob("*")}
+    """Of the run folder; of its code, the sources."""
+    return {str(p.relative_to(lab.run)) for p in lab.run.rglob("*") if p.suffix != ".pyc"}
 
 
 def test_output_in_an_object_store(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

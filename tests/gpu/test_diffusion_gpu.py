@@ -159,7 +159,7 @@ def test_recompute_runs_in_fp8(
     for recompute in ("none", "blocks", "attention"):
         given = awake(tmp_path, precision=precision, recompute=recompute)
         model = spread(given, here)
-        seen: list[bool] = []
+        seen: list[Tensor] = []
         for block in model.blocks:
             block.mlp.layer1.register_forward_pre_hook(lambda *_, seen=seen: seen.append(bool(enabled())))
         run(given, model, 0, here.device)
@@ -199,13 +199,15 @@ def test_kernels_hand_fp8_to_the_layers(here: ranks.Here, tmp_path: Path, precis
     for kernels in ("fused", "torch"):
         given = awake(tmp_path, precision=precision, kernels=kernels)
         model = spread(given, here)
-        seen: list[bool] = []
+        seen: list[Tensor] = []
         for block in model.blocks:
             for layer in (block.self_attn.q_proj, block.self_attn.v_proj, block.cross_attn.q_proj, block.mlp.layer1,
                           block.mlp.layer2):  # fmt: skip
-                layer.register_forward_pre_hook(lambda _, x, seen=seen: seen.append(isinstance(x[0], Float8Tensor)))
+                layer.register_forward_pre_hook(lambda _, x, seen=seen: seen.append(x[0]))
         run(given, model, 0, here.device)
-        assert seen == [kernels == "fused" and precision != "fp8-blockwise"] * 5 * len(model.blocks)
+        ours = kernels == "fused" and precision != "fp8-blockwise"
+        assert [isinstance(x, Float8Tensor) for x in seen] == [ours] * 5 * len(model.blocks)
+        assert not ours or all(x._data is None and x._transpose is not None for x in seen), "rows are kept"
         grads[kernels] = whole(model)
     assert off(grads["fused"], grads["torch"]) < 0.1
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import msgspec
 import pytest
 import torch
+from ar_runs import run
 from asked import skip_without_gpu
-from test_train_ar import run
 from test_training_pictures import place, rows, with_pictures
 
 from hpc.models.ar import keys
@@ -28,8 +28,11 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 GPU = torch.cuda.is_available()
 
 
-def test_training_is_the_same_without_them(place: Path, tmp_path: Path) -> None:
+def test_training_is_the_same_without_them(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Under `deterministic`, so that the GPU gives the same bits each time."""
+    monkeypatch.setenv("NVTE_ALLOW_NONDETERMINISTIC_ALGO", "0")  # as hpc.train.ar's start has it
     given = {"precision": "bf16" if GPU else "fp32", "deterministic": True}
     samples = {"greedy": with_pictures(place, **given).pictures, "none": Pictures(clips=0),
                "drawn": Pictures(every=2, clips=2, temperature=1.0, tokenizer=str(place / "dv"))}  # fmt: skip
