@@ -26,7 +26,7 @@ from hpc.batch import barrier, records
 from hpc.batch.run import Run
 from hpc.train.metrics import Metrics
 
-GANG: dict[str, Any] = {"kind": "stages:Gang", "needs": "pair", "resources": {"cpus": 1, "workers": 2, "time": "60s"}}
+GANG: dict[str, Any] = {"kind": "stages:Gang", "needs": "pair", "resources": {"cpus": 1, "workers": 2, "time": "10m"}}
 RATES = {"gpu_hour": 3600.0, "cpu_hour": 36.0, "currency": "EUR"}
 
 

@@ -39,7 +39,7 @@ def film(folder: Path, name: str = "film") -> Run:
              "motion": {"mode": "score-only"}, "duration": {"min": "700ms"}}, "resources": {"cpus": 1}}  # fmt: skip
     words = {"kind": "words:Words", "needs": "clips", "resources": {"cpus": 1}}
     train = {"kind": "stages:Gang", "needs": "words", "required": 0.5,
-             "resources": {"cpus": 1, "workers": 2, "time": "60s"}}  # fmt: skip
+             "resources": {"cpus": 1, "workers": 2, "time": "10m"}}  # fmt: skip
     spec.write_text(json.dumps({"name": name, "inputs": "in", "output": "out", "secrets": ["WORDS_KEY"],
                                 "shards": {"size": "1KiB", "split_above": "1GiB"},
                                 "stages": {"clips": clips, "words": words, "train": train}}))  # fmt: skip

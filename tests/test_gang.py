@@ -17,7 +17,7 @@ from hpc.batch.prepare import Prepared
 from hpc.batch.run import Run
 from hpc.train.metrics import lines
 
-GANG: dict[str, Any] = {"kind": "stages:Gang", "needs": "echo", "resources": {"cpus": 1, "workers": 2, "time": "60s"}}
+GANG: dict[str, Any] = {"kind": "stages:Gang", "needs": "echo", "resources": {"cpus": 1, "workers": 2, "time": "10m"}}
 
 
 def stages(folder: Path, **settings: Any) -> dict[str, Any]:
@@ -99,8 +99,9 @@ def test_only_starts_since_the_newest_checkpoint_count(tmp_path: Path) -> None:
 
 
 def test_starts_that_were_taken_away_do_not_count(tmp_path: Path) -> None:
-    """A step takes for ever. TERM is what Slurm sends to make room; a worker that just vanishes may be to blame."""
-    prepared = begun(tmp_path, starts=2, seconds=600)
+    """A step takes for ever. TERM is what Slurm sends to make room; a worker that just vanishes may be to blame. Of a
+    short time limit little is left to ranks that do not leave."""
+    prepared = begun(tmp_path, starts=2, seconds=600, resources=GANG["resources"] | {"time": "60s"})
     for _ in range(2):
         worker = runs.worker(prepared, "train")
         runs.until(lambda before=len(states(tmp_path)): len(states(tmp_path)) > before)

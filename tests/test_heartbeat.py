@@ -15,7 +15,7 @@ from hpc.batch import heartbeat, metrics, records, report, status
 from hpc.batch.heartbeat import Beat, behind, slowest
 from hpc.batch.run import Run
 
-PATIENT: dict[str, Any] = {"cpus": 1, "workers": 2, "time": "60s", "patience": "2s"}
+PATIENT: dict[str, Any] = {"cpus": 1, "workers": 2, "time": "10m", "patience": "2s"}
 
 
 def run_of(folder: Path) -> Run:

@@ -42,6 +42,7 @@ class Lab:
         (folder / "clusters").mkdir(parents=True)
         (folder / "clusters" / "site.yaml").write_text(yaml.safe_dump({"partition": "main", **(preset or {})}))
         self.texts = list(inputs)
+        self.released: dict[str, float] = {}
         (folder / "in").mkdir()
         listed = []
         for i, text in enumerate(self.texts):
@@ -109,20 +110,21 @@ class Lab:
         assert done.returncode == 0 or "Invalid job id" in done.stderr, done.stderr
         return dict(line.split(maxsplit=1) for line in done.stdout.splitlines())
 
-    def finish(self, timeout: float = 180) -> str:
-        """Waits until nothing of the run is in the queue; requeued tasks need not wait out Slurm's two minutes.
+    def hurried(self) -> dict[str, str]:
+        """What is in the queue, where requeued tasks need not wait out Slurm's two minutes."""
+        left = self.queue()
+        for job, state in left.items():
+            # each time puts the start off by two seconds more
+            if state == "PENDING BeginTime" and time.monotonic() > self.released.get(job, 0.0) + 10:
+                self.cluster.release_requeue(job)
+                self.released[job] = time.monotonic()
+        return left
 
-        Returns the state of the run.
-        """
+    def finish(self, timeout: float = 180) -> str:
+        """Waits until nothing of the run is in the queue. Returns the state of the run."""
         deadline = time.monotonic() + timeout
-        released: dict[str, float] = {}
-        while left := self.queue():
+        while left := self.hurried():
             assert time.monotonic() < deadline, f"still in the queue after {timeout:g} s: {left}\n{self.logs()}"
-            for job, state in left.items():
-                # each time puts the start off by two seconds more
-                if state == "PENDING BeginTime" and time.monotonic() > released.get(job, 0.0) + 10:
-                    self.cluster.release_requeue(job)
-                    released[job] = time.monotonic()
             time.sleep(0.2)
         return str(self.status()["state"])
 

@@ -50,8 +50,8 @@ def test_a_preempted_task_goes_on_where_it_was(cluster: Cluster, tmp_path: Path)
 
 
 def test_a_lost_node_leaves_a_worker_that_lives_on_beside_its_twin(cluster: Cluster, tmp_path: Path) -> None:
-    echo = {"kind": "stages:Echo", "resources": {"memory": "30GiB"}}  # two tasks on a node
-    inputs = ["a", "sleep 3", "sleep 3", "sleep 3", "b", "sleep 3", "c", "d"]
+    echo = {"kind": "stages:Echo", "flags": str(tmp_path), "resources": {"memory": "30GiB"}}  # two tasks on a node
+    inputs = ["a", "wait go", "b", "c", "d", "wait go", "e", "f"]
     lab = Lab(cluster, tmp_path / "lab", {"echo": echo, "join": JOIN}, inputs, per_task=4)
     job = lab.submit()["echo"]
     tasks = [f"{job}_{i}" for i in (0, 1)]
@@ -64,6 +64,9 @@ def test_a_lost_node_leaves_a_worker_that_lives_on_beside_its_twin(cluster: Clus
     # done, compacted and reported.
     sleeper = stage_of(orphans[1])
     os.kill(sleeper, signal.SIGSTOP)
+    again = lambda: {r["job"] for r in lab.records("echo") if r.get("state") == "start" and r["restart"] == 1}
+    wait_until(lambda: lab.hurried() and again() == set(tasks), "the twins have begun", logs=lab.logs)
+    (tmp_path / "go").touch()
     with undisturbed(lab) as calm:
         assert lab.finish() == "done"
         assert alive(orphans[1])
