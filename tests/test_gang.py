@@ -112,6 +112,7 @@ def test_starts_that_were_taken_away_do_not_count(tmp_path: Path) -> None:
         runs.until(lambda before=len(states(tmp_path)): len(states(tmp_path)) > before)
         worker.kill()
         worker.wait()
+        runs.until(lambda: not runs.processes(str(tmp_path)))  # no rank goes on beside those of the next start
     assert states(tmp_path) == ["start", "stopped"] * 2 + ["start"] * 2
     runs.finish(runs.worker(prepared, "train"))
     [failed] = runs.fold(prepared.run, "train").failed.values()

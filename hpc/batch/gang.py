@@ -10,6 +10,7 @@ When one rank fails, all are ended.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import selectors
 import signal
@@ -127,8 +128,15 @@ def counted(earlier: records.Fold, job: str, restart: int, on_slurm: bool) -> di
             for shard, some in earlier.starts.items()}  # fmt: skip
 
 
+def end_with_parent() -> None:
+    """This process is killed when the one that started it ends, however that ends: it must not go on beside the one
+    that takes its place."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
 def main(count: int) -> int:
     """Start the ranks, pass on what comes in and the signals, end all when one fails. Returns its exit status."""
+    end_with_parent()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -7,7 +7,6 @@ worker, which notes it and goes on. It publishes what the stage made; the worker
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import importlib
 import os
@@ -84,8 +83,7 @@ class Reply(msgspec.Struct, omit_defaults=True):
 
 
 def main() -> None:
-    # If the worker is killed outright, this process must not go on beside its requeued twin.
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    gang.end_with_parent()
     channel = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)  # whatever a library prints goes to the log, not into the channel
     masking.install()
