@@ -147,9 +147,9 @@ def opened(folder: Path) -> Iterator[Page]:
     finally:
         process.terminate()
         try:
-            process.wait(10)
+            process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait(10)
+            process.wait(60)
         os.close(here_to)
         os.close(here_from)

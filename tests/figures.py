@@ -100,7 +100,7 @@ def exporter(folder: Path, **env: str) -> Iterator[str]:
         yield process.stdout.readline().split()[-1]
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 def get(address: str, timeout: float = 10) -> str:
@@ -148,4 +148,4 @@ class Prometheus:
 
     def stop(self) -> None:
         self.process.terminate()
-        self.process.wait(20)
+        self.process.wait(60)

@@ -147,10 +147,14 @@ tests=("$!")
 # In the background, or a signal to this script would wait for the end of the tests; background jobs ignore SIGINT, but
 # at the deadline pytest shall get one and say where it was. -v takes back the -q of pyproject.toml.
 run_tests() { # CLUSTER or "", and pytest's arguments
-  local slurm=()
-  [[ -z $1 ]] || slurm=("HPC_TEST_CLUSTER=$1" "SLURM_CONF=$1/etc/slurm.conf")
+  local slurm=() before=()
+  if [[ -n $1 ]]; then
+    slurm=("HPC_TEST_CLUSTER=$1" "SLURM_CONF=$1/etc/slurm.conf")
+  else # its turn is after that of tests which wait for Slurm
+    before=(nice -n 5)
+  fi
   shift
-  env --default-signal=INT "${marks[@]}" "${slurm[@]}" \
+  "${before[@]}" env --default-signal=INT "${marks[@]}" "${slurm[@]}" \
     timeout --foreground --signal=INT --kill-after=60 $((deadline - SECONDS)) \
     pytest -v -rfEs --durations=15 --color=no "$@" </dev/null 9>&- &
   tests+=("$!")

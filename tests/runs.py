@@ -68,7 +68,7 @@ def spec(folder: Path, texts: dict[str, str], stages: dict[str, Any] | None = No
     return file
 
 
-def hpc(*words: str | Path, cwd: Path | None = None, code: int | None = 0, timeout: float = 120,
+def hpc(*words: str | Path, cwd: Path | None = None, code: int | None = 0, timeout: float = 300,
         env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:  # fmt: skip
     """The command. The run folders are beside the spec, or in `cwd`."""
     place = cwd or next(Path(w).parent for w in words if Path(w).is_absolute())
@@ -111,7 +111,7 @@ def worker(prepared: prepare.Prepared, stage: str = "echo", row: int | str = 0, 
                             errors="replace")  # fmt: skip
 
 
-def finish(process: subprocess.Popen[str], code: int = 0, timeout: float = 60) -> str:
+def finish(process: subprocess.Popen[str], code: int = 0, timeout: float = 180) -> str:
     """Wait for a worker and return what it said."""
     try:
         out, err = process.communicate(timeout=timeout)

@@ -35,7 +35,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Path:
         }.items():
             to = folder / session / f"{camera}.mp4"
             command = ["ffmpeg", "-v", "error", "-ss", "20", "-i", TRAILER, *how, *x264, to]
-            subprocess.run(command, check=True, timeout=60)
+            subprocess.run(command, check=True, timeout=180)
     return folder
 
 

@@ -242,7 +242,7 @@ def test_a_reader_that_goes_away(desk: Path) -> None:
                                    stderr=subprocess.PIPE, env=runs.environment(), text=True)  # fmt: skip
         assert process.stdout and process.stderr
         process.stdout.close()
-        assert process.stderr.read() == "" and process.wait(30) == 0
+        assert process.stderr.read() == "" and process.wait(60) == 0
         process.stderr.close()
 
 
@@ -278,7 +278,7 @@ def test_stopped_it_leaves_no_processes_and_goes_on_from_there(tmp_path: Path, h
             os.killpg(process.pid, signal.SIGINT)  # a terminal tells the whole group
         else:
             process.terminate()
-        _, err = process.communicate(timeout=40)
+        _, err = process.communicate(timeout=180)
     assert process.returncode == 130 and "stopped; the same command goes on from here" in err
     assert "Traceback" not in err, err
     assert runs.processes(str(run)) == {}

@@ -36,7 +36,7 @@ SECONDS = Split(detector="stride", stride=Seconds(1.0), min_clip=Seconds(0.5))
 
 
 def ffmpeg(*arguments: str | Path) -> None:
-    subprocess.run(["ffmpeg", "-v", "error", "-bitexact", "-y", *arguments], check=True, timeout=60)
+    subprocess.run(["ffmpeg", "-v", "error", "-bitexact", "-y", *arguments], check=True, timeout=180)
 
 
 def item(path: str | Path, part: int = 0, parts: int = 1) -> Item:

@@ -77,7 +77,7 @@ def test_golden_flags(tmp_path: Path, slurm: runs.Slurm) -> None:
               "plain": runs.NOTE | {"image": "none"}, "join": runs.JOIN, "train": RANKS}  # fmt: skip
     override = {"stages:Gang": {"mounts": [f"{folder}/images:/root/.aws:ro"], "image": str(own)}}
     script = planned(spec(folder, site(folder, stages=override), stages, secrets=["TOKEN"]))
-    subprocess.run(["bash", script], env=runs.environment(TOKEN="secret"), check=True, capture_output=True, timeout=60)
+    subprocess.run(["bash", script], env=runs.environment(TOKEN="secret"), check=True, capture_output=True, timeout=180)
     run = script.parents[1]
     said = ""
     for call in slurm.calls("sbatch"):
@@ -202,7 +202,7 @@ def test_requeue_happens_outside(tmp_path: Path, status: int, requeued: bool, ar
     if array:
         env |= {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}
     words = [str(tmp_path / "run"), "echo", "4", "10", "--container-image=/x.sqsh", "--no-container-mount-home"]
-    done = subprocess.run(["bash", ROOT / "sbatch/container.sbatch", *words], env=env, timeout=30)
+    done = subprocess.run(["bash", ROOT / "sbatch/container.sbatch", *words], env=env, timeout=180)
     assert done.returncode == status
     said = (tmp_path / "log").read_text().splitlines()
     run = tmp_path / "run"
@@ -216,7 +216,7 @@ def test_requeue_happens_outside(tmp_path: Path, status: int, requeued: bool, ar
 
 def test_the_script_says_how_to_use_it(tmp_path: Path) -> None:
     done = subprocess.run(["bash", ROOT / "sbatch/container.sbatch", tmp_path, "echo", "1", "0"], capture_output=True,
-                          text=True, timeout=30)  # fmt: skip
+                          text=True, timeout=180)  # fmt: skip
     assert done.returncode == 2 and "sbatch --array=0-9 sbatch/container.sbatch RUN" in done.stderr
 
 

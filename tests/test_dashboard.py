@@ -63,7 +63,7 @@ def served(folder: Path, *words: str, **env: str) -> Iterator[str]:
         yield process.stdout.readline().split()[-1]
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def until_known(at: str, name: str) -> None:
 def get(at: str, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], Any]:
     """(status, headers, body: JSON where it is some)."""
     parts = urllib.parse.urlsplit(at)
-    link = http.client.HTTPConnection(parts.hostname or "", parts.port or 0, timeout=30)
+    link = http.client.HTTPConnection(parts.hostname or "", parts.port or 0, timeout=180)
     link.request(method, f"/{path}", headers={k.replace("_", "-"): v for k, v in headers.items()})
     answer = link.getresponse()
     body: Any = answer.read()

@@ -32,7 +32,7 @@ Luma = npt.NDArray[np.int64]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("fields")
     for name, options in FORMS.items():
-        subprocess.run(["ffmpeg", "-v", "error", *SOURCE, *options, made / name], check=True, timeout=60)
+        subprocess.run(["ffmpeg", "-v", "error", *SOURCE, *options, made / name], check=True, timeout=180)
     return made
 
 
@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole() -> list[Luma]:
     """The luma of the scene at the times of the first fields, every line of it."""
     command = ["ffmpeg", "-v", "error", *SOURCE, "-vf", "format=yuv420p,select=not(mod(n\\,2))", "-vsync", "0"]
-    data = subprocess.run([*command, "-f", "rawvideo", "-"], check=True, capture_output=True, timeout=60).stdout
+    data = subprocess.run([*command, "-f", "rawvideo", "-"], check=True, capture_output=True, timeout=180).stdout
     return list(np.frombuffer(data, np.uint8).reshape(-1, SIZE[1] * 3 // 2, SIZE[0])[:, : SIZE[1]].astype(int))
 
 
@@ -70,7 +70,7 @@ def test_it_is_seen_and_undone(folder: Path, whole: list[Luma], name: str) -> No
 @pytest.mark.parametrize("name", ["h264.mp4", "mpeg2.ts"])
 def test_it_is_what_ffmpeg_makes_of_it(folder: Path, name: str) -> None:
     command = ["ffmpeg", "-v", "error", "-i", folder / name, "-vf", "bwdif=mode=send_frame:deint=interlaced"]
-    data = subprocess.run([*command, "-f", "rawvideo", "-"], check=True, capture_output=True, timeout=60).stdout
+    data = subprocess.run([*command, "-f", "rawvideo", "-"], check=True, capture_output=True, timeout=180).stdout
     size = SIZE[0] * SIZE[1] * 3 // 2
     ours = b"".join(frame.to_ndarray().tobytes() for _, frame in video.Decoder(folder / name))
     assert len(ours) == len(data) == 100 * size
@@ -91,9 +91,9 @@ def test_fields_that_begin_in_the_middle(folder: Path, tmp_path: Path) -> None:
     """Progressive frames stay bit for bit what they were, before and after."""
     progressive, path = tmp_path / "progressive.ts", tmp_path / "mixed.mkv"
     subprocess.run(["ffmpeg", "-v", "error", "-f", "lavfi", "-i", "testsrc2=s=320x192:r=25:d=4", "-c:v", "mpeg2video",
-                    "-q:v", "2", "-g", "12", "-bf", "2", progressive], check=True, timeout=60)  # fmt: skip
+                    "-q:v", "2", "-g", "12", "-bf", "2", progressive], check=True, timeout=180)  # fmt: skip
     joined = f"concat:{progressive}|{folder / 'mpeg2.ts'}|{progressive}"
-    subprocess.run(["ffmpeg", "-v", "error", "-i", joined, "-c", "copy", path], check=True, timeout=60)
+    subprocess.run(["ffmpeg", "-v", "error", "-i", joined, "-c", "copy", path], check=True, timeout=180)
     with av.open(str(path)) as container:
         coded = [(f.interlaced_frame, hashlib.md5(f.to_ndarray().tobytes()).hexdigest()) for f in container.decode()]
     frames = digests(video.Decoder(path))
@@ -111,9 +111,9 @@ def test_fields_that_begin_in_the_middle(folder: Path, tmp_path: Path) -> None:
 def test_progressive_video_pays_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No filter is made, and the frames are bit for bit those of ffmpeg."""
     path = tmp_path / "progressive.mp4"
-    subprocess.run(["ffmpeg", "-v", "error", *SOURCE, "-t", "1", "-c:v", "libx264", path], check=True, timeout=60)
+    subprocess.run(["ffmpeg", "-v", "error", *SOURCE, "-t", "1", "-c:v", "libx264", path], check=True, timeout=180)
     expected = subprocess.run(["ffmpeg", "-v", "error", "-i", path, "-f", "rawvideo", "-"], check=True,
-                              capture_output=True, timeout=60).stdout  # fmt: skip
+                              capture_output=True, timeout=180).stdout  # fmt: skip
     monkeypatch.setattr(av.filter, "Graph", None)
     decoder = video.Decoder(path)
     assert b"".join(frame.to_ndarray().tobytes() for _, frame in decoder) == expected and not decoder.interlaced

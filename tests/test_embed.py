@@ -32,7 +32,7 @@ COPIES = {
 def encode(source: Path, path: Path, *more: str) -> Path:
     at = more.index("-vf")
     command = ["ffmpeg", "-v", "error", "-y", *more[:at], "-i", source, "-an", *more[at:]]
-    subprocess.run([*command, "-c:v", "libx264", "-preset", "ultrafast", path], check=True, timeout=60)
+    subprocess.run([*command, "-c:v", "libx264", "-preset", "ultrafast", path], check=True, timeout=180)
     return path
 
 

@@ -97,7 +97,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         path = folder / name
         if not path.exists():
             arguments = [str(make(a[1:-1])) if a[0] == "{" else a for a in FILES[name]]
-            subprocess.run(["ffmpeg", "-v", "error", "-bitexact", *arguments, path], check=True, timeout=60)
+            subprocess.run(["ffmpeg", "-v", "error", "-bitexact", *arguments, path], check=True, timeout=180)
         return path
 
     return make
@@ -130,7 +130,7 @@ def cut(tmp_path: Path) -> Cut:
 
 def ffprobe(path: Path) -> list[dict[str, Any]]:
     command = ["ffprobe", "-v", "error", "-show_streams", "-of", "json", path]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, timeout=60).stdout)["streams"]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, timeout=180).stdout)["streams"]
 
 
 def mp4(one: clip.Made) -> Path:

@@ -238,7 +238,7 @@ def test_a_server_dies_with_the_process_that_started_it(tmp_path: Path, folder: 
         server = int(parent.stdout.readline())
         assert Path(f"/proc/{server}").exists()
         parent.send_signal(number)
-        parent.communicate(timeout=30)
+        parent.communicate(timeout=180)
         runs.until(lambda pid=server: not Path(f"/proc/{pid}").exists())
 
 

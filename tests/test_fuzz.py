@@ -56,7 +56,7 @@ def run(folder: Path, seed: int, files: int) -> None:
 
 def test_mutated_files(folder: Path) -> None:
     seed = int(os.environ.get("HPC_TEST_FUZZ_SEED", random.randrange(10**6)))
-    run(folder, seed, int(os.environ.get("HPC_TEST_FUZZ_FILES", "120")))
+    run(folder, seed, int(os.environ.get("HPC_TEST_FUZZ_FILES", "60")))
 
 
 @pytest.mark.long

@@ -163,7 +163,7 @@ def test_a_warning_makes_them_save_and_leave_and_the_next_start_goes_on(tmp_path
         runs.until(lambda before=len(file.read_text()) if file.exists() else 0:
                    file.exists() and len(file.read_text()) > before + 200)  # fmt: skip
         worker.send_signal(signal.SIGUSR2)
-        assert worker.wait(30) == runs.REQUEUE
+        assert worker.wait(120) == runs.REQUEUE
         step = [line["step"] for line in lines(file)][-1]
         newest = (tmp_path / "out/train@v1/checkpoints/latest_checkpoint.txt").read_text()
         assert newest == f"iter_{step:09}", "saved at the very step at which they left"

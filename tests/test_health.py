@@ -37,7 +37,7 @@ class Node:
         path = {"PATH": f"{self.bin}:{os.environ['PATH']}", "TMPDIR": str(self.folder)}
         more = {name: str(value) for name, value in env.items()}
         env = runs.environment(**path | more)
-        done = subprocess.run(["bash", str(SCRIPT)], env=env, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(["bash", str(SCRIPT)], env=env, capture_output=True, text=True, timeout=180)
         assert not done.stderr, done.stderr
         return done.returncode, done.stdout
 

@@ -41,7 +41,7 @@ def sha256(data: bytes) -> str:
 
 def send(url: str, data: bytes, kind: str, method: str = "PUT") -> Any:
     request = urllib.request.Request(url, data, {"Content-Type": kind}, method=method)
-    return urllib.request.urlopen(request, timeout=20)
+    return urllib.request.urlopen(request, timeout=180)
 
 
 class Registry:
@@ -114,7 +114,7 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
         yield Registry(host)
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 def lock(folder: Path, *words: str, code: int = 0, **env: str) -> str:

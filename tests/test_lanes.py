@@ -140,7 +140,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[Item]:
     for number, seconds in enumerate((3, 1, 2, 1, 2)):
         films.append(folder / f"{number}.mp4")
         part = ["-ss", f"{5 * number}", "-t", f"{seconds}", "-i", TRAILER, "-vf", "scale=160:90", "-an", films[-1]]
-        subprocess.run(["ffmpeg", "-v", "error", "-y", *part], check=True, timeout=60)
+        subprocess.run(["ffmpeg", "-v", "error", "-y", *part], check=True, timeout=180)
     bad, packed = folder / "bad.mp4", folder / "packed.tar"
     bad.write_bytes(b"this is no film")
     with tarfile.open(packed, "w") as tar:

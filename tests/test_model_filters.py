@@ -104,7 +104,7 @@ def burn(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             ["ffmpeg", "-v", "error", "-y", "-ss", "24", "-t", "4", "-i", TRAILER, "-i", path.with_suffix(".png"),
              "-filter_complex", f"[0:v]fps=12[v];[v][1:v]overlay=x='{x}':y='{y}':eval=frame", "-an",
              "-c:v", "libx264", "-preset", "ultrafast", "-crf", "23", path],
-            check=True, timeout=60,
+            check=True, timeout=180,
         )  # fmt: skip
         return path
 

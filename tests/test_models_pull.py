@@ -143,7 +143,7 @@ def test_what_transformers_loads_is_fetched_once_and_found_offline(server: Any, 
         said = hpc(tmp_path, gone, *every).splitlines()
         assert [line.partition(f": is here: {tmp_path}")[0] for line in said] == every
     env = {**os.environ, "HF_HOME": str(tmp_path), "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}"}
-    done = subprocess.run([sys.executable, "-c", USES, *every], env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", USES, *every], env=env, capture_output=True, text=True, timeout=180)
     assert [line[-40:] for line in done.stdout.splitlines()] == [COMMIT] * 4, done.stderr
     assert server.asked == []
 
@@ -241,7 +241,7 @@ for again in range(2):
     print(*(one.lines() for one in models.pull(named)))
 """
     env = {**os.environ, "HF_HOME": str(tmp_path), "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}"}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=180)
     first, second = done.stdout.splitlines()
     assert "2 files, 12 B, fetched into" in first and f"snapshots/{COMMIT}'" in second and "is here" in second
     assert names(tmp_path, "owner/head") == {"model.safetensors", "deep/head.pth"}

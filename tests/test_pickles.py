@@ -103,7 +103,7 @@ assert pickle.dumps(plain, 4) == data
 @pytest.mark.parametrize("name", VALUES)
 def test_numpy_1_reads_it_and_writes_the_same(name: str) -> None:
     python = os.environ["HPC_TEST_NUMPY1"]
-    subprocess.run([python, "-c", NUMPY_1], input=pickles.dumps(VALUES[name]), check=True, timeout=60)
+    subprocess.run([python, "-c", NUMPY_1], input=pickles.dumps(VALUES[name]), check=True, timeout=180)
 
 
 def test_the_bytes_are_those_of_numpy_1() -> None:

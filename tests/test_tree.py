@@ -73,7 +73,7 @@ def tracked() -> set[str]:
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout: what belongs to the repository is unknown")
     command = ["git", "-c", f"safe.directory={ROOT}", "-C", str(ROOT), "ls-files", "-z"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=180)
     return {name for name in done.stdout.split("\0") if name and (ROOT / name).exists()}
 
 

@@ -4,15 +4,20 @@ Slurm would start them. Whichever is first publishes, and the other one is ended
 from __future__ import annotations
 
 import contextlib
+import select
 import subprocess
 import threading
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 import runs
 
-from hpc.batch import prepare, twins
+from hpc.batch import prepare, records, twins, worker
+from hpc.batch.plan import RowShard
+from hpc.batch.runner import Order, Reply
+from hpc.data import storage
 from hpc.data.work import Stopped
 
 QUICK = {"cpus": 1, "time": "60s"}
@@ -30,6 +35,13 @@ def planned(
     return made
 
 
+def slow_one(made: prepare.Prepared) -> subprocess.Popen[str]:
+    """The task of the first row, at work on its first shard: nobody stands by before all rows have begun."""
+    one = started(made, 0)
+    runs.until(lambda: runs.said(made.run, "start"))
+    return one
+
+
 def started(made: prepare.Prepared, row: int) -> subprocess.Popen[str]:
     """Array task 7_<row>, as far as its environment says."""
     return runs.worker(made, SLURM_JOB_ID=str(8 + row), SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID=str(row),
@@ -43,7 +55,7 @@ def done_by(made: prepare.Prepared) -> dict[str, str]:
 
 def test_a_shard_whose_process_hangs_is_made_elsewhere(tmp_path: Path) -> None:
     made = planned(tmp_path, "hang 1")
-    with runs.ended(started(made, 0)) as hung:
+    with runs.ended(slow_one(made)) as hung:
         said = runs.finish(started(made, 1))
         assert "shard 000000 has taken" in said and "it is begun here, too" in said
         said = runs.finish(hung)
@@ -57,10 +69,10 @@ def test_a_shard_whose_process_hangs_is_made_elsewhere(tmp_path: Path) -> None:
 
 def test_a_slow_one_that_publishes_first_wins(tmp_path: Path) -> None:
     made = planned(tmp_path, "wait go")
-    with runs.ended(started(made, 0)) as slow, runs.ended(started(made, 1)) as other:
+    with runs.ended(slow_one(made)) as slow, runs.ended(started(made, 1)) as other:
         runs.until(lambda: runs.said(made.run, "start").count("000000") == 2)
         (tmp_path / "flags/go").touch()
-        assert slow.wait(30) == 0 and other.wait(30) == 0
+        assert slow.wait(120) == 0 and other.wait(120) == 0
     done = runs.said(made.run, "done")
     assert sorted(set(done)) == [f"{i:06}" for i in range(8)]
     assert len(runs.objects(tmp_path / "out")) == 8 and not runs.fold(made.run).failed
@@ -87,7 +99,7 @@ def test_few_stand_by(tmp_path: Path) -> None:
         assert [path.name for path in folder.iterdir()] in (["000000"], ["000002"])
         assert [one.poll() is None for one in idle].count(True) == 1
         (tmp_path / "flags/go").touch()
-        assert all(one.wait(30) == 0 for one in (*slow, *idle))
+        assert all(one.wait(120) == 0 for one in (*slow, *idle))
     assert len(done_by(made)) == 8
 
 
@@ -117,13 +129,37 @@ def test_two_that_look_at_the_same_moment_do_not_both_stand_by(
 
 def test_who_stands_by_leaves_when_it_is_told_to(tmp_path: Path) -> None:
     made = planned(tmp_path, "wait go")
-    with runs.ended(started(made, 0)) as slow, runs.ended(started(made, 1)) as other:
+    with runs.ended(slow_one(made)) as slow, runs.ended(started(made, 1)) as other:
         runs.until(lambda: list(twins.place(made.attempt, "echo").glob("000000")))  # type: ignore[arg-type]
         other.terminate()
-        assert other.wait(30) == 0
+        assert other.wait(120) == 0
         (tmp_path / "flags/go").touch()
-        assert slow.wait(30) == 0
+        assert slow.wait(120) == 0
     assert len(done_by(made)) == 8
+
+
+def test_what_a_process_says_after_its_shard_was_left_to_a_twin_is_not_heard(tmp_path: Path) -> None:
+    """It may be done just then; and it gets no other shard, since it is being killed."""
+    made = planned(tmp_path, "fine")
+    assert made.attempt and made.plan
+    stage, file = made.plan.stage("echo"), tmp_path / "records.jsonl"
+    others, log = twins.Twins(made.run, made.attempt, stage, "7_0.0", 1.0), records.Log(file)
+    storage.put_new(str(others.folder / "000000.first"), b"7_1.0")
+    storage.put_new(twins.last(stage, "000000"), b"published")
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
+        assert process.stdin and process.stdout
+        child = worker.Child(0, process, process.stdin, process.stdout, tmp_path, ready=True, order=Order("000000", []))
+        process.stdin.write(msgspec.json.encode(Reply("done", "000000")) + b"\n")
+        runs.until(lambda: select.select([process.stdout], [], [], 0)[0])
+        worker.leave_to_twin(child, others, log)
+        state = worker.State([RowShard("000001", [])], 1.0)
+        assert worker.receive(child, state, log)
+        worker.hand_out(child, state, log)
+        assert [shard.id for shard in state.todo] == ["000001"]
+        runs.until(lambda: not worker.receive(child, state, log))
+        assert worker.bury(child, state, log), "another takes its place"
+    log.close()
+    assert [line.state for line in records.read(file) if isinstance(line, records.Record)] == ["stopped"]
 
 
 def test_one_at_a_time_goes_through_the_door(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

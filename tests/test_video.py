@@ -69,7 +69,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         path = folder / name
         if not path.exists():
             arguments = [str(make(a[1:-1])) if a[0] == "{" else a for a in FILES[name]]
-            subprocess.run(["ffmpeg", "-v", "error", "-bitexact", *arguments, path], check=True, timeout=60)
+            subprocess.run(["ffmpeg", "-v", "error", "-bitexact", *arguments, path], check=True, timeout=180)
         return path
 
     return make
@@ -82,7 +82,7 @@ def digests(decoder: video.Decoder) -> list[tuple[int, int, int, str]]:
 
 def ffprobe(path: Path, entries: str) -> dict:
     command = ["ffprobe", "-v", "error", "-select_streams", "v:0", "-show_entries", entries, "-of", "json", path]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, timeout=60).stdout)
+    return json.loads(subprocess.run(command, check=True, capture_output=True, timeout=180).stdout)
 
 
 def encoded(path: Path, source: Path, frames: range, crf: float = 23) -> video.Video:
@@ -266,7 +266,7 @@ def test_frames_come_out_upright(made: Callable[[str], Path], name: str) -> None
     path = made(name)
     frame = next(frame for number, frame in video.Decoder(path) if number == 30)
     command = ["ffmpeg", "-v", "error", "-i", path, "-vf", r"select=eq(n\,30)", "-frames:v", "1"]
-    expected = subprocess.run([*command, "-f", "rawvideo", "-"], check=True, capture_output=True, timeout=60).stdout
+    expected = subprocess.run([*command, "-f", "rawvideo", "-"], check=True, capture_output=True, timeout=180).stdout
     assert frame.to_ndarray().tobytes() == expected
 
 

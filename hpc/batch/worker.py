@@ -90,6 +90,8 @@ class Child(msgspec.Struct):
     begun: float = 0.0
     buffer: bytes = b""
     stopping: bool = False
+    killed: bool = False
+    """Its shard is left to a twin; what it may still have said is not heard."""
     failures: str = ""
     """Of a gang: the file in which its ranks say why they failed."""
     why: str = ""
@@ -430,7 +432,7 @@ def start_child(run: Run, attempt: Attempt, plan: AttemptPlan, stage: StagePlan,
 
 def hand_out(child: Child, state: State, log: records.Log) -> None:
     """Give the next shard to a child that waits for one."""
-    if not child.ready or child.order or child.stopping or state.closing or not state.todo:
+    if not child.ready or child.order or child.killed or child.stopping or state.closing or not state.todo:
         return
     shard = state.todo.pop(0)
     child.order = Order(shard.id, shard.items, culprits(shard.id, state), alone=shard.id in state.died_on)
@@ -453,6 +455,8 @@ def receive(child: Child, state: State, log: records.Log) -> bool:
     if data == b"":
         return False
     *lines, child.buffer = (child.buffer + (data or b"")).split(b"\n")
+    if child.killed:
+        return True
     for line in lines:
         reply = msgspec.json.decode(line, type=Reply)
         now, seconds = time.time(), time.monotonic() - child.begun
@@ -463,7 +467,6 @@ def receive(child: Child, state: State, log: records.Log) -> bool:
         if reply.what == "unable":
             child.why, child.detail = reply.failure, reply.detail
             continue
-        assert child.order
         if reply.what == "on":
             child.items = reply.items
             continue
@@ -535,7 +538,7 @@ def leave_to_twin(child: Child, others: Twins, log: records.Log) -> None:
         words = "another task, which made it at the same time, was quicker"
         print(f"shard {child.order.shard}: {words}", flush=True)
         log.write(records.Record("stopped", child.order.shard, time.time(), detail=words))
-        child.order = None
+        child.order, child.killed = None, True
         child.process.kill()
 
 

@@ -210,7 +210,8 @@ def test_the_plan_is_what_runs_and_every_script_runs_by_hand(cluster: Cluster, t
         assert again.returncode == 1 and "attempt 1 was submitted already" in again.stderr
         assert len(cluster.jobs_left()) == 2 * (3 + 3 + 1)
     job = cluster.sbatch("--array=0-1", CHECKOUT / "sbatch" / "array.sbatch", by_hand.run, "echo", cwd=tmp_path)
-    assert set(cluster.wait(job).values()) == {"COMPLETED"}
+    said = lambda: "".join(file.read_text() for file in tmp_path.glob("slurm-*.out"))
+    assert set(cluster.wait(job).values()) == {"COMPLETED"}, said()
     by_hand.exactly_once()
     report = cluster.sbatch(CHECKOUT / "sbatch" / "report.sbatch", by_hand.run, cwd=tmp_path)
     assert cluster.wait(report) == {report: "COMPLETED"}
