@@ -467,6 +467,7 @@ def receive(child: Child, state: State, log: records.Log) -> bool:
         if reply.what == "unable":
             child.why, child.detail = reply.failure, reply.detail
             continue
+        assert child.order
         if reply.what == "on":
             child.items = reply.items
             continue
