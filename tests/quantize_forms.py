@@ -28,9 +28,12 @@ TILES = ((32, 128), (32, 256), (64, 64), (64, 128), (64, 256), (128, 64), (128, 
 
 @jit
 def _part(
-    z_ptr, mean_ptr, r_ptr, rows_ptr, row, inside, at, mask, shift, scale, by, FP8_MAX: tl.constexpr
+    z_ptr, mean_ptr, r_ptr, rows_ptr, row, left, at, within, shift, scale, by, FP8_MAX: tl.constexpr
 ):  # fmt: skip
-    """Tokens row [tokens] of all channels, [tokens, channels] in fp32; in FP8 they are stored by rows."""
+    """Tokens row [tokens] of all channels, [tokens, channels] in fp32; in FP8 they are stored by rows. left: tokens of
+    the group from each on."""
+    inside = left > 0
+    mask = inside[:, None] & within[None, :]
     z = tl.load(z_ptr + at, mask=mask, other=0.0).to(tl.float32)
     mean = tl.load(mean_ptr + row, mask=inside, other=0.0)[:, None]
     r = tl.load(r_ptr + row, mask=inside, other=0.0)[:, None]
@@ -43,17 +46,17 @@ def _part(
 
 @jit
 def _four(
-    z_ptr, mean_ptr, r_ptr, rows_ptr, row, step, inside, at, mask, shift, scale, by,
+    z_ptr, mean_ptr, r_ptr, rows_ptr, row, step, left, at, within, shift, scale, by,
     D: tl.constexpr, FP8_MAX: tl.constexpr,
 ):  # fmt: skip
     """Tokens row, row + step, .. of all channels, side by side: [tokens, channels, 2, 2]."""
-    a = _part(z_ptr, mean_ptr, r_ptr, rows_ptr, row, inside, at, mask, shift, scale, by, FP8_MAX)
-    row, at = row + step, at + step * D
-    b = _part(z_ptr, mean_ptr, r_ptr, rows_ptr, row, inside, at, mask, shift, scale, by, FP8_MAX)
-    row, at = row + step, at + step * D
-    c = _part(z_ptr, mean_ptr, r_ptr, rows_ptr, row, inside, at, mask, shift, scale, by, FP8_MAX)
-    row, at = row + step, at + step * D
-    d = _part(z_ptr, mean_ptr, r_ptr, rows_ptr, row, inside, at, mask, shift, scale, by, FP8_MAX)
+    a = _part(z_ptr, mean_ptr, r_ptr, rows_ptr, row, left, at, within, shift, scale, by, FP8_MAX)
+    row, left, at = row + step, left - step, at + step * D
+    b = _part(z_ptr, mean_ptr, r_ptr, rows_ptr, row, left, at, within, shift, scale, by, FP8_MAX)
+    row, left, at = row + step, left - step, at + step * D
+    c = _part(z_ptr, mean_ptr, r_ptr, rows_ptr, row, left, at, within, shift, scale, by, FP8_MAX)
+    row, left, at = row + step, left - step, at + step * D
+    d = _part(z_ptr, mean_ptr, r_ptr, rows_ptr, row, left, at, within, shift, scale, by, FP8_MAX)
     return tl.join(tl.join(a, c), tl.join(b, d))
 
 
@@ -64,7 +67,7 @@ def _quantize(
     D: tl.constexpr, GIVEN: tl.constexpr, FP8_MAX: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
     TOGETHER: tl.constexpr,
 ):  # fmt: skip
-    """As the product's, where tokens are a multiple of TOGETHER (4 or 8)."""
+    """As the product's. TOGETHER: 4 or 8."""
     group = tl.program_id(0).to(tl.int64)
     if GIVEN:
         by = tl.load(given_ptr)
@@ -75,20 +78,19 @@ def _quantize(
         tl.store(inverse_ptr, 1.0 / by)
     row0, col0 = group * tokens + tl.program_id(1) * BLOCK_L, (tl.program_id(2) * BLOCK_D).to(tl.int64)
     i, j = tl.arange(0, BLOCK_L // TOGETHER), tl.arange(0, BLOCK_D)
-    inside, within = tl.program_id(1) * BLOCK_L + i * TOGETHER < tokens, col0 + j < D
-    mask = inside[:, None] & within[None, :]
+    left, within = tokens - tl.program_id(1) * BLOCK_L - i * TOGETHER, col0 + j < D
     shift = tl.load(shift_ptr + group * shift_stride + col0 + j, mask=within, other=0.0).to(tl.float32)
     scale = 1.0 + tl.load(scale_ptr + group * scale_stride + col0 + j, mask=within, other=0.0).to(tl.float32)
     z_ptr += row0 * D + col0
     rows_ptr += row0 * D + col0
     row, at = row0 + i * TOGETHER, (i * TOGETHER * D)[:, None] + j[None, :]
     if TOGETHER == 8:
-        even = _four(z_ptr, mean_ptr, r_ptr, rows_ptr, row, 2, inside, at, mask, shift, scale, by, D, FP8_MAX)
-        row, at = row + 1, at + D
-        odd = _four(z_ptr, mean_ptr, r_ptr, rows_ptr, row, 2, inside, at, mask, shift, scale, by, D, FP8_MAX)
+        even = _four(z_ptr, mean_ptr, r_ptr, rows_ptr, row, 2, left, at, within, shift, scale, by, D, FP8_MAX)
+        row, left, at = row + 1, left - 1, at + D
+        odd = _four(z_ptr, mean_ptr, r_ptr, rows_ptr, row, 2, left, at, within, shift, scale, by, D, FP8_MAX)
         out = tl.join(even, odd)
     else:
-        out = _four(z_ptr, mean_ptr, r_ptr, rows_ptr, row, 1, inside, at, mask, shift, scale, by, D, FP8_MAX)
+        out = _four(z_ptr, mean_ptr, r_ptr, rows_ptr, row, 1, left, at, within, shift, scale, by, D, FP8_MAX)
     small = tl.reshape(out.to(tl.float8e4nv), (BLOCK_L // TOGETHER, BLOCK_D, TOGETHER))
     turned = tl.reshape(tl.permute(small, (1, 0, 2)), (BLOCK_D, BLOCK_L))
     token = tl.arange(0, BLOCK_L)
@@ -101,10 +103,8 @@ def launch(
     z_GLD: Tensor, shift_GD: Tensor, scale_GD: Tensor, mean: Tensor, r: Tensor, amax: Tensor, given: Tensor | None,
     *, together: int, tile: tuple[int, int], warps: int,
 ) -> Quantized:  # fmt: skip
-    """In the place of hpc.kernels.modulate._launch_quantize. Raises ValueError where tokens are no multiple."""
+    """In the place of hpc.kernels.modulate._launch_quantize."""
     groups, tokens, d = z_GLD.shape
-    if tokens % together:
-        raise ValueError(f"{tokens} tokens of a group are no multiple of {together}")
     rows_ND = torch.empty(groups * tokens, d, dtype=torch.float8_e4m3fn, device=z_GLD.device)
     columns_DN = torch.empty(d, groups * tokens, dtype=torch.float8_e4m3fn, device=z_GLD.device)
     inverse = torch.empty_like(amax)
