@@ -147,25 +147,21 @@ tests=("$!")
 # In the background, or a signal to this script would wait for the end of the tests; background jobs ignore SIGINT, but
 # at the deadline pytest shall get one and say where it was. -v takes back the -q of pyproject.toml.
 run_tests() { # CLUSTER or "", and pytest's arguments
-  local slurm=() before=()
-  if [[ -n $1 ]]; then
-    slurm=("HPC_TEST_CLUSTER=$1" "SLURM_CONF=$1/etc/slurm.conf")
-  else # its turn is after that of tests which wait for Slurm
-    before=(nice -n 5)
-  fi
+  local slurm=()
+  [[ -z $1 ]] || slurm=("HPC_TEST_CLUSTER=$1" "SLURM_CONF=$1/etc/slurm.conf")
   shift
-  "${before[@]}" env --default-signal=INT "${marks[@]}" "${slurm[@]}" \
+  env --default-signal=INT "${marks[@]}" "${slurm[@]}" \
     timeout --foreground --signal=INT --kill-after=60 $((deadline - SECONDS)) \
     pytest -v -rfEs --durations=15 --color=no "$@" </dev/null 9>&- &
   tests+=("$!")
 }
 if (($# || ${#clusters[@]} == 0)); then
   run_tests "${clusters[0]:-}" "$@"
-else # those on Slurm mostly wait, and say their part later; three processes take the others meanwhile, file by file
+else # those on Slurm mostly wait, and say their part later; two processes take the others meanwhile, file by file
   ranks_on_slurm=(tests/cluster/test_{containers,pipeline,train}*.py tests/test_quickstart.py)
   run_tests "${clusters[0]}" "${ranks_on_slurm[@]}" >"$work/ranks_on_slurm" 2>&1
   run_tests "${clusters[1]}" tests/cluster "${ranks_on_slurm[@]/#/--ignore=}" >"$work/on_slurm" 2>&1
-  run_tests "" --numprocesses=3 --dist=loadfile --ignore=tests/cluster "${ranks_on_slurm[@]/#/--ignore=}"
+  run_tests "" --numprocesses=2 --dist=loadfile --ignore=tests/cluster "${ranks_on_slurm[@]/#/--ignore=}"
 fi
 for one in "${tests[@]}"; do
   wait "$one" || { code=$? && status=$code; }

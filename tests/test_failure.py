@@ -36,6 +36,8 @@ def raised(error: BaseException) -> str:
         (EndpointConnectionError(endpoint_url="http://x"), "storage"),
         (ConnectionResetError(), "storage"),
         (TimeoutError(), "storage"),
+        (OSError(errno.EADDRINUSE, "Address already in use"), "lost"),
+        (RuntimeError("The server socket has failed to listen: code: -98, name: EADDRINUSE"), "lost"),
         (OSError(errno.ENOSPC, "No space left on device"), "node"),
         (OSError(errno.EIO, "Input/output error"), "node"),
         (OSError(errno.EROFS, "Read-only file system"), "node"),

@@ -567,7 +567,7 @@ def test_a_run_of_a_spec(checkpoint: Path, burn: Callable[..., Path], tmp_path: 
     path = tmp_path / "models.yaml"
     path.write_text(yaml.safe_dump(spec))
     command = [sys.executable, "-m", "hpc.cli", "run", str(path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     (found,) = (tmp_path / "out").rglob("*.parquet")
     rows = layers.read_table(found).to_pylist()

@@ -53,11 +53,16 @@ BROKEN = ("uncorrectable ecc", "fallen off the bus", "gpu is lost", "hardware st
           "cuda driver initialization failed", "system not yet initialized")  # fmt: skip
 """Words of CUDA's errors of which the GPU is to blame, or its driver: never the stage."""
 
+MET = ("eaddrinuse", "address already in use")
+"""Words of an error of ranks whose port another process had: the next start has another one."""
+
 
 def of_exception(error: BaseException) -> str:
     """The class of what a stage raised. Storage errors are known by name: this module imports no stage code."""
     if any(word in str(error).lower() for word in BROKEN):
         return "node"
+    if any(word in str(error).lower() for word in MET):
+        return "lost"
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
         return "memory"
     names = {cls.__name__ for cls in type(error).__mro__}

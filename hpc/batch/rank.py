@@ -3,8 +3,8 @@
     srun python -m hpc.batch.rank -- my_train.py --flags        (sbatch/train.sbatch does this)
     srun python -m hpc.batch.rank -- -m package.module --flags
 
-MASTER_ADDR is the first node of the job; MASTER_PORT is picked from the job's id, unless it is set already. All GPUs of
-the node stay visible to each rank, as under torchrun: the program chooses by LOCAL_RANK.
+MASTER_ADDR is the first node of the job; MASTER_PORT follows from the numbers of the job and of its step, unless it is
+set already. All GPUs of the node stay visible to each rank, as under torchrun: the program chooses by LOCAL_RANK.
 """
 
 from __future__ import annotations
@@ -13,6 +13,16 @@ import os
 import sys
 
 from hpc.batch.heartbeat import NODE
+
+FIRST_PORT, PORTS = 20000, 12000
+"""Below those that Linux gives to connections (32768 and more): one of these may hold any number for a while."""
+STEPS = 8
+"""Of a job have ports of their own: ranks that start again there do not meet where something listens already."""
+
+
+def port(job: int, step: int) -> int:
+    """Where the ranks of a step meet: no other one than another job's, if that one came 1,500 jobs before or after."""
+    return FIRST_PORT + (STEPS * job + step % STEPS) % PORTS
 
 
 def main(arguments: list[str]) -> None:
@@ -31,6 +41,8 @@ def main(arguments: list[str]) -> None:
     from submitit.helpers import TorchDistributedEnvironment
 
     os.environ.setdefault(NODE, os.environ.get("SLURMD_NODENAME", ""))
+    job, step = (int(os.environ[f"SLURM_{name}"]) for name in ("JOB_ID", "STEP_ID"))
+    os.environ.setdefault("MASTER_PORT", str(port(job, step)))
     os.environ["SUBMITIT_EXECUTOR"] = "slurm"  # by which submitit knows that Slurm's variables are the ones to read
     TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
     os.execv(sys.executable, [sys.executable, *arguments[1:]])

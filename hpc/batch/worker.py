@@ -559,9 +559,9 @@ def bury(child: Child, state: State, log: records.Log) -> bool:
         return True
     if not child.ready and not child.stopping:  # it never came up: an import error, a model too large for the memory
         state.bad_starts += 1
-        if status < 0 and state.bad_starts < MAX_TRIES:
-            return True
         why = failure.of_exit(status) if status < 0 else child.why or "code"
+        if (status < 0 or why == "lost") and state.bad_starts < MAX_TRIES:
+            return True
         if state.working:  # it starts for others on this node: they will do what is left
             return False
         detail = f"the stage did not start ({child.detail or words}): see the log"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
 from conftest import Cluster
-from lab import Lab, wait_until
+from lab import Lab, held, wait_until
 
-from hpc.batch import slurm
+from hpc.batch import rank, slurm
 from hpc.train.metrics import lines
 
 
@@ -76,3 +77,18 @@ def test_ranks_that_hang_are_requeued_and_finish(cluster: Cluster, tmp_path: Pat
     assert slurm.starts(task) == ["REQUEUED", "COMPLETED"]
     [log] = (lab.run / "logs/train").glob(f"{task}.out")
     assert "in for_ever" in log.read_text() and "shard 000000: hang" in log.read_text()
+
+
+def test_ranks_whose_port_is_taken_meet_at_another_one(cluster: Cluster, tmp_path: Path) -> None:
+    resources = {"nodes": 2, "workers": 1, "cpus": 1, "memory": "64MiB"}
+    gang: dict[str, Any] = {"kind": "stages:Gang", "needs": "echo", "steps": 5, "resources": resources}
+    lab = Lab(cluster, tmp_path / "lab", {"echo": {"kind": "stages:Echo"}, "train": gang}, ["a"])
+    with held(cluster):
+        lab.submit()
+        job = int(lab.jobs()["train"])
+        ports = [rank.port(number, step) for number in (job, job + 1) for step in range(3)]
+        assert len(set(ports)) == 6 and 20000 <= min(ports) and max(ports) < 32768
+        taken = socket.create_server(("", rank.port(job, 1)))  # its first step looks whether the nodes are fit for work
+    with taken:
+        assert lab.finish() == "done"
+    assert "EADDRINUSE" in lab.logs() and lab.states("train", "start") == {"000000": 1}
