@@ -51,7 +51,7 @@ def test_a_preempted_task_goes_on_where_it_was(cluster: Cluster, tmp_path: Path)
 
 def test_a_lost_node_leaves_a_worker_that_lives_on_beside_its_twin(cluster: Cluster, tmp_path: Path) -> None:
     echo = {"kind": "stages:Echo", "flags": str(tmp_path), "resources": {"memory": "30GiB"}}  # two tasks on a node
-    inputs = ["a", "wait go", "b", "c", "d", "wait go", "e", "f"]
+    inputs = ["a", "wait go", "b", "wait last", "d", "wait go", "e", "f"]
     lab = Lab(cluster, tmp_path / "lab", {"echo": echo, "join": JOIN}, inputs, per_task=4)
     job = lab.submit()["echo"]
     tasks = [f"{job}_{i}" for i in (0, 1)]
@@ -67,6 +67,10 @@ def test_a_lost_node_leaves_a_worker_that_lives_on_beside_its_twin(cluster: Clus
     again = lambda: {r["job"] for r in lab.records("echo") if r.get("state") == "start" and r["restart"] == 1}
     wait_until(lambda: lab.hurried() and again() == set(tasks), "the twins have begun", logs=lab.logs)
     (tmp_path / "go").touch()
+    # a task with nothing left to do would make the sleeper's shard a third time, and end it
+    second = {f"{i:06}" for i in range(4, 8)}
+    wait_until(lambda: second <= lab.states("echo", "done").keys(), "the second row is done", logs=lab.logs)
+    (tmp_path / "last").touch()
     with undisturbed(lab) as calm:
         assert lab.finish() == "done"
         assert alive(orphans[1])
