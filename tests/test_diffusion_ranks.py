@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import runs
-import yaml
 from diffusion_runs import alone, here, near, settings, spread, tar
 from forks import together
-from trainings import curve, loses_a_rank, torn
+from trainings import curve, resumed, torn
 
 from hpc.data.work import Stopped
 from hpc.models import dit_files
@@ -61,19 +59,11 @@ def test_one_rank_goes_on_from_a_checkpoint_of_two(
 
 def test_a_run_whose_rank_is_killed_is_equal_to_the_last_bit(tar: Path, two: Path, tmp_path: Path) -> None:
     """`hpc run` on two ranks, one of them killed: tried again at once, from the newest checkpoint."""
-    said = clips.plain(settings()) | {"checkpoints": {"every": 3}}
-    stage = said | {"kind": "train.diffusion", "needs": "data", "resources": {"workers": 2, "cpus": 1}}
-    spec = tmp_path / "t.yaml"
-    spec.write_text(yaml.safe_dump({"name": "t", "inputs": str(tar), "output": "out",
-                                    "stages": {"data": {"kind": "stages:Tar"}, "world": stage}}))  # fmt: skip
-    prepared = runs.planned(spec)
-    runs.finish(runs.worker(prepared, "data"))
-    runs.finish(runs.worker(prepared, "world", "barrier"))
-    file = tmp_path / "out/world@v1/training/metrics.jsonl"
-    loses_a_rank(prepared, "world", lambda: file.exists() and len(list(lines(file))) >= 4)
-    assert curve(file.parent) == curve(two / "fsdp")
+    said = clips.plain(settings()) | {"kind": "train.diffusion", "checkpoints": {"every": 3}}
+    training = resumed(tmp_path, tar, "world", said)
+    assert curve(training) == curve(two / "fsdp")
     output = tmp_path / "out/world@v1"
-    assert complete(file.parent / "checkpoints") == complete(two / "fsdp/checkpoints")
+    assert complete(training / "checkpoints") == complete(two / "fsdp/checkpoints")
     told = json.loads((output / "000000.json").read_text())
     assert told["ranks"] == 2 and told["clips"] == {"trained_on": 9, "held_out": 3}
     assert told["held_out"] == str(output / "held_out.json")

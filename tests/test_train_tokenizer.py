@@ -19,14 +19,13 @@ import torch.distributed as dist
 import transformers
 import yaml
 from forks import together
-from trainings import curve, loses_a_rank, torn
+from trainings import curve, resumed, torn
 
 from hpc.data import layers
 from hpc.data.work import Stopped, Work
 from hpc.models import tokenizers
 from hpc.train import fsdp, ranks, tokenizer
 from hpc.train.checkpoint import Checkpoints, complete
-from hpc.train.metrics import lines
 from hpc.train.samples import listed
 from hpc.train.settings import TrainTokenizer
 from hpc.train.settings.data import Shape, Validation
@@ -149,19 +148,11 @@ def test_one_rank_goes_on_from_a_checkpoint_of_two(
 
 def test_a_run_whose_rank_is_killed_is_equal_to_the_last_bit(clips: Path, two: Path, tmp_path: Path) -> None:
     """`hpc run` on two ranks, one of them killed: tried again at once, from the newest checkpoint."""
-    said = tokenizer.plain(settings()) | {"checkpoints": {"every": 3}}
-    stage = said | {"kind": "train.tokenizer", "needs": "data", "resources": {"workers": 2, "cpus": 1}}
-    spec = tmp_path / "t.yaml"
-    spec.write_text(yaml.safe_dump({"name": "t", "inputs": str(clips), "output": "out",
-                                    "stages": {"data": {"kind": "stages:Tar"}, "tokenizer": stage}}))  # fmt: skip
-    prepared = runs.planned(spec)
-    runs.finish(runs.worker(prepared, "data"))
-    runs.finish(runs.worker(prepared, "tokenizer", "barrier"))
-    file = tmp_path / "out/tokenizer@v1/training/metrics.jsonl"
-    loses_a_rank(prepared, "tokenizer", lambda: file.exists() and len(list(lines(file))) >= 4)
-    assert curve(file.parent) == curve(two)
+    said = tokenizer.plain(settings()) | {"kind": "train.tokenizer", "checkpoints": {"every": 3}}
+    training = resumed(tmp_path, clips, "tokenizer", said)
+    assert curve(training) == curve(two)
     output = tmp_path / "out/tokenizer@v1"
-    assert complete(file.parent / "checkpoints") == complete(two / "checkpoints")
+    assert complete(training / "checkpoints") == complete(two / "checkpoints")
     assert json.loads((output / "000000.json").read_text())["ranks"] == 2
     assert tokenizers.load(str(output / "tokenizer")).vocabulary == 200
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import runs
+import yaml
 
 from hpc.batch.prepare import Prepared
 from hpc.train.metrics import CLOCKS, lines
@@ -45,3 +46,18 @@ def loses_a_rank(
     runs.finish(worker, timeout=ends)
     stopped = [r for r in runs.lines(prepared.run, stage) if getattr(r, "failure", "") == "lost"]
     assert len(stopped) == 1, "it was killed while it trained"
+
+
+def resumed(folder: Path, tar: Path, name: str, stage: dict[str, Any]) -> Path:
+    """What a training of two ranks over a tar wrote, of which one was killed after a few steps, begun as by `hpc run`:
+    it is tried again at once, from the newest checkpoint. Its folder."""
+    spec = folder / "t.yaml"
+    both = {"data": {"kind": "stages:Tar"},
+            name: stage | {"needs": "data", "resources": {"workers": 2, "cpus": 1}}}  # fmt: skip
+    spec.write_text(yaml.safe_dump({"name": "t", "inputs": str(tar), "output": "out", "stages": both}))
+    prepared = runs.planned(spec)
+    runs.finish(runs.worker(prepared, "data"))
+    runs.finish(runs.worker(prepared, name, "barrier"))
+    file = folder / f"out/{name}@v1/training/metrics.jsonl"
+    loses_a_rank(prepared, name, lambda: file.exists() and len(list(lines(file))) >= 4)
+    return file.parent

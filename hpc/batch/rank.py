@@ -21,7 +21,7 @@ STEPS = 8
 
 
 def port(job: int, step: int) -> int:
-    """Where the ranks of a step meet: no other one than another job's, if that one came 1,500 jobs before or after."""
+    """Where the ranks of a step meet; of 1,500 jobs in a row no two have the same."""
     return FIRST_PORT + (STEPS * job + step % STEPS) % PORTS
 
 

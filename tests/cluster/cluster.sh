@@ -74,7 +74,7 @@ $(tail -n 5 "$S/log/"*.out "$S/log/"*.log 2>/dev/null)"
 
 client() { timeout 10 "$@"; } # a Slurm command without its controller waits for minutes
 
-# Ten ports that nothing listens on, below those that the kernel and submitit's rendezvous (20000-60000) pick from.
+# Ten ports that nothing listens on, below those of ranks (hpc.batch.rank: 20000-32000) and of the kernel's choice.
 free_ports() {
   local base port
   for _ in {1..50}; do
