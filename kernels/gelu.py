@@ -7,19 +7,17 @@ In fp32. Of the tail 1 - P(|x|) = exp(-x^2 / 2) t (a1 + t (a2 + ...)) / 2, t = 1
 exponential is what the gradient needs too (Abramowitz and Stegun, "Handbook of Mathematical Functions", 7.1.26: erf to
 1.5e-7). It takes a third of the instructions of erf, whose pass over bfloat16 does not keep up with memory.
 
-`gelu_fp8` reads x for the largest |out|, then again for out in FP8 (e4m3) by rows and transposed, and never writes out
-in bfloat16: 6 bytes a number, where GELU, maximum and cast with transpose, each in a pass of its own, take 10.
+`gelu_fp8` reads x for the largest |out|, then again for out in FP8 (hpc.kernels.e4m3), and never writes out in
+bfloat16: 6 bytes a number, where GELU, maximum and cast with transpose, each in a pass of its own, take 10.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from hpc.kernels import choose, jit, maths, processors, tl, triton
-from hpc.kernels.modulate import FP8_MAX, Quantized, Straight, config_fp8, in_e4m3
+from hpc.kernels import choose, e4m3, jit, maths, processors, tl, triton
+from hpc.kernels.e4m3 import FP8_MAX, Straight, Wrap, empty, factor, in_e4m3, store_columns, store_rows, tile
 
 
 @jit
@@ -63,30 +61,33 @@ def _largest(x_ptr, amax_ptr, numbers, run, BLOCK: tl.constexpr):
 
 
 @jit
+def _tokens(x_ptr, rows_ptr, left, at, within, by, FP8_MAX: tl.constexpr):
+    """Of the tokens whose x is at `at`: stored by rows, and given back in fp32."""
+    mask = (left > 0)[:, None] & within[None, :]
+    x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    p, _ = _share(x)
+    return store_rows(rows_ptr, at, mask, x * p * by, FP8_MAX)
+
+
+@jit
 def _quantize(
     x_ptr, amax_ptr, given_ptr, rows_ptr, columns_ptr, inverse_ptr, tokens,
     D: tl.constexpr, GIVEN: tl.constexpr, FP8_MAX: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """A tile of BLOCK_L tokens x BLOCK_D channels, to rows_ptr [tokens, D] and columns_ptr [D, tokens]."""
-    if GIVEN:
-        by = tl.load(given_ptr)
-    else:
-        amax = tl.load(amax_ptr)
-        by = tl.where((amax > 0.0) & (amax < float("inf")), FP8_MAX / amax, 1.0)
-    if (tl.program_id(0) == 0) & (tl.program_id(1) == 0):
-        tl.store(inverse_ptr, 1.0 / by)
-    row0, col0 = tl.program_id(0).to(tl.int64) * BLOCK_L, tl.program_id(1).to(tl.int64) * BLOCK_D
-    i, j = tl.arange(0, BLOCK_L), tl.arange(0, BLOCK_D)
-    inside, within = row0 + i < tokens, col0 + j < D
-    at = i[:, None] * D + j[None, :]
-    mask = inside[:, None] & within[None, :]
-    x = tl.load(x_ptr + (row0 * D + col0) + at, mask=mask, other=0.0).to(tl.float32)
-    p, _ = _share(x)
-    small = tl.maximum(x * p * by, -FP8_MAX, propagate_nan=tl.PropagateNan.ALL)
-    small = tl.minimum(small, FP8_MAX, propagate_nan=tl.PropagateNan.ALL).to(tl.float8e4nv)
-    tl.store(rows_ptr + (row0 * D + col0) + at, small, mask=mask)
-    at = j[:, None] * tokens + i[None, :]
-    tl.store(columns_ptr + (col0 * tokens + row0) + at, tl.trans(small), mask=within[:, None] & inside[None, :])
+    by = factor(amax_ptr, given_ptr, inverse_ptr, GIVEN, FP8_MAX)
+    _, first, col0 = tile(tokens, D, BLOCK_L, BLOCK_D)
+    i, j = tl.arange(0, BLOCK_L // 4) * 4, tl.arange(0, BLOCK_D)
+    left, within, at = tokens - first - i, col0 + j < D, i[:, None] * D + j[None, :]
+    row = first.to(tl.int64)
+    x_ptr += row * D + col0
+    rows_ptr += row * D + col0
+    columns_ptr += col0 * tokens + row
+    a = _tokens(x_ptr, rows_ptr, left, at, within, by, FP8_MAX)
+    b = _tokens(x_ptr, rows_ptr, left - 1, at + D, within, by, FP8_MAX)
+    c = _tokens(x_ptr, rows_ptr, left - 2, at + 2 * D, within, by, FP8_MAX)
+    d = _tokens(x_ptr, rows_ptr, left - 3, at + 3 * D, within, by, FP8_MAX)
+    store_columns(columns_ptr, tokens, tokens - first, within, a, b, c, d, BLOCK_L, BLOCK_D)
 
 
 def config() -> dict[str, int]:
@@ -116,19 +117,17 @@ class _GeluFp8(torch.autograd.Function):
     def forward(ctx, x, given, wrap):  # type: ignore[no-untyped-def]
         ctx.save_for_backward(x)
         d, tokens, use = x.shape[-1], x.numel() // x.shape[-1], config()
-        rows_ND = torch.empty(tokens, d, dtype=torch.float8_e4m3fn, device=x.device)
-        columns_DN = torch.empty(d, tokens, dtype=torch.float8_e4m3fn, device=x.device)
-        amax, inverse = (fill(1, dtype=torch.float32, device=x.device) for fill in (torch.zeros, torch.ones))
-        if x.numel():
+        amax = torch.zeros(1, dtype=torch.float32, device=x.device)
+        made, programs = empty(1, tokens, d, amax)
+        if programs:
             tiles = triton.cdiv(x.numel(), use["BLOCK"])
             run = triton.cdiv(tiles, processors(x) * 16)
             _largest[(triton.cdiv(tiles, run),)](x, amax, x.numel(), run, **use)
-            tile = config_fp8()
-            _quantize[(triton.cdiv(tokens, tile["BLOCK_L"]), triton.cdiv(d, tile["BLOCK_D"]))](
-                x, amax, given, rows_ND, columns_DN, inverse, tokens,
-                D=d, GIVEN=given is not None, FP8_MAX=FP8_MAX, **tile,
+            _quantize[(programs,)](
+                x, amax, given, made.rows_ND, made.columns_DN, made.scale_inv, tokens,
+                D=d, GIVEN=given is not None, FP8_MAX=FP8_MAX, **e4m3.config(),
             )  # fmt: skip
-        return wrap(Quantized(rows_ND, columns_DN, inverse, amax))
+        return wrap(made)
 
     @staticmethod
     def backward(ctx, d_out):  # type: ignore[no-untyped-def]
@@ -151,7 +150,7 @@ def gelu(x: Tensor, *, kernels: str = "auto") -> Tensor:
 
 
 def gelu_fp8(
-    x: Tensor, *, wrap: Callable[[Quantized], Tensor], fp8_scale: Tensor | None = None, kernels: str = "auto"
+    x: Tensor, *, wrap: Wrap, fp8_scale: Tensor | None = None, kernels: str = "auto"
 ) -> Tensor:
     """What wrap makes of gelu(x) in FP8, tokens [.., D] as rows: wrap and fp8_scale as hpc.kernels.modulate's
     gated_modulate_fp8 has them."""

@@ -16,25 +16,17 @@ so that gate, shift and scale are read once for all of them and the sums for the
 program writes its sums, which are added in their order: the same bits each time. The next token's rows are on their
 way while one is worked on.
 
-`gated_modulate_fp8` gives out in FP8 (e4m3) as transformer-engine's GEMMs take it: by rows, and transposed for the
-weight gradient, with the scale taken from the tensor's own maximum (current scaling) or given (delayed). It writes z
-with the statistics first, then reads z alone again: 10 bytes an element, where out in bf16, its maximum and the cast
-with transpose take 14.
+`gated_modulate_fp8` gives out in FP8 (hpc.kernels.e4m3). It writes z with the statistics first, then reads z alone
+again: 10 bytes an element, where out in bf16, its maximum and the cast with transpose take 14.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from hpc.kernels import apart, choose, jit, maths, processors, tl, triton
-
-FP8_MAX = 448.0
-"""The largest e4m3 number."""
-
+from hpc.kernels import apart, choose, e4m3, jit, maths, processors, tl, triton
+from hpc.kernels.e4m3 import FP8_MAX, Quantized, Straight, Wrap, empty, factor, in_e4m3, store_columns, store_rows, tile
 
 @jit
 def _forward(
@@ -146,40 +138,44 @@ def _backward(
 
 
 @jit
+def _tokens(
+    z_ptr, mean_ptr, r_ptr, rows_ptr, row, left, at, within, shift, scale, by, FP8_MAX: tl.constexpr
+):  # fmt: skip
+    """Of the tokens row, whose z is at `at`: stored by rows, and given back in fp32."""
+    inside = left > 0
+    mask = inside[:, None] & within[None, :]
+    z = tl.load(z_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    mean = tl.load(mean_ptr + row, mask=inside, other=0.0)[:, None]
+    r = tl.load(r_ptr + row, mask=inside, other=0.0)[:, None]
+    out = (z - mean) * r * scale[None, :] + shift[None, :]
+    return store_rows(rows_ptr, at, mask, out * by, FP8_MAX)
+
+
+@jit
 def _quantize(
     z_ptr, shift_ptr, scale_ptr, mean_ptr, r_ptr, amax_ptr, given_ptr, rows_ptr, columns_ptr, inverse_ptr,
     tokens, all_tokens, shift_stride, scale_stride,
     D: tl.constexpr, GIVEN: tl.constexpr, FP8_MAX: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """A tile of BLOCK_L tokens of one group x BLOCK_D channels, to rows_ptr [all_tokens, D] and columns_ptr [D, ..]."""
-    group = tl.program_id(0).to(tl.int64)
-    token = tl.program_id(1) * BLOCK_L + tl.arange(0, BLOCK_L)
-    col = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
-    if GIVEN:
-        by = tl.load(given_ptr)
-    else:
-        amax = tl.load(amax_ptr)
-        by = tl.where((amax > 0.0) & (amax < float("inf")), FP8_MAX / amax, 1.0)
-    if (group == 0) & (tl.program_id(1) == 0) & (tl.program_id(2) == 0):
-        tl.store(inverse_ptr, 1.0 / by)
+    by = factor(amax_ptr, given_ptr, inverse_ptr, GIVEN, FP8_MAX)
+    group, first, col0 = tile(tokens, D, BLOCK_L, BLOCK_D)
+    i, j = tl.arange(0, BLOCK_L // 4) * 4, tl.arange(0, BLOCK_D)
+    left, within = tokens - first - i, col0 + j < D
+    shift = tl.load(shift_ptr + group * shift_stride + col0 + j, mask=within, other=0.0).to(tl.float32)
+    scale = 1.0 + tl.load(scale_ptr + group * scale_stride + col0 + j, mask=within, other=0.0).to(tl.float32)
     # addresses in a tile are 32 bits wide, from that of its first number on
-    row0, col0 = group * tokens + tl.program_id(1) * BLOCK_L, (tl.program_id(2) * BLOCK_D).to(tl.int64)
-    i, j = tl.arange(0, BLOCK_L), tl.arange(0, BLOCK_D)
-    inside = token < tokens
-    at = i[:, None] * D + j[None, :]
-    mask = inside[:, None] & (col < D)[None, :]
-    z = tl.load(z_ptr + (row0 * D + col0) + at, mask=mask, other=0.0).to(tl.float32)
-    mean = tl.load(mean_ptr + row0 + i, mask=inside, other=0.0)[:, None]
-    r = tl.load(r_ptr + row0 + i, mask=inside, other=0.0)[:, None]
-    shift = tl.load(shift_ptr + group * shift_stride + col, mask=col < D, other=0.0).to(tl.float32)
-    scale = 1.0 + tl.load(scale_ptr + group * scale_stride + col, mask=col < D, other=0.0).to(tl.float32)
-    out = ((z - mean) * r * scale[None, :] + shift[None, :]) * by
-    small = tl.maximum(out, -FP8_MAX, propagate_nan=tl.PropagateNan.ALL)
-    small = tl.minimum(small, FP8_MAX, propagate_nan=tl.PropagateNan.ALL).to(tl.float8e4nv)
-    tl.store(rows_ptr + (row0 * D + col0) + at, small, mask=mask)
-    turned = (col < D)[:, None] & inside[None, :]
-    at = j[:, None] * all_tokens + i[None, :]
-    tl.store(columns_ptr + (col0 * all_tokens + row0) + at, tl.trans(small), mask=turned)
+    row, at = group * tokens + first, i[:, None] * D + j[None, :]
+    z_ptr += row * D + col0
+    rows_ptr += row * D + col0
+    columns_ptr += col0 * all_tokens + row
+    mean_ptr += row
+    r_ptr += row
+    a = _tokens(z_ptr, mean_ptr, r_ptr, rows_ptr, i, left, at, within, shift, scale, by, FP8_MAX)
+    b = _tokens(z_ptr, mean_ptr, r_ptr, rows_ptr, i + 1, left - 1, at + D, within, shift, scale, by, FP8_MAX)
+    c = _tokens(z_ptr, mean_ptr, r_ptr, rows_ptr, i + 2, left - 2, at + 2 * D, within, shift, scale, by, FP8_MAX)
+    d = _tokens(z_ptr, mean_ptr, r_ptr, rows_ptr, i + 3, left - 3, at + 3 * D, within, shift, scale, by, FP8_MAX)
+    store_columns(columns_ptr, all_tokens, tokens - first, within, a, b, c, d, BLOCK_L, BLOCK_D)
 
 
 @jit
@@ -213,11 +209,6 @@ def config(d: int, *, backward: bool) -> dict[str, int]:
     # numbers of a row in each thread: 16; the backward also holds three sums for each, and has 8 where warps allow
     warps = min(max(wide // (256 if backward else 512), 1), 16)
     return {"warps": warps, "waves": 2 if backward else 8}
-
-
-def config_fp8() -> dict[str, int]:
-    """Tokens and channels of a tile, warps."""
-    return {"BLOCK_L": 64, "BLOCK_D": 64, "num_warps": 4}
 
 
 def _runs(x_GLD: Tensor, waves: int) -> tuple[int, int]:
@@ -331,35 +322,18 @@ def modulate(
     return _Modulate.apply(*apart(x_GLD.contiguous(), None, None, *_rows(shift_GD, scale_GD)), eps)
 
 
-class Quantized(NamedTuple):
-    """An activation in FP8 as transformer-engine's Float8Tensor holds it (_data, _transpose, _scale_inv)."""
-
-    rows_ND: Tensor
-    """float8_e4m3fn [tokens, D]."""
-    columns_DN: Tensor
-    """The same numbers, [D, tokens], contiguous."""
-    scale_inv: Tensor
-    """fp32 [1]: a number times this is what it stands for."""
-    amax: Tensor
-    """fp32 [1]: the largest |out| before it was scaled, for delayed scaling's history."""
-
-
 def _launch_quantize(
     z_GLD: Tensor, shift_GD: Tensor, scale_GD: Tensor, mean: Tensor, r: Tensor, amax: Tensor, given: Tensor | None
 ) -> Quantized:
     groups, tokens, d = z_GLD.shape
-    rows_ND = torch.empty(groups * tokens, d, dtype=torch.float8_e4m3fn, device=z_GLD.device)
-    columns_DN = torch.empty(d, groups * tokens, dtype=torch.float8_e4m3fn, device=z_GLD.device)
-    inverse = torch.empty_like(amax)
-    if not z_GLD.numel():
-        inverse.fill_(1)
-    else:
-        use = config_fp8()
-        _quantize[(groups, triton.cdiv(tokens, use["BLOCK_L"]), triton.cdiv(d, use["BLOCK_D"]))](
-            z_GLD, shift_GD, scale_GD, mean, r, amax, given, rows_ND, columns_DN, inverse, tokens, groups * tokens,
-            shift_GD.stride(0), scale_GD.stride(0), D=d, GIVEN=given is not None, FP8_MAX=FP8_MAX, **use,
+    made, programs = empty(groups, tokens, d, amax)
+    if programs:
+        _quantize[(programs,)](
+            z_GLD, shift_GD, scale_GD, mean, r, amax, given, made.rows_ND, made.columns_DN, made.scale_inv, tokens,
+            groups * tokens, shift_GD.stride(0), scale_GD.stride(0),
+            D=d, GIVEN=given is not None, FP8_MAX=FP8_MAX, **e4m3.config(),
         )  # fmt: skip
-    return Quantized(rows_ND, columns_DN, inverse, amax)
+    return made
 
 
 class _ModulateFp8(torch.autograd.Function):
@@ -381,7 +355,7 @@ class _ModulateFp8(torch.autograd.Function):
 
 def gated_modulate_fp8(
     x_GLD: Tensor, y_GLD: Tensor, gate_GD: Tensor, shift_GD: Tensor, scale_GD: Tensor, *,
-    wrap: Callable[[Quantized], Tensor], fp8_scale: Tensor | None = None, eps: float = 1e-6, kernels: str = "auto",
+    wrap: Wrap, fp8_scale: Tensor | None = None, eps: float = 1e-6, kernels: str = "auto",
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """gated_modulate with out in FP8: (z, what wrap makes of it), with gradients for all five.
 
@@ -401,7 +375,7 @@ def gated_modulate_fp8(
 
 def modulate_fp8(
     x_GLD: Tensor, shift_GD: Tensor, scale_GD: Tensor, *,
-    wrap: Callable[[Quantized], Tensor], fp8_scale: Tensor | None = None, eps: float = 1e-6, kernels: str = "auto",
+    wrap: Wrap, fp8_scale: Tensor | None = None, eps: float = 1e-6, kernels: str = "auto",
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """modulate with out in FP8: see gated_modulate_fp8."""
     _check(x_GLD, None, shift=shift_GD, scale=scale_GD)
@@ -427,33 +401,9 @@ def gated_modulate_reference(
     return z, modulate_reference(z, shift_GD, scale_GD, eps=eps)
 
 
-def in_e4m3(wide_ND: Tensor, fp8_scale: Tensor | None) -> Quantized:
-    """By torch's operators."""
-    out_ND = wide_ND.detach()
-    amax = out_ND.abs().amax().view(1)
-    by = fp8_scale
-    if by is None:
-        by = torch.where((amax > 0) & amax.isfinite(), FP8_MAX / amax, torch.ones_like(amax))
-    rows_ND = (out_ND * by).clamp(-FP8_MAX, FP8_MAX).to(torch.float8_e4m3fn)
-    return Quantized(rows_ND, rows_ND.t().contiguous(), 1 / by, amax)
-
-
-class Straight(torch.autograd.Function):
-    """wrap(quantized) in the place of `wide`, whose gradient it gets."""
-
-    @staticmethod
-    def forward(ctx, wide, quantized, wrap):  # type: ignore[no-untyped-def]
-        ctx.shape = wide.shape
-        return wrap(quantized)
-
-    @staticmethod
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        return grad.reshape(ctx.shape), None, None
-
-
 def gated_modulate_fp8_reference(
     x_GLD: Tensor, y_GLD: Tensor, gate_GD: Tensor, shift_GD: Tensor, scale_GD: Tensor, *,
-    wrap: Callable[[Quantized], Tensor], fp8_scale: Tensor | None = None, eps: float = 1e-6,
+    wrap: Wrap, fp8_scale: Tensor | None = None, eps: float = 1e-6,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The same in FP8."""
     z = gated_modulate_reference(x_GLD, y_GLD, gate_GD, shift_GD, scale_GD, eps=eps)[0]
@@ -461,7 +411,7 @@ def gated_modulate_fp8_reference(
 
 
 def _quantized_reference(
-    z: Tensor, shift_GD: Tensor, scale_GD: Tensor, wrap: Callable[[Quantized], Tensor], fp8_scale: Tensor | None,
+    z: Tensor, shift_GD: Tensor, scale_GD: Tensor, wrap: Wrap, fp8_scale: Tensor | None,
     eps: float,
 ) -> Tensor:  # fmt: skip
     wide_ND = modulate_reference(z.to(maths(z)), shift_GD, scale_GD, eps=eps).flatten(0, 1)

@@ -3,8 +3,7 @@
 Every row is one way to the same result: ours, plain PyTorch (eager), torch.compile of that, and transformer-engine and
 Liger-Kernel where they can be imported. Times are medians over calls with a cold L2 cache; the share is that of 4.28
 TB/s (what a copy reaches on an H200) if only the bytes that must move count: inputs read once, outputs written once.
-Results are compared with the formula in fp32 before anything is timed. `--only modulate_fp8_forms`, which is not among
-all of them, has other forms of one of our kernels instead of others' (tests/quantize_forms.py).
+Results are compared with the formula in fp32 before anything is timed.
 
 --sweep tries other block sizes, warps and grids for our kernels instead. Without a GPU shapes are tiny and times mean
 nothing: Triton's interpreter runs the kernels, which shows that the program works.
@@ -34,9 +33,7 @@ if not GPU:  # before anything imports Triton
     sys.path.insert(0, str(Path(__file__).parent / "kernels"))
     import interpreted  # noqa: F401
 
-import quantize_forms  # noqa: E402
-
-from hpc.kernels import adamw_ema, cross_entropy, gated, modulate, qk_norm_rope  # noqa: E402
+from hpc.kernels import adamw_ema, cross_entropy, e4m3, gated, modulate, qk_norm_rope  # noqa: E402
 
 COPY = 4.28e12  # bytes a second
 DEVICE = torch.device("cuda" if GPU else "cpu")
@@ -349,9 +346,9 @@ def modulation_fp8(name: str, g: int, n: int, d: int) -> Op:
     inputs = [randn(g, n, d), randn(g, n, d), *(0.5 * randn(g, d) for _ in range(3))]
 
     def way(fp8_scale: Tensor | None = None, kernels: str = "fused") -> Way:
-        made: list[modulate.Quantized] = []
+        made: list[e4m3.Quantized] = []
 
-        def wrap(quantized: modulate.Quantized) -> Tensor:
+        def wrap(quantized: e4m3.Quantized) -> Tensor:
             made[:] = [quantized]
             return quantized.rows_ND
 
@@ -378,30 +375,6 @@ def modulation_fp8(name: str, g: int, n: int, d: int) -> Op:
 
     return Op(name, 10 * g * n * d, 0, {"ours": way, "ours, scale given": delayed,
               "ours in bf16, transformer-engine's cast": engine}, lambda: way(kernels="torch"))  # fmt: skip
-
-
-def modulation_fp8_forms(name: str, g: int, n: int, d: int) -> Op:
-    """...and other forms of its second pass."""
-    op = modulation_fp8(name, g, n, d)
-    ours = modulate._launch_quantize
-
-    def form(launch: Callable[..., modulate.Quantized]) -> Callable[[], Way]:
-        def make() -> Way:
-            way = op.ways["ours"]()
-
-            def call() -> Sequence[Tensor]:
-                modulate._launch_quantize = launch
-                try:
-                    return way.call()
-                finally:
-                    modulate._launch_quantize = ours
-
-            return Way(call)
-
-        return make
-
-    ways = {"ours": op.ways["ours"]} | {name: form(launch) for name, launch in quantize_forms.forms().items()}
-    return Op(name, op.forward_bytes, 0, ways, op.ways["ours"])
 
 
 # AdamW, average, copy
@@ -491,9 +464,6 @@ OPS: dict[str, list[Callable[[], Op]]] = {
         lambda: modulation_fp8("DiT-2B 720p, 24 x 3,520 x 2048", small(24, 2), small(3520, 3), small(2048, 16)),
         lambda: modulation_fp8("DiT-7B, 16 x 3,520 x 4096", small(16, 2), small(3520, 3), small(4096, 16)),
     ],
-    "modulate_fp8_forms": [
-        lambda: modulation_fp8_forms("DiT-2B 720p, 24 x 3,520 x 2048", small(24, 2), small(3520, 8), small(2048, 16)),
-    ],
     "adamw_ema": [lambda: adamw("500M parameters", small(30, 2), small(4096, 5))],
 }
 
@@ -510,8 +480,7 @@ SWEEPS: dict[str, tuple[Any, str, list[dict[str, int]], list[dict[str, int]]]] =
     "gated": (gated, "config", settings(warps=(4, 8, 16), waves=(2, 4, 8, 16)), []),
     "modulate": (modulate, "config", settings(warps=(4, 8), waves=(4, 8, 16, 32)),
                  settings(warps=(4, 8, 16), waves=(1, 2, 3, 4))),
-    "modulate_fp8": (modulate, "config_fp8",
-                     settings(BLOCK_L=(64, 128), BLOCK_D=(32, 64, 128), num_warps=(2, 4, 8)), []),
+    "modulate_fp8": (e4m3, "config", settings(BLOCK_L=(32, 64, 128), BLOCK_D=(64, 128, 256), num_warps=(2, 4)), []),
     "adamw_ema": (adamw_ema, "config", settings(BLOCK=(512, 1024, 2048, 4096), num_warps=(4, 8)), []),
 }  # fmt: skip
 
@@ -582,7 +551,7 @@ def main() -> int:
     start, good = time.monotonic(), True
     if GPU:
         print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
-    for kernel in args.only or [name for name in OPS if name != "modulate_fp8_forms"]:
+    for kernel in args.only or OPS:
         for make in OPS[kernel][:1] if args.first else OPS[kernel]:
             torch.manual_seed(0)
             op = make()

@@ -39,6 +39,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hpc.kernels import choose, gated, gelu, modulate, qk_norm_rope
+from hpc.kernels.e4m3 import Wrap
 from hpc.models.attention import attend
 from hpc.models.dit_presets import FOURIER, MLP, PATCH, Config
 
@@ -47,7 +48,6 @@ FPS = 24.0
 EPS = 1e-6
 
 Linear = Callable[[int, int], nn.Module]
-Wrap = Callable[[modulate.Quantized], Tensor]
 Quantizing = Callable[[Tensor], Wrap | None]
 """Of hidden states, whose shape and type count: what makes the input of linear layers of them in FP8, if such layers
 take it now."""

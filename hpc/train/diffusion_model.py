@@ -173,7 +173,7 @@ def quantizing(settings: TrainDiffusion, device: torch.device) -> dit.Quantizing
 
     quantizer = Float8CurrentScalingQuantizer(DType.kFloat8E4M3, device)
 
-    def of(x_BSD: Tensor) -> dit.Wrap | None:
+    def of(x_BSD: Tensor) -> Wrap | None:
         if x_BSD.dtype != torch.bfloat16 or not FP8GlobalStateManager.is_fp8_enabled():
             return None
         b, s, d = x_BSD.shape

@@ -34,7 +34,8 @@ build(qk_norm_rope._backward, heads)
 build(modulate._forward, dict(D=256, GATED=True, OUT=True, AMAX=True, BLOCK=256))
 build(modulate._backward, dict(D=256, GATED=False, STREAM=True, BLOCK=256))
 build(gelu._backward, dict(BLOCK=2048))
-build(gelu._quantize, dict(D=256, GIVEN=False, FP8_MAX=448.0, BLOCK_L=64, BLOCK_D=64))
+for kernel in (gelu._quantize, modulate._quantize):
+    build(kernel, dict(D=256, GIVEN=False, FP8_MAX=448.0, BLOCK_L=64, BLOCK_D=128), {"num_warps": 2})
 types = dict(GRAD=tl.float32, STATE=tl.float32, COPY_TYPE=tl.bfloat16)
 for counted in (True, False):
     build(adamw_ema._step, types | dict(SCALED=True, COPY=False, COUNTED=counted, EMAS=1, ALIGNED=True, CHUNK=2048,

@@ -13,7 +13,7 @@ from test_dit import PREDICT1, PREDICT25, tensor
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hpc.kernels.modulate import Quantized
+from hpc.kernels.e4m3 import Quantized
 from hpc.models import dit
 from hpc.models.dit import DiT
 from hpc.models.dit_presets import Config

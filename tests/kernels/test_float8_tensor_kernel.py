@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hpc.kernels.modulate import Quantized, gated_modulate, gated_modulate_fp8
+from hpc.kernels.e4m3 import Quantized
+from hpc.kernels.modulate import gated_modulate, gated_modulate_fp8
 
 if not torch.cuda.is_available():
     pytest.skip("transformer-engine needs a GPU", allow_module_level=True)

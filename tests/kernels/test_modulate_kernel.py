@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from hpc.kernels import modulate as module
+from hpc.kernels.e4m3 import Quantized
 from hpc.kernels.modulate import (
-    Quantized,
     gated_modulate,
     gated_modulate_fp8,
     gated_modulate_reference,
@@ -125,7 +125,7 @@ def in_fp8(inputs: list[Tensor], fp8_scale: float | None, kernels: str) -> tuple
 
 
 @pytest.mark.parametrize("fp8_scale", [None, 64.0])
-@pytest.mark.parametrize(("g", "n", "d"), [(2, 5, 24), (1, 70, 136)])
+@pytest.mark.parametrize(("g", "n", "d"), [(2, 5, 24), (2, 70, 136), (1, 128, 256)])
 def test_bytes_of_fp8(fp8_scale: float | None, g: int, n: int, d: int, device: torch.device) -> None:
     """With a scale of 64 some numbers are beyond 448: those of one channel, which is shifted by 20."""
     inputs = [t.detach() for t in example(g, n, d, torch.bfloat16, device)]

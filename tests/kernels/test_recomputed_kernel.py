@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from hpc.kernels import cross_entropy, gated, gelu, modulate, qk_norm_rope
+from hpc.kernels import cross_entropy, e4m3, gated, gelu, modulate, qk_norm_rope
 
 
-def wrap(one: modulate.Quantized) -> Tensor:
+def wrap(one: e4m3.Quantized) -> Tensor:
     return (one.rows_ND.float() * one.scale_inv).view(2, -1, one.rows_ND.shape[-1])
 
 
