@@ -28,6 +28,7 @@ from torch import Tensor
 from hpc.kernels import apart, choose, e4m3, jit, maths, processors, tl, triton
 from hpc.kernels.e4m3 import FP8_MAX, Quantized, Straight, Wrap, empty, factor, in_e4m3, store_columns, store_rows, tile
 
+
 @jit
 def _forward(
     x_ptr, y_ptr, gate_ptr, shift_ptr, scale_ptr, z_ptr, out_ptr, mean_ptr, r_ptr, amax_ptr,

@@ -33,6 +33,7 @@ from torch.utils.checkpoint import (
     noop_context_fn,
 )
 
+from hpc.kernels.e4m3 import Wrap
 from hpc.models import attention, diffusion, dit, dit_files, dit_publish, hub, lora
 from hpc.models.diffusion import Objective
 from hpc.models.dit import DiT

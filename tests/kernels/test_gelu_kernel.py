@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hpc.kernels.gelu import gelu, gelu_fp8
 from hpc.kernels.e4m3 import Quantized
+from hpc.kernels.gelu import gelu, gelu_fp8
 
 
 def numbers(*shape: int, device: torch.device) -> Tensor:
