@@ -57,12 +57,12 @@ PLAIN = {"kernels": "torch"}
 
 
 @pytest.mark.parametrize(("size", "measured", "step", "more"), [
-    ((432, 768), 123.7, 1.944, {}), ((432, 768), 118.8, 1.835, {"precision": "fp8-current"}),
-    ((432, 768), 118.8, 1.825, {"precision": "fp8-delayed"}), ((432, 768), 123.9, 1.993, PLAIN | {"compile": True}),
-    ((432, 768), 122.7, 1.875, {"precision": "fp8-blockwise"}),
-    ((432, 768), 111.3, 2.436, PLAIN | {"recompute": "matmuls", "spared": {"none": 9}}),
-    ((704, 1280), 121.2, 11.59, {"recompute": "attention", "spared": {"matmuls": 14}}),
-    ((704, 1280), 126.4, 11.19, {"precision": "fp8-current", "recompute": "attention", "spared": {"none": 8}}),
+    ((432, 768), 123.7, 1.945, {}), ((432, 768), 118.8, 1.810, {"precision": "fp8-current"}),
+    ((432, 768), 118.8, 1.813, {"precision": "fp8-delayed"}), ((432, 768), 123.9, 1.995, PLAIN | {"compile": True}),
+    ((432, 768), 122.7, 1.870, {"precision": "fp8-blockwise"}),
+    ((432, 768), 111.3, 2.434, PLAIN | {"recompute": "matmuls", "spared": {"none": 9}}),
+    ((704, 1280), 121.2, 11.64, {"recompute": "attention", "spared": {"matmuls": 14}}),
+    ((704, 1280), 126.4, 11.22, {"precision": "fp8-current", "recompute": "attention", "spared": {"none": 8}}),
 ])  # fmt: skip
 def test_what_a_diffusion_step_held_and_took(
     size: tuple[int, int], measured: float, step: float, more: dict[str, Any]
