@@ -331,7 +331,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_here(args: argparse.Namespace, spec: Any) -> dict[str, Any]:
-    from hpc.batch import finale, launch, progress
+    from hpc.batch import finale, launch, local, progress
     from hpc.batch.cluster import LOCAL
 
     p = _prepared(args, spec, LOCAL, False)
@@ -339,6 +339,8 @@ def _run_here(args: argparse.Namespace, spec: Any) -> dict[str, Any]:
     if not args.json:
         print("\n".join(_summary(p)), flush=True)
     if p.attempt:
+        if (words := local.unseen(p.attempt.plan())) and not args.json:
+            print(f"  {words}", flush=True)
         with progress.bars(p.run, p.attempt, quiet=args.json) as tick:
             launch.here(p, spec, LOCAL, tick)
         made, _ = finale.finale(p.run, ask_slurm=False, say=not args.json)

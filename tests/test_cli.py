@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import runs
 
+from hpc.batch import local
 from hpc.batch import run as run_folder
 
 
@@ -247,6 +248,19 @@ def test_a_reader_that_goes_away(desk: Path) -> None:
 
 
 # Time and signals
+
+
+@pytest.mark.parametrize(("driver", "gpus", "said"), [(True, 0, True), (False, 0, False), (True, 1, False)])
+def test_gpus_that_no_stage_asks_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, driver: bool, gpus: int, said: bool
+) -> None:
+    monkeypatch.setattr(local, "DRIVER", tmp_path / "nvidiactl")
+    if driver:
+        (tmp_path / "nvidiactl").touch()
+    stage = runs.ECHO | {"resources": {"gpus": gpus}}
+    planned = runs.planned(runs.spec(tmp_path, runs.numbered(2), {"echo": stage, "note": runs.NOTE}), cores=2)
+    assert planned.attempt
+    assert ("`resources: {gpus: 1}`" in local.unseen(planned.attempt.plan())) == said
 
 
 def test_it_starts_in_a_blink() -> None:

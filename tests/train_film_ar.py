@@ -4,7 +4,7 @@ at the same place in the frame before.
 First cut the film into its shots and train a small tokenizer of it (tests/train_film.py says how), then make tokens:
 
     hpc run FILE      with a stage {kind: prepare.tokens, tokenizer: OUT/dv-4x8x8/tokenizer, frames: 17,
-                      size: [256, 448], windows: all, split: "9,1", hold_out: clip}
+                      size: [256, 448], windows: all, split: "9,1", hold_out: clip, resources: {gpus: 1}}
 
 Then train, where the GPU is, once for each seed (they may run beside each other):
 

@@ -4,7 +4,7 @@ First cut the film into its shots and train a small tokenizer of it (tests/train
 here or where the GPU is:
 
     hpc run FILE      with a stage {kind: prepare.latents, tokenizer: OUT/cv-4x8x8/tokenizer, frames: 17, fps: null,
-                      size: [256, 448], windows: all}
+                      size: [256, 448], windows: all, resources: {gpus: 1}}
 
 Then train, where the GPU is:
 

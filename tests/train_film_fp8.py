@@ -4,7 +4,7 @@ bfloat16, of the same samples in the same order with the same noise, and beside 
     python tests/train_film_fp8.py film/latents@v1 --steps 300 --seeds 2
 
 Latents are made as tests/train_film_diffusion.py says. `fp8-dpa` is fp8-delayed with transformer-engine's attention in
-FP8 too (tests/bench_dit.py): it is faster, and no choice of the trainer as long as nothing says that it learns alike.
+FP8 too (tests/bench_dit.py): it is faster, and no choice of the trainer, since its errors were larger (README.md).
 Heads have 128 channels, as those of the published models.
 """
 

@@ -19,6 +19,9 @@ from hpc.batch import records
 from hpc.batch.run import Attempt, AttemptPlan, Run, StagePlan
 from hpc.batch.script import warning
 
+DRIVER = Path("/dev/nvidiactl")
+"""There where this machine has GPUs of NVIDIA's."""
+
 
 class Task(msgspec.Struct):
     stage: str
@@ -59,6 +62,13 @@ def tasks_of(attempt: Attempt, plan: AttemptPlan) -> list[Task]:
             made[stage.name, row] = len(out)
             out.append(Task(stage.name, row, waits[row], True, stage.resources.cpus * stage.resources.workers))
     return out
+
+
+def unseen(plan: AttemptPlan) -> str:
+    """Where GPUs are here and no stage asks for one: the words that say so."""
+    if not DRIVER.exists() or any(stage.resources.gpus for stage in plan.stages):
+        return ""
+    return "no stage asks for a GPU, so none sees one of this machine's: `resources: {gpus: 1}`"
 
 
 def run_task(run: str, stage: str, attempt: int, row: int) -> int:

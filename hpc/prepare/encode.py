@@ -58,7 +58,7 @@ def opened(settings: Frames, discrete: bool) -> Encoder:
         nvdec.prepare()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
-        logging.getLogger(__name__).warning("there is no GPU here: %s runs on the CPU", settings.tokenizer)
+        logging.getLogger(__name__).warning("no GPU: %s runs on CPUs; `resources: {gpus: 1}`", settings.tokenizer)
     gpu = nvdec.device_for(settings.decode, device)
     tokenizer = load(settings.tokenizer, device, getattr(torch, settings.precision))
     if discrete != (tokenizer.vocabulary is not None):
