@@ -91,7 +91,7 @@ def config() -> dict[str, int]:
     return {"BLOCK_L": 64, "BLOCK_D": 128, "num_warps": 2}
 
 
-def empty(groups: int, tokens: int, d: int, amax: Tensor) -> tuple[Quantized, int]:
+def allocate(groups: int, tokens: int, d: int, amax: Tensor) -> tuple[Quantized, int]:
     """(what a pass over groups of tokens with d channels fills, its programs)."""
     rows_ND = torch.empty(groups * tokens, d, dtype=torch.float8_e4m3fn, device=amax.device)
     columns_DN = torch.empty(d, groups * tokens, dtype=torch.float8_e4m3fn, device=amax.device)

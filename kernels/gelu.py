@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hpc.kernels import choose, e4m3, jit, maths, processors, tl, triton
-from hpc.kernels.e4m3 import FP8_MAX, Straight, Wrap, empty, factor, in_e4m3, store_columns, store_rows, tile
+from hpc.kernels.e4m3 import FP8_MAX, Straight, Wrap, allocate, factor, in_e4m3, store_columns, store_rows, tile
 
 
 @jit
@@ -118,7 +118,7 @@ class _GeluFp8(torch.autograd.Function):
         ctx.save_for_backward(x)
         d, tokens, use = x.shape[-1], x.numel() // x.shape[-1], config()
         amax = torch.zeros(1, dtype=torch.float32, device=x.device)
-        made, programs = empty(1, tokens, d, amax)
+        made, programs = allocate(1, tokens, d, amax)
         if programs:
             tiles = triton.cdiv(x.numel(), use["BLOCK"])
             run = triton.cdiv(tiles, processors(x) * 16)

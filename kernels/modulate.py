@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from hpc.kernels import apart, choose, e4m3, jit, maths, processors, tl, triton
-from hpc.kernels.e4m3 import FP8_MAX, Quantized, Straight, Wrap, empty, factor, in_e4m3, store_columns, store_rows, tile
+from hpc.kernels.e4m3 import FP8_MAX, Quantized, Straight, Wrap, allocate, factor, in_e4m3, store_columns, store_rows, tile
 
 
 @jit
@@ -327,7 +327,7 @@ def _launch_quantize(
     z_GLD: Tensor, shift_GD: Tensor, scale_GD: Tensor, mean: Tensor, r: Tensor, amax: Tensor, given: Tensor | None
 ) -> Quantized:
     groups, tokens, d = z_GLD.shape
-    made, programs = empty(groups, tokens, d, amax)
+    made, programs = allocate(groups, tokens, d, amax)
     if programs:
         _quantize[(programs,)](
             z_GLD, shift_GD, scale_GD, mean, r, amax, given, made.rows_ND, made.columns_DN, made.scale_inv, tokens,
