@@ -26,7 +26,18 @@ import torch
 from torch import Tensor
 
 from hpc.kernels import apart, choose, e4m3, jit, maths, processors, tl, triton
-from hpc.kernels.e4m3 import FP8_MAX, Quantized, Straight, Wrap, allocate, factor, in_e4m3, store_columns, store_rows, tile
+from hpc.kernels.e4m3 import (
+    FP8_MAX,
+    Quantized,
+    Straight,
+    Wrap,
+    allocate,
+    factor,
+    in_e4m3,
+    store_columns,
+    store_rows,
+    tile,
+)
 
 
 @jit
