@@ -1,4 +1,5 @@
-"""GPU kernels, one op a file, each laid out alike: formula, kernel, launch, autograd, plain torch reference.
+"""GPU kernels, one op a file, each laid out alike: formula, kernel, launch, autograd, plain torch reference. Two
+share e4m3.py.
 
 They import torch and triton only, and are imported as hpc.kernels. `kernels: auto | torch | fused` of a spec reaches
 every op as its argument `kernels`, and `choose` says what it comes to. A torch without Triton (its CPU builds bring

@@ -8,10 +8,11 @@ import subprocess
 import sys
 
 CODE = """
+import itertools
 import triton, triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from hpc.kernels import adamw_ema, gelu, modulate, qk_norm_rope
+from hpc.kernels import adamw_ema, e4m3, gelu, modulate, qk_norm_rope
 
 SCALARS = ("eps keep rate one_minus_beta1 beta2 one_minus_beta2 root_correction e0_rate e1_rate e2_rate").split()
 SUMS = {name + "_ptr": "*fp32" for name in "amax inverse scale counted sums gate shift mean r cos sin".split()}
@@ -34,8 +35,10 @@ build(qk_norm_rope._backward, heads)
 build(modulate._forward, dict(D=256, GATED=True, OUT=True, AMAX=True, BLOCK=256))
 build(modulate._backward, dict(D=256, GATED=False, STREAM=True, BLOCK=256))
 build(gelu._backward, dict(BLOCK=2048))
-for kernel in (gelu._quantize, modulate._quantize):
-    build(kernel, dict(D=256, GIVEN=False, FP8_MAX=448.0, BLOCK_L=64, BLOCK_D=128), {"num_warps": 2})
+tile = e4m3.config()
+options = {"num_warps": tile.pop("num_warps")}
+for kernel, given in itertools.product((gelu._quantize, modulate._quantize), (True, False)):
+    build(kernel, dict(D=256, GIVEN=given, FP8_MAX=e4m3.FP8_MAX, **tile), options, aligned=True)
 types = dict(GRAD=tl.float32, STATE=tl.float32, COPY_TYPE=tl.bfloat16)
 for counted in (True, False):
     build(adamw_ema._step, types | dict(SCALED=True, COPY=False, COUNTED=counted, EMAS=1, ALIGNED=True, CHUNK=2048,
@@ -52,7 +55,7 @@ print([line for line in built.asm["ttgir"].splitlines() if "convert_layout" in l
 
 def built(code: str) -> str:
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "-c", CODE + code], env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", CODE + code], env=env, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout.strip()
 

@@ -74,3 +74,17 @@ def test_bytes_of_fp8(fp8_scale: float | None, shape: tuple[int, ...], device: t
     assert (ours != theirs).float().mean() < 0.01
     assert (found.rows_ND.float().abs().amax() == 448) and (fp8_scale is None or float(ours.max()) == 7.0)
     torch.testing.assert_close(grads[0], grads[1], rtol=2**-7, atol=1e-5)
+
+
+@pytest.mark.parametrize("fp8_scale", [None, 64.0])
+@pytest.mark.parametrize("kernels", ["fused", "torch"])
+def test_nan_is_not_hidden_by_fp8(kernels: str, fp8_scale: float | None, device: torch.device) -> None:
+    x, made = numbers(70, 136, device=device).detach(), []
+    x[33, 5] = torch.nan
+
+    def wrap(one: Quantized) -> Tensor:
+        made.append(one)
+        return one.rows_ND.float()
+
+    out = gelu_fp8(x, wrap=wrap, kernels=kernels, fp8_scale=fp8_scale and torch.tensor([fp8_scale], device=device))
+    assert out[33, 5].isnan() and out.isnan().sum() == 1 and made[0].columns_DN[5, 33].float().isnan()
