@@ -66,7 +66,7 @@ def factor(amax_ptr, given_ptr, inverse_ptr, GIVEN: tl.constexpr, FP8_MAX: tl.co
 
 @jit
 def store_rows(rows_ptr, at, mask, wide, FP8_MAX: tl.constexpr):
-    """wide, scaled, is stored; given back within e4m3's range, in fp32: an instruction makes bytes of two numbers, side by
+    """wide, scaled, is stored; given back within e4m3's range, in fp32: an instruction makes two numbers bytes, side by
     side, and of a row they are other two than of a column."""
     small = tl.maximum(wide, -FP8_MAX, propagate_nan=tl.PropagateNan.ALL)
     small = tl.minimum(small, FP8_MAX, propagate_nan=tl.PropagateNan.ALL)
