@@ -155,14 +155,17 @@ _tiny = {"channels": 48, "blocks": 2, "heads": 2, "adaln_rank": 8, "text_channel
 
 _CV = "nvidia/Cosmos-Tokenize1-CV8x8x8-720p"
 _WAN = "nvidia/Cosmos-Predict2.5-2B"
-_GIVEN_1 = {"multiplier": 4.0, "given_frames": (1 / 3, 1 / 3, 1 / 3)}  # sqrt(16 latent frames); 0 to 2 of them given
+_THIRDS: dict[str, Any] = {"given_frames": (1 / 3, 1 / 3, 1 / 3)}  # 0 to 2 of them
+_GIVEN_1 = {"multiplier": 4.0} | _THIRDS  # sqrt(16 latent frames); so has the larger Text2World, the smaller has not
 _AS_1: dict[str, Any] = {"tokenizer": _CV, "file": "model.pt", "frames": 121, "fps": 24.0, "solver": "euler",
                          "schedule": "karras-zero"}  # fmt: skip
 _AS_25: dict[str, Any] = {"text": "qwen2.5-vl", "tokenizer": _WAN, "solver": "unipc", "schedule": "shifted"}
 
 PRESETS: dict[str, Preset] = {
     "predict1-7b-text2world": Preset(_1, "edm", repository="nvidia/Cosmos-Predict1-7B-Text2World", **_AS_1),
-    "predict1-14b-text2world": Preset(_1_14B, "edm", repository="nvidia/Cosmos-Predict1-14B-Text2World", **_AS_1),
+    "predict1-14b-text2world": Preset(
+        _1_14B, "edm", {"multiplier": 4.0}, repository="nvidia/Cosmos-Predict1-14B-Text2World", **_AS_1
+    ),
     "predict1-7b-video2world": Preset(
         dataclasses.replace(_1, condition_mask=True), "edm", _GIVEN_1,
         repository="nvidia/Cosmos-Predict1-7B-Video2World", **_AS_1,
@@ -274,11 +277,15 @@ EXPERIMENTS: dict[str, str] = {
 }  # fmt: skip
 """Published experiments -> the preset of the network that they train or run."""
 
+EXPERIMENT_SETTINGS = {f"predict2_lora_training_2b_cosmos_nemo_assets_{form}": _THIRDS for form in ("txt", "json")}
+"""Of the objective, where an experiment's are not its preset's."""
+
 
 def preset(name: str) -> Preset:
     """By its own name or that of a published experiment. Raises ValueError."""
     if found := PRESETS.get(EXPERIMENTS.get(name, name)):
-        return found
+        more = EXPERIMENT_SETTINGS.get(name)
+        return dataclasses.replace(found, settings=found.settings | more) if more else found
     near = difflib.get_close_matches(name, [*PRESETS, *EXPERIMENTS], n=1)
     hint = f"; did you mean {near[0]}?" if near else "."
     raise ValueError(f"{name!r} is no diffusion model that is known here{hint} Known are {', '.join(PRESETS)}, and the "
