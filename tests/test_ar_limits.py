@@ -4,9 +4,9 @@ what a step took is counted as the README says."""
 from __future__ import annotations
 
 import json
+import math
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,10 @@ import msgspec
 import pytest
 import runs
 import torch
-import torch.distributed as dist
-from ar_runs import SHAPE, run, settings, tokens, train
+from ar_runs import SHAPE, here, run, settings, tokens, train
 from forks import together
 from stages import ids
-from trainings import timeless
+from trainings import curve, timeless
 
 from hpc.data import layers
 from hpc.models.ar import keys
@@ -31,18 +30,8 @@ from hpc.train.settings import TrainAr
 from hpc.train.settings.ar import HeldOut, Layout
 from hpc.train.settings.optimizer import Optimizer
 
-__all__ = ["tokens"]  # the fixture
+__all__ = ["here", "tokens"]  # fixtures
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture
-def here() -> Iterator[ranks.Here]:
-    from megatron.core import parallel_state
-
-    torch.set_num_threads(1)
-    yield ranks.start()
-    parallel_state.destroy_model_parallel()
-    dist.destroy_process_group()
 
 
 def stopped(folder: Path, given: TrainAr, rows: list[Any], steps: int, after: float) -> int:
@@ -92,6 +81,21 @@ def test_gradients_that_stay_bad_end_it(tmp_path: Path, tokens: list[dict[str, s
         assert said[0]["grad_norm"] > 0 and said[1]["grad_norm"] == "nan"
     facts = json.loads((tmp_path / "checkpoints/iter_000000003/training.json").read_text())
     assert facts["skipped"] == 2
+
+
+def test_what_the_loss_is_of(tmp_path: Path, tokens: list[dict[str, str]], here: ranks.Here) -> None:
+    """...by default: all frames but the first, and 1e-4 of the squared logarithm of the softmax's sum over all."""
+    said: dict[str, dict[str, Any]] = {}
+    for name, more, frames in (("default", {}, 2), ("weight", {"z_loss": 1e-2}, 2), ("given", {"condition": 2}, 1)):
+        given = settings(steps=1, batch=1, validation=HeldOut(clips=0), **more)
+        ar.train(given, tokens, tmp_path / name, here, lambda: None)
+        [said[name]] = curve(tmp_path / name)
+        assert ar.dataset(given, tokens, "train")[0].loss_mask.sum() == frames * math.prod(SHAPE[1:])
+    usual, weight, given_two = said.values()
+    assert usual["z_loss"] == pytest.approx(1e-4 * math.log(64_000) ** 2, rel=0.1)
+    assert weight["z_loss"] == pytest.approx(100 * usual["z_loss"]) and weight["grad_norm"] != usual["grad_norm"]
+    assert weight["cross_entropy"] == usual["cross_entropy"] != given_two["cross_entropy"]
+    assert given_two["z_loss"] == usual["z_loss"]
 
 
 @pytest.mark.parametrize(

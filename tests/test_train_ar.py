@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,10 +16,10 @@ import pytest
 import runs
 import torch
 import yaml
-from ar_runs import SHAPE, run, settings, tokens
+from ar_runs import SHAPE, here, run, settings, tokens
 from test_form_runs import tokenizer
 from test_prepare import film
-from trainings import loses_a_rank, timeless
+from trainings import curve, loses_a_rank, timeless
 
 from hpc.batch import check
 from hpc.data import layers
@@ -26,8 +27,10 @@ from hpc.data.tokens import video2world
 from hpc.data.units import Bytes
 from hpc.models.ar import keys
 from hpc.models.ar.presets import PRESETS, preset
+from hpc.train import ar, ranks
 from hpc.train.ar import dataset
 from hpc.train.checkpoint import Checkpoints, complete
+from hpc.train.clips import plain
 from hpc.train.estimate_ar import memory
 from hpc.train.metrics import lines
 from hpc.train.settings import TrainAr
@@ -35,7 +38,7 @@ from hpc.train.settings.ar import HeldOut, Layout, Model
 from hpc.train.settings.optimizer import Optimizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-__all__ = ["tokens"]  # the fixture
+__all__ = ["here", "tokens"]  # fixtures
 
 
 def test_killed_or_warned_it_goes_on_to_the_last_bit(tmp_path: Path, tokens: list[dict[str, str]]) -> None:
@@ -60,38 +63,68 @@ def test_killed_or_warned_it_goes_on_to_the_last_bit(tmp_path: Path, tokens: lis
     assert all(torch.equal(found[name], again[name]) for name in found)
 
 
-def test_a_rank_is_killed_in_the_worker(tmp_path: Path) -> None:
-    """`hpc run` on two tensor-parallel ranks, one of them killed: tried again at once, from the newest checkpoint."""
-    optimizer = {"rate": 3e-3, "warmup": 2, "weight_decay": 0.1}
-    ar = {"kind": "train.ar", "needs": "ids", "model": "ar-tiny", "steps": 6, "batch": 4, "shape": list(SHAPE),
-          "precision": "fp32", "readers": 0, "optimizer": optimizer, "checkpoints": {"every": 2},
-          "layout": {"tensor": 2}, "resources": {"workers": 2, "cpus": 1}}  # fmt: skip
+@pytest.fixture(scope="module")
+def two(tokens: list[dict[str, str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two tensor-parallel ranks wrote undisturbed, every checkpoint for any layout."""
+    folder = tmp_path_factory.mktemp("two")
+    run(2, folder, settings(layout=Layout(tensor=2), reshard=True), tokens)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lost(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `hpc run` left of the same training, on the same tokens, one of whose ranks was killed: tried again at once,
+    from the newest checkpoint. Its checkpoints are for two tensor-parallel ranks alone, but for the last."""
+    folder = tmp_path_factory.mktemp("lost")
+    ar = plain(settings(layout=Layout(tensor=2))) | {"kind": "train.ar", "needs": "ids", "checkpoints": {"every": 2},
+                                                     "resources": {"workers": 2, "cpus": 1}}  # fmt: skip
     stages = {"ids": {"kind": "stages:Ids", "resources": {"cpus": 1}}, "ar": ar}
-    prepared = runs.planned(runs.spec(tmp_path, runs.numbered(2), stages))
+    prepared = runs.planned(runs.spec(folder, runs.numbered(2), stages))
     runs.finish(runs.worker(prepared, "ids"))
     runs.finish(runs.worker(prepared, "ar", "barrier"))
-    folder = tmp_path / "out/ar@v1"
-    loses_a_rank(prepared, "ar", lambda: bool(complete(folder / "training/checkpoints")), 120, 180)
-    said = list(lines(folder / "training/metrics.jsonl"))
+    loses_a_rank(prepared, "ar", lambda: bool(complete(folder / "out/ar@v1/training/checkpoints")), 120, 180)
+    return folder / "out/ar@v1"
+
+
+def test_a_run_whose_rank_is_killed_is_equal_to_the_last_bit(two: Path, lost: Path) -> None:
+    """...on two tensor-parallel ranks, whatever a checkpoint is for."""
+    said = curve(lost / "training")
     assert [line["step"] for line in said] == list(range(1, 7)) and said[-1]["loss"] < said[0]["loss"]
-    made = json.loads((folder / "000000.json").read_text())
+    assert said == curve(two)
+    assert complete(lost / "training/checkpoints") == complete(two / "checkpoints") == [2, 4, 6]
+    made = json.loads((lost / "000000.json").read_text())
     assert made["ranks"] == 2 and made["clips"] == 10 and made["steps"] == 6
-    found = keys.Published(folder / "model/model.safetensors")
+    found, whole = (keys.Published(folder / "model/model.safetensors") for folder in (lost, two))
     keys.account(keys.rules(settings().preset), found, "the published names")
+    assert all(torch.equal(found[name], whole[name]) for name in whole)
 
 
-def test_another_layout_takes_the_last_checkpoint_alone(tmp_path: Path, tokens: list[dict[str, str]]) -> None:
-    each = Checkpoints(every=1)
-    run(2, tmp_path, settings(steps=2, layout=Layout(tensor=2), checkpoints=each), tokens)
-    one = settings(steps=2, checkpoints=each)
-    assert len(run(1, tmp_path, one, tokens)) == 2 and not (tmp_path / "error").exists(), (
-        "the last one is for any layout"
-    )
-    (tmp_path / "checkpoints/iter_000000002/complete").unlink()
-    run(1, tmp_path, one, tokens)
-    words = (tmp_path / "error").read_text()
-    assert re.search(r"iter_000000001 was saved for tensor 2 x pipeline 1 x context 1 alone", words)
-    assert "`reshard: true`" in words
+def before_the_last(training: Path, folder: Path) -> Path:
+    """In the folder: its metrics and checkpoints, the last of which does not count."""
+    shutil.copytree(training, folder)
+    (folder / "checkpoints/iter_000000006/complete").unlink()
+    return folder
+
+
+def test_another_layout_takes_the_last_checkpoint_alone(
+    lost: Path, tokens: list[dict[str, str]], here: ranks.Here, tmp_path: Path
+) -> None:
+    shutil.copytree(lost / "training", tmp_path / "last")
+    made = ar.train(settings(), tokens, tmp_path / "last", here, lambda: None)
+    assert made["steps"] == 6 and curve(tmp_path / "last") == curve(lost / "training"), "there is nothing more to do"
+    words = r"iter_000000004 was saved for tensor 2 x pipeline 1 x context 1 alone.*`reshard: true`"
+    with pytest.raises(ValueError, match=words):
+        ar.train(settings(), tokens, before_the_last(lost / "training", tmp_path / "other"), here, lambda: None)
+
+
+def test_with_reshard_another_layout_takes_every_checkpoint(
+    two: Path, tokens: list[dict[str, str]], here: ranks.Here, tmp_path: Path
+) -> None:
+    ar.train(settings(), tokens, before_the_last(two, tmp_path / "one"), here, lambda: None)
+    times = [[line["time"] for line in lines(folder / "metrics.jsonl")] for folder in (tmp_path / "one", two)]
+    assert [a == b for a, b in zip(*times, strict=True)] == [True] * 4 + [False] * 2, "from the fourth step on"
+    for line, there in zip(curve(tmp_path / "one"), curve(two), strict=True):
+        assert line == {name: pytest.approx(value, rel=1e-4, abs=1e-5) for name, value in there.items()}
 
 
 def test_prompts(tmp_path: Path) -> None:
@@ -106,6 +139,9 @@ def test_prompts(tmp_path: Path) -> None:
         (folder / prompt).write_bytes(video2world.prompt(embedding))
     (folder / video2world.METADATA).write_bytes(video2world.metadata({"train": 4, "valid": 0, "test": 0}))
     given = settings(model="ar-tiny-video2world", steps=2, batch=2)
+    for condition in (1, 2):
+        there = dataset(msgspec.structs.replace(given, condition=condition), [str(folder)], "train")
+        assert there[0].loss_mask.sum() == (SHAPE[0] - condition) * math.prod(SHAPE[1:])
     said = run(1, tmp_path / "out", given, [str(folder)])
     assert len(said) == 2 and all(10 < line["loss"] < 13 for line in said)
     found = keys.Published(tmp_path / "out/model/model.safetensors")
