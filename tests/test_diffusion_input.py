@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import pytest
+import tiny_models
 import torch
 from diffusion_runs import LATENT, SHAPE, here, settings, tar, write_latents
 from test_diffusion import normal
@@ -23,14 +24,15 @@ from hpc.data.work import BadInput
 from hpc.models import text_input
 from hpc.models.diffusion import EDM, Flow, SigmaFlow
 from hpc.models.tokenizers import files
-from hpc.train import clips, diffusion, ranks
+from hpc.train import clips, diffusion, diffusion_model, ranks
 from hpc.train import diffusion_measure as measure
 from hpc.train.diffusion_input import Inputs, draws, dropped, embedding
 from hpc.train.loader import Batches
 from hpc.train.samples import listed
+from hpc.train.schedule import cycled
 from hpc.train.settings.data import Shape, Validation
-from hpc.train.settings.diffusion import AdamW, Pictures, Text
-from hpc.train.settings.optimizer import Mean
+from hpc.train.settings.diffusion import AdamW, Objective, Pictures, Text
+from hpc.train.settings.optimizer import Cycle, Mean
 from hpc.train.settings.tokenizer import Sizes as Wan
 from hpc.train.tokenizer import made as made_of
 
@@ -121,6 +123,39 @@ def test_videos_and_texts_as_predict2_has_them(
     (data / "t5_xxl/v0.pickle").unlink()
     with pytest.raises(BadInput, match="v0 has no embedding"):
         embedding(listed(place[0]).to_pylist()[0])
+
+
+def test_predict25_as_published_reads_captions_by_qwen(here: ranks.Here, tar: Path, tmp_path: Path) -> None:
+    """...while it trains, and its rate goes up and down as the spec has it."""
+    qwen = tiny_models.qwen2_5_vl(tmp_path / "qwen")
+    cycle = Cycle(f_max=0.5, f_min=0.2, warmup=1, length=3)
+    said = {}
+    for name, dropout in (("read", 0.0), ("dropped", 1.0)):
+        given = settings(
+            model="tiny-predict2.5", text=Text(source="encoder", encoder=str(qwen), dropout=dropout), steps=3,
+            shapes=(Shape(**SHAPE, batch=1),), optimizer=AdamW(rate=1e-2, cycle=cycle), validation=Validation(share=0),
+        )  # fmt: skip
+        diffusion.train(given, listed([str(tar)]), tmp_path / name, here, lambda: None)
+        said[name] = curve(tmp_path / name)
+    rates = [cycled(cycle, 1e-2, step) for step in (1, 2, 3)]
+    assert [line["rate"] for line in said["read"]] == pytest.approx(rates) and len({*rates}) == 3
+    assert all(one["loss"] != other["loss"] for one, other in zip(*said.values(), strict=True))
+
+
+@pytest.mark.parametrize(("model", "fields"), [
+    ("tiny-predict1", {"given_frames": (0.5, 0.5), "multiplier": 2.0, "latent_scale": 0.7}),
+    ("tiny-predict2", {"given_frames": (0.5, 0.5), "high": 0.3, "given_level": 0.2, "loss_scale": 3.0,
+                       "multiplier": 2.0, "latent_scale": 0.7}),
+    ("tiny-predict2.5", {"given_frames": (0.5, 0.5), "high": 0.3, "given_level": 0.2, "loss_scale": 3.0, "shift": 2.0,
+                         "latent_scale": 0.7}),
+])  # fmt: skip
+def test_each_field_of_an_objective_arrives(model: str, fields: dict[str, Any]) -> None:
+    of = diffusion_model.objective(settings(model=model, text=Text(source="none"), objective=Objective(**fields)))
+    known = diffusion_model.objective(settings(model=model, text=Text(source="none")))
+    told = fields if of.given_frames != (1.0,) else fields | {"given_frames": (1.0,)}  # of text alone
+    assert {name: getattr(of, name) for name in fields} == told
+    assert all(getattr(known, name) != value for name, value in fields.items() if name != "given_frames")
+    assert set(fields) == set(Objective.OF[settings(model=model, text=Text(source="none")).preset.objective])
 
 
 def test_texts_that_are_none_are_replaced_and_named(tmp_path: Path, here: ranks.Here) -> None:
