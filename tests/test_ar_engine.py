@@ -41,7 +41,7 @@ FOUR: dict[str, dict[str, Any]] = {
 TOGETHER: dict[str, dict[str, Any]] = {
     "tp2": {"layout": {"tensor": 2, "sequence": False}, "save": True},
     "tp2+sp": {"layout": {"tensor": 2}},
-    "pp2": {"layout": {"pipeline": 2}},
+    "pp2": {"layout": {"pipeline": 2}, "save": True},
     "cp2": {"layout": {"context": 2}, "save": True},
     "dp2": {"layout": {}, "save": False},
     "world tp2+sp": {"layout": {"tensor": 2}, "preset": WORLD},
@@ -57,6 +57,9 @@ TOGETHER: dict[str, dict[str, Any]] = {
     "action lora tp2+sp": {"layout": {"tensor": 2}, "preset": ACTION} | LORA,
     "tp2+sp from tp2+sp dp2": {"layout": {"tensor": 2}, "load": "tp2+sp dp2"},
     "dp2 from pp2 dp2": {"layout": {}, "load": "pp2 dp2"},
+    "tp2+sp from cp2": {"layout": {"tensor": 2}, "load": "cp2"},
+    "tp2+sp from pp2": {"layout": {"tensor": 2}, "load": "pp2"},
+    "pp2 from tp2": {"layout": {"pipeline": 2}, "load": "tp2"},
 }
 """Of two ranks. save: after two of four steps; True: for any layout."""
 ALONE: dict[str, dict[str, Any]] = {
