@@ -104,7 +104,7 @@ def microbatches(shape_of: Preset, engine: Any, size: int) -> list[Any]:
         made.append(Microbatch(one.tokens[None], one.labels[None], one.loss_mask[None],
                                *(told if isinstance(told, tuple) else (told,))))  # fmt: skip
     mine = made[engine.data_rank :: engine.data_ranks]
-    several = lambda ones: (None if ones[0] is None else torch.cat(ones, 1 if ones[0].ndim == 3 else 0))
+    several = lambda ones: None if ones[0] is None else torch.cat(ones, 1 if ones[0].ndim == 3 else 0)
     return [Microbatch(*map(several, zip(*mine[i : i + size], strict=True))) for i in range(0, len(mine), size)]
 
 

@@ -2,9 +2,9 @@
 here beside a test that runs it, and the JSON Schema says which choices there are.
 
 Choices are enum values, true and false, and the parallel axes (counts in `layout` and `mesh`), of which 2 is asked for.
-A test is named as file::function. It must be there, and its file must name the value: a string by itself, others by
-the setting's name. A default needs no name; a test runs it by saying nothing. Degrees above 2 of one axis (tensor 4, 8)
-run what 2 runs. tests/gpu run on a GPU alone.
+A test is named as file::function. It must be there, and name the value, itself or in a helper, fixture, parameter or
+table of tests/ that it uses: a string by itself, others by the setting's name. A default needs no name; a test runs it
+by saying nothing. Degrees above 2 of one axis (tensor 4, 8) run what 2 runs. tests/gpu run on a GPU alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -79,7 +79,7 @@ RUN: dict[str, dict[str, dict[str, str]]] = {
         "optimizer.decay": RATES,
         "metrics[]": TRACKERS,
         "reshard": {
-            "True": "gpu/test_ar_gpu.py::test_it_goes_on_from_a_checkpoint",
+            "True": "test_train_ar.py::test_with_reshard_another_layout_takes_every_checkpoint",
             "False": "test_train_ar.py::test_another_layout_takes_the_last_checkpoint_alone",
         },
         "deterministic": {"True": ENGINE, "False": ENGINE},
@@ -136,7 +136,7 @@ RUN: dict[str, dict[str, dict[str, str]]] = {
                     "bfloat16": "test_flags.py::test_a_tokenizer_is_kept_in_bfloat16"},
         "decode": {
             "cpu": f"{TOKENIZER}::test_it_learns_and_measures",
-            "auto": "gpu/test_decode_gpu.py::test_batches_of_training",
+            "auto": "test_decode.py::test_who_decodes",
             "gpu": "gpu/test_decode_gpu.py::test_batches_of_training",
         },
         "in_memory": {"True": "gpu/test_train_gpu.py::test_it_learns_and_goes_on_to_the_last_bit",
@@ -220,29 +220,65 @@ def missing(kind: str) -> list[str]:
                   ]  # fmt: skip
 
 
+class Source(NamedTuple):
+    text: str
+    uses: frozenset[tuple[Path, str]]
+    """(file, name), of which some are of Python or of what is tested, and are in no file of tests."""
+
+
 @functools.cache
-def functions(file: str) -> tuple[str, frozenset[str]]:
-    """(source, names of its tests)."""
-    source = (ROOT / "tests" / file).read_text()
-    return source, frozenset(one.name for one in ast.parse(source).body if isinstance(one, ast.FunctionDef))
+def defined(file: Path) -> dict[str, Source]:
+    """What a file of tests has at its top, by name: tests, helpers, fixtures, tables, and what it takes from others."""
+    found: dict[str, Source] = {}
+    rows = file.read_text().splitlines()
+    for one in ast.parse(file.read_text()).body:
+        if isinstance(one, ast.ImportFrom):
+            places = [place for place in (file.parent, ROOT / "tests") if (place / f"{one.module}.py").is_file()]
+            found |= {name.asname or name.name: Source("", frozenset([(places[0] / f"{one.module}.py", name.name)]))
+                      for name in one.names if places}  # fmt: skip
+        elif isinstance(one, (ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign)):
+            within = list(ast.walk(one))
+            names = {node.id: node.ctx for node in within if isinstance(node, ast.Name)}
+            asked = {node.arg for node in within if isinstance(node, ast.arg)}  # fixtures
+            begin = min(node.lineno for node in (one, *getattr(one, "decorator_list", ())))
+            source = Source("\n".join(rows[begin - 1 : one.end_lineno]),
+                            frozenset((file, name) for name in names.keys() | asked))  # fmt: skip
+            mine = [one.name] if isinstance(one, (ast.FunctionDef, ast.ClassDef)) else [
+                name for name, use in names.items() if isinstance(use, ast.Store)]  # fmt: skip
+            found |= dict.fromkeys(mine, source)
+    return found
+
+
+@functools.cache
+def reached(file: Path, name: str) -> str:
+    """The source of a test and of all in tests/ that it uses; not of modules that it imports whole."""
+    seen: dict[tuple[Path, str], str] = {}
+    ahead = {(file, name)}
+    while ahead:
+        place = ahead.pop()
+        if one := defined(place[0]).get(place[1]):
+            seen[place] = one.text
+            ahead |= one.uses - seen.keys()
+    return "\n".join(seen.values())
 
 
 def wrong(kind: str, setting: str, value: str, test: str) -> str:
     """Why a test cannot be the one that runs a choice; "" if it can."""
     file, _, name = test.partition("::")
-    if not (ROOT / "tests" / file).is_file():
+    path = ROOT / "tests" / file
+    if not path.is_file():
         return f"there is no tests/{file}"
-    source, names = functions(file)
-    if name not in names:
+    if name not in defined(path):
         return f"there is no {name} in tests/{file}"
     if of_kind(kind)[setting].get(value):
         return ""
     last = re.split(r"[.\[]", setting.removesuffix("[]"))[-1]
     word = last if value in ("True", "False") or value.isdigit() else value
+    source = reached(path, name)
     if setting == "model" and "PRESETS.values()" in source:  # it goes through all of them
         return ""
     return "" if re.search(rf"\b{re.escape(word)}\b", source.replace("_", "-") if "-" in word else source) else (
-        f"tests/{file} never names {word}")  # fmt: skip
+        f"{name} and what it uses in tests/ never name {word}")  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", CHECKED)
@@ -265,7 +301,9 @@ def test_a_choice_without_a_test_is_found(monkeypatch: pytest.MonkeyPatch) -> No
     for words in ("precision: fp4: no test", "layout.expert: 2: no test", "sparse: True: no test",
                   "reshard: True: there is no such choice"):  # fmt: skip
         assert f"train.ar: {words}" in found
-    assert wrong("train.ar", "precision", "fp4", "test_train_ar.py::test_prompts").endswith("never names fp4")
+    assert wrong("train.ar", "precision", "fp4", "test_train_ar.py::test_prompts").endswith("never name fp4")
+    elsewhere = wrong("train.ar", "layout.tensor", "2", "test_train_ar.py::test_prompts")
+    assert elsewhere == "test_prompts and what it uses in tests/ never name tensor", "another test of the file does"
     assert wrong("train.ar", "precision", "bf16", "test_train_ar.py::test_gone").startswith("there is no test_gone")
     assert wrong("train.ar", "precision", "bf16", "gone.py::test_x") == "there is no tests/gone.py"
 
