@@ -92,7 +92,7 @@ def test_what_the_loss_is_of(tmp_path: Path, tokens: list[dict[str, str]], here:
         [said[name]] = curve(tmp_path / name)
         assert ar.dataset(given, tokens, "train")[0].loss_mask.sum() == frames * math.prod(SHAPE[1:])
     usual, weight, given_two = said.values()
-    assert usual["z_loss"] == pytest.approx(1e-4 * math.log(64_000) ** 2, rel=0.1)
+    assert usual["z_loss"] == pytest.approx(1e-4 * math.log(64_000) ** 2, rel=0.2)
     assert weight["z_loss"] == pytest.approx(100 * usual["z_loss"]) and weight["grad_norm"] != usual["grad_norm"]
     assert weight["cross_entropy"] == usual["cross_entropy"] != given_two["cross_entropy"]
     assert given_two["z_loss"] == usual["z_loss"]
