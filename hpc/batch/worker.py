@@ -8,6 +8,8 @@ shards: one bad shard never cancels eleven good ones downstream.
 
 USR2 (sent by Slurm ahead of the time limit): hand out no more shards, let those in flight finish while there is time,
 give up the rest, requeue this task alone. TERM (preemption, cancel): give up at once; who sent it decides what follows.
+Preemption with a time of grace sends it to the ranks of a gang alone, which are a step: they leave with a checkpoint,
+and this process stays until Slurm ends it, since a job that has ended is not requeued.
 Nothing depends on a signal being received: what is not recorded is done again.
 """
 
@@ -45,6 +47,8 @@ SAVE_SHARE = 0.8
 """...of which ranks may take so much for their checkpoint: they are told at once."""
 LEAVE_SECONDS = 15
 """After TERM, a child has this long at most to notice and leave before it is killed."""
+GRACE_SECONDS = 60
+"""Ranks that Slurm itself told to leave have left: it has this long to end the job before the task requeues itself."""
 LOOK_SECONDS, LOOK_SHARE = 30.0, 1 / 120
 """Between two looks at what other tasks do: this share of the time limit, but not more."""
 MAX_TRIES = 2
@@ -122,6 +126,8 @@ class State(msgspec.Struct):
     closing: str = ""
     """Why no more shards are handed out."""
     deadline: float = 0.0
+    taken: bool = False
+    """Slurm told the ranks to leave, and not this process."""
     done: int = 0
     node_failures: int = 0
     bad_starts: int = 0
@@ -263,6 +269,8 @@ def work(run: Run, attempt: Attempt, plan: AttemptPlan, stage: StagePlan, row: i
     print(f"row {row} of {stage.name}: {state.done} shards done, {unfinished} left ({why})", flush=True)
     if state.shun:
         health.note(run, {node: ["ranks failed there: see the log"] for node in state.shun}, here.job)
+    if state.taken and unfinished and here.on_slurm and signal.SIGTERM not in caught:
+        await_end(here)
     if state.closing in ("time limit", "hang", "bad node") and unfinished:
         if here.on_slurm and not os.environ.get(CONTAINED):
             requeue(here, state.shun)
@@ -278,6 +286,14 @@ def requeue(here: Place, away_from: list[str]) -> None:
         print(error, file=sys.stderr, flush=True)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     time.sleep(60)  # Slurm ends us, and the node is free at once
+
+
+def await_end(here: Place) -> None:
+    """Slurm ends a job that it preempts when its grace is over, and requeues it; one that nothing ends (a long grace,
+    somebody's TERM to the step alone) gives its nodes back by itself."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(GRACE_SECONDS)
+    requeue(here, [])
 
 
 def unfit(run: Run, attempt: Attempt, plan: AttemptPlan, stage: StagePlan, here: Place) -> dict[str, list[str]]:
@@ -482,6 +498,9 @@ def receive(child: Child, state: State, log: records.Log) -> bool:
         if reply.what == "stopped":
             state.left += not is_twin(order.shard, state)
             log.write(records.Record("stopped", order.shard, now, seconds=seconds))
+            if state.gang and not child.stopping and not state.closing:
+                print("the ranks were told to leave, and did", file=sys.stderr, flush=True)
+                state.closing, state.deadline, state.taken = "stopped by signal", time.monotonic(), True
         elif reply.what == "done":
             state.done += 1
             state.node_failures = 0
@@ -559,7 +578,9 @@ def bury(child: Child, state: State, log: records.Log) -> bool:
         return True
     if not child.ready and not child.stopping:  # it never came up: an import error, a model too large for the memory
         state.bad_starts += 1
-        why = failure.of_exit(status) if status < 0 else child.why or "code"
+        # srun's status where Slurm told ranks to leave before they could hear it
+        ended = "lost" if state.gang and status == 128 + signal.SIGTERM else "code"
+        why = failure.of_exit(status) if status < 0 else child.why or ended
         if (status < 0 or why == "lost") and state.bad_starts < MAX_TRIES:
             return True
         if state.working:  # it starts for others on this node: they will do what is left
@@ -579,7 +600,7 @@ def on_signal(signum: int, state: State) -> None:
         finish = 0.0 if state.gang else FINISH_SHARE * state.warning
         state.closing, state.deadline = "time limit", now + finish
     elif signum != signal.SIGUSR2:
-        state.closing, state.deadline = "stopped by signal", now
+        state.closing, state.deadline, state.taken = "stopped by signal", now, False
 
 
 def stop_children(children: list[Child], state: State, log: records.Log) -> None:
