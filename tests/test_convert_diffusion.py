@@ -13,12 +13,17 @@ import msgspec
 import pytest
 import runs
 import torch
-from diffusion_runs import here, settings, spread, tar
-from test_generate import work
+import yaml
+from diffusion_runs import SHAPE, here, settings, spread, tar
+from test_generate import rows_of, work
 from torch import Tensor
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
+from hpc.batch.kinds import settings_of
+from hpc.data import layers
+from hpc.generate import diffusion as generate
 from hpc.models import dit_files
+from hpc.models.tokenizers import files, wan
 from hpc.train import convert_diffusion, diffusion, ranks
 from hpc.train.checkpoint import Checkpoints, complete
 from hpc.train.convert import convert
@@ -184,7 +189,50 @@ def test_a_stage_converts_what_another_trains(trained: dict[str, Path], tmp_path
     assert {"model/model.pt", "model/model_ema_bf16.pt", "model/ours/config.json", "model/ema_2/config.json"} <= there
     said = json.loads(made.objects[0].read_text())
     assert said["step"] == 2 and said["model"] == "/out/model" and made.counts["tensors"] == 47
+    assert said["settings"]["model"] == "tiny-predict2" and said["settings"]["text"]["source"] == "pickles"
     dit_files.load(tmp_path / "model/ours")
     spec = {"clips": {"kind": "stages:Tar"}, "x": {"kind": "convert.diffusion", "needs": "clips"}}
     said = runs.hpc("check", runs.spec(tmp_path, runs.numbered(1), spec), code=2).stderr
     assert "convert.diffusion converts what one stage train.diffusion has trained; it needs stages:Tar" in said
+
+
+def test_videos_by_what_was_converted_are_those_of_the_training(tar: Path, tmp_path: Path) -> None:
+    """By the real worker. Also where the objective was otherwise than published, which no file of weights says."""
+    files.save(wan.WanVAE(wan.Config(channels=8)), tmp_path / "vae")
+    (tmp_path / "p.jsonl").write_text('{"name": "a", "prompt": "A."}\n')
+    world = {"kind": "train.diffusion", "needs": "data", "model": "tiny-predict2", "shapes": [SHAPE | {"batch": 4}],
+             "steps": 2, "readers": 0, "text": {"source": "none"}, "objective": {"latent_scale": 0.5},
+             "optimizer": {"rate": 1e-2, "warmup": 0}, "validation": {"share": 0}}  # fmt: skip
+    values = {"model": "tiny-predict2", "weights": "converted", "tokenizer": str(tmp_path / "vae"), "frames": 5,
+              "text_encoder": "none", "size": [32, 48], "fps": 16.0, "steps": 2, "precision": "float32"}  # fmt: skip
+    stages = {
+        "data": {"kind": "stages:Tar"}, "world": world, "converted": {"kind": "convert.diffusion", "needs": "world"},
+        "videos": {"kind": "generate.diffusion", "needs": "converted", "prompts": str(tmp_path / "p.jsonl"), **values},
+    }  # fmt: skip
+    for stage in stages.values():
+        stage["resources"] = {"cpus": 1}
+    path = tmp_path / "w.yaml"
+    path.write_text(yaml.safe_dump({"name": "w", "inputs": str(tar), "output": "out", "stages": stages}))
+    runs.go(path)
+    [row] = rows_of(tmp_path / "out")
+    assert row["why"] is None
+    chosen = settings_of("generate.diffusion", values)
+    of = lambda name: generate.of_training(chosen, name, str(tmp_path / f"out/{name}@v1/000000.json"))
+    model = lambda name: str(tmp_path / f"out/{name}@v1/model/ours")
+    assert of("converted") == {"weights": model("converted"), "objective": {"latent_scale": 0.5}}
+    maker = generate.Maker(chosen)
+
+    def made(name: str, tar: Path | None = None, **places: Any) -> bytes:
+        if tar is None:
+            one = {"name": "a", "prompt": "A.", "source": "s", "etag": "e"} | places
+            tar = generate.process(maker, work(tmp_path / name, rows=[one])).objects[0]
+        with tar.open("rb") as file:
+            return dict(layers.read_tar(file))["a"][".mp4"]
+
+    found = made("", row["tar"])
+    assert found == made("by-the-training", **of("world"))
+    assert found != made("as-published", weights=model("converted")), "what the training said of itself counts"
+    told = tmp_path / "out/converted@v1/000000.json"
+    told.write_text(json.dumps({name: one for name, one in json.loads(told.read_text()).items() if name != "settings"}))
+    with pytest.raises(ValueError, match="weights: converted does not say how its model was trained"):
+        of("converted")

@@ -37,6 +37,8 @@ def shorter(folder: Path, stages: tuple[str, ...] = DIFFUSION, steps: int = 2) -
     spec["stages"] = {name: stage for name, stage in spec["stages"].items() if name in stages}
     if "captions" not in stages:
         spec["stages"]["data"] |= {"needs": "clips", "join": False}
+    if "videos" in stages and "world-weights" not in stages:
+        spec["stages"]["videos"] |= {"needs": ["world", "vae", "data"], "weights": "world"}
     for stage in spec["stages"].values():
         if stage["kind"].startswith("train."):
             stage |= {"steps": steps, "optimizer": {"rate": 1e-3, "warmup": 0}, "readers": 0}
@@ -99,7 +101,7 @@ def test_the_whole_chain_in_fifteen_minutes(tmp_path: Path) -> None:
     assert source.count("<polyline") >= 12, "curves"
     losses = [json.loads(line)["loss"] for line in (output / "ids@v1/000000.jsonl").read_text().splitlines()]
     assert sum(losses[-10:]) < 0.75 * sum(losses[:10]), "it learns"
-    assert (output / "weights@v1/model.pt").is_file()
+    assert (output / "weights@v1/model.pt").is_file() and (output / "world-weights@v1/model/model.pt").is_file()
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0 and "nothing to do" in again.stdout
 

@@ -18,7 +18,7 @@ To, by the name:
 Numbers stay as they are, to the last bit, but for the types that names say. Adapters are added to their layers.
 
 <output>/<stage>@v1/model/       as train.diffusion leaves it in the end
-<output>/<stage>@v1/000000.json  where it is, of which step
+<output>/<stage>@v1/000000.json  where it is, of which step, and how it was trained, as generate.diffusion asks
 
 cosmos_predict2.5 50369b8: scripts/convert_distcp_to_pt.py; cosmos_predict2 661da47: scripts/convert_distcp.py
 """
@@ -85,6 +85,7 @@ def process(settings: ConvertDiffusion, work: Work) -> Made:
     told = {
         "stage": settings.KIND, "fingerprint": work.fingerprint, "step": number(checkpoint),
         "model": storage.join(work.folder, "model"), "parameters": dit_presets.parameters(one.config),
+        "settings": {name: value for name, value in identity(checkpoint).items() if name != "data"},
     }  # fmt: skip
     out = work.scratch / f"{work.shard}.json"
     out.write_text(json.dumps(told, indent=1) + "\n")

@@ -89,7 +89,7 @@ class Diffusion(Videos, frozen=True, forbid_unknown_fields=True, kw_only=True):
         known = self.preset
         if self.weights is None and not known.repository:
             raise ValueError(f"weights: {self.model} has no published weights: give the path of a file or folder, or "
-                             "name a stage train.diffusion in `needs`")  # fmt: skip
+                             "name a stage train.diffusion or convert.diffusion in `needs`")  # fmt: skip
         if self.weights is not None and not is_stage(self.weights) and not self.weights.startswith(("/", "~")):
             raise ValueError(f"weights: {self.weights!r}: a path begins with / or ~, since jobs run elsewhere")
         if self.tokenizer is None and not known.tokenizer:
