@@ -52,10 +52,6 @@ def of_training(settings: Diffusion, stage: str, uri: str) -> dict[str, Any]:
     """The folder with the average's weights and sizes that a stage train.diffusion or convert.diffusion left, and what
     of the objective was otherwise than published. Raises ValueError."""
     told = trained([("", {".json": uri})], "model")
-    if "settings" not in told:
-        raise ValueError(f"weights: {stage} does not say how its model was trained ({uri} has no `settings`); "
-                         "stages train.diffusion and convert.diffusion do, but for what an earlier version of hpc has "
-                         "converted: give that stage another name, and it is converted anew")  # fmt: skip
     theirs = told["settings"]
     if preset(theirs["model"]) != settings.preset:
         raise ValueError(f"model: {stage} has trained {theirs['model']}, and this is {settings.model}: write `model: "

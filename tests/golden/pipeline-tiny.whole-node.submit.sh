@@ -671,8 +671,48 @@ j29_world=$(job world map 0 1 \
     --dependency="afterok:$j28_world" \
     --kill-on-invalid-dep=yes \
     "$scripts"/array.sbatch "$run" world 1 0)
+# world-weights: freeze what is there, then 1 tasks at most
+j30_world_weights=$(job world-weights barrier 0 1 \
+    --partition=batch \
+    --account=my-project \
+    --job-name=pipeline-tiny-HASH/world-weights-barrier \
+    '--comment={"hpc": "1", "run": "pipeline-tiny-HASH", "stage": "world-weights", "attempt": 1, "spec": "HASH"}' \
+    --requeue \
+    --open-mode=append \
+    --export=ALL \
+    --chdir=/TMP/runs/pipeline-tiny-HASH \
+    --time=240 \
+    --nodes=1 \
+    --ntasks=1 \
+    --cpus-per-task=1 \
+    --mem=4096M \
+    --output=/TMP/runs/pipeline-tiny-HASH/logs/world-weights/barrier-%j.out \
+    --dependency="afterany:$j29_world" \
+    --kill-on-invalid-dep=yes \
+    "$scripts"/array.sbatch "$run" world-weights 1 barrier)
+j31_world_weights=$(job world-weights map 0 1 \
+    --partition=batch \
+    --account=my-project \
+    --time=240 \
+    --nodes=1 \
+    --ntasks=1 \
+    --exclusive \
+    --mem=0 \
+    --cpus-per-task=128 \
+    --job-name=pipeline-tiny-HASH/world-weights \
+    '--comment={"hpc": "1", "run": "pipeline-tiny-HASH", "stage": "world-weights", "attempt": 1, "spec": "HASH"}' \
+    --requeue \
+    --open-mode=append \
+    --export=ALL \
+    --chdir=/TMP/runs/pipeline-tiny-HASH \
+    --signal=B:USR2@120 \
+    --array=0-0 \
+    --output=/TMP/runs/pipeline-tiny-HASH/logs/world-weights/%A_%a.out \
+    --dependency="afterok:$j30_world_weights" \
+    --kill-on-invalid-dep=yes \
+    "$scripts"/array.sbatch "$run" world-weights 1 0)
 # videos: freeze what is there, then 50 tasks at most
-j30_videos=$(job videos barrier 0 1 \
+j32_videos=$(job videos barrier 0 1 \
     --partition=batch \
     --account=my-project \
     --job-name=pipeline-tiny-HASH/videos-barrier \
@@ -687,10 +727,10 @@ j30_videos=$(job videos barrier 0 1 \
     --cpus-per-task=1 \
     --mem=4096M \
     --output=/TMP/runs/pipeline-tiny-HASH/logs/videos/barrier-%j.out \
-    --dependency="afterany:$j29_world:$j23_vae:$j5_data" \
+    --dependency="afterany:$j31_world_weights:$j29_world:$j23_vae:$j5_data" \
     --kill-on-invalid-dep=yes \
     "$scripts"/array.sbatch "$run" videos 1 barrier)
-j31_videos=$(job videos map 0 50 \
+j33_videos=$(job videos map 0 50 \
     --partition=batch \
     --account=my-project \
     --time=240 \
@@ -708,11 +748,11 @@ j31_videos=$(job videos map 0 50 \
     --signal=B:USR2@120 \
     --array=0-49 \
     --output=/TMP/runs/pipeline-tiny-HASH/logs/videos/%A_%a.out \
-    --dependency="afterok:$j30_videos" \
+    --dependency="afterok:$j32_videos" \
     --kill-on-invalid-dep=yes \
     "$scripts"/array.sbatch "$run" videos 1 0)
 # scores-measure: freeze what is there, then 50 tasks at most
-j32_scores_measure=$(job scores-measure barrier 0 1 \
+j34_scores_measure=$(job scores-measure barrier 0 1 \
     --partition=batch \
     --account=my-project \
     --job-name=pipeline-tiny-HASH/scores-measure-barrier \
@@ -727,10 +767,10 @@ j32_scores_measure=$(job scores-measure barrier 0 1 \
     --cpus-per-task=1 \
     --mem=4096M \
     --output=/TMP/runs/pipeline-tiny-HASH/logs/scores-measure/barrier-%j.out \
-    --dependency="afterany:$j31_videos:$j5_data" \
+    --dependency="afterany:$j33_videos:$j5_data" \
     --kill-on-invalid-dep=yes \
     "$scripts"/array.sbatch "$run" scores-measure 1 barrier)
-j33_scores_measure=$(job scores-measure map 0 50 \
+j35_scores_measure=$(job scores-measure map 0 50 \
     --partition=batch \
     --account=my-project \
     --time=240 \
@@ -748,11 +788,11 @@ j33_scores_measure=$(job scores-measure map 0 50 \
     --signal=B:USR2@120 \
     --array=0-49 \
     --output=/TMP/runs/pipeline-tiny-HASH/logs/scores-measure/%A_%a.out \
-    --dependency="afterok:$j32_scores_measure" \
+    --dependency="afterok:$j34_scores_measure" \
     --kill-on-invalid-dep=yes \
     "$scripts"/array.sbatch "$run" scores-measure 1 0)
 # scores: freeze what is there, then 24 tasks at most
-j34_scores=$(job scores barrier 0 1 \
+j36_scores=$(job scores barrier 0 1 \
     --partition=batch \
     --account=my-project \
     --job-name=pipeline-tiny-HASH/scores-barrier \
@@ -767,10 +807,10 @@ j34_scores=$(job scores barrier 0 1 \
     --cpus-per-task=1 \
     --mem=4096M \
     --output=/TMP/runs/pipeline-tiny-HASH/logs/scores/barrier-%j.out \
-    --dependency="afterany:$j33_scores_measure" \
+    --dependency="afterany:$j35_scores_measure" \
     --kill-on-invalid-dep=yes \
     "$scripts"/array.sbatch "$run" scores 1 barrier)
-j35_scores=$(job scores map 0 24 \
+j37_scores=$(job scores map 0 24 \
     --partition=batch \
     --account=my-project \
     --time=240 \
@@ -788,11 +828,11 @@ j35_scores=$(job scores map 0 24 \
     --signal=B:USR2@120 \
     --array=0-23 \
     --output=/TMP/runs/pipeline-tiny-HASH/logs/scores/%A_%a.out \
-    --dependency="afterok:$j34_scores" \
+    --dependency="afterok:$j36_scores" \
     --kill-on-invalid-dep=yes \
     "$scripts"/array.sbatch "$run" scores 1 0)
 # when all of it has ended, however: the report, and unattended retries if the spec allows any
-j36_report=$(job report report 0 1 \
+j38_report=$(job report report 0 1 \
     --partition=batch \
     --account=my-project \
     --job-name=pipeline-tiny-HASH/report \
@@ -807,7 +847,7 @@ j36_report=$(job report report 0 1 \
     --cpus-per-task=1 \
     --mem=2048M \
     --output=/TMP/runs/pipeline-tiny-HASH/logs/report/%j.out \
-    --dependency="afterany:$j0_clips:$j1_captions:$j2_data_members:$j3_data_members:$j4_data:$j5_data:$j6_ids:$j7_ids:$j8_tokens_ids:$j9_tokens_ids:$j10_tokens:$j11_tokens:$j12_ar:$j13_ar:$j14_weights:$j15_weights:$j16_ar_videos:$j17_ar_videos:$j18_ar_scores_measure:$j19_ar_scores_measure:$j20_ar_scores:$j21_ar_scores:$j22_vae:$j23_vae:$j24_latents_encode:$j25_latents_encode:$j26_latents:$j27_latents:$j28_world:$j29_world:$j30_videos:$j31_videos:$j32_scores_measure:$j33_scores_measure:$j34_scores:$j35_scores" \
+    --dependency="afterany:$j0_clips:$j1_captions:$j2_data_members:$j3_data_members:$j4_data:$j5_data:$j6_ids:$j7_ids:$j8_tokens_ids:$j9_tokens_ids:$j10_tokens:$j11_tokens:$j12_ar:$j13_ar:$j14_weights:$j15_weights:$j16_ar_videos:$j17_ar_videos:$j18_ar_scores_measure:$j19_ar_scores_measure:$j20_ar_scores:$j21_ar_scores:$j22_vae:$j23_vae:$j24_latents_encode:$j25_latents_encode:$j26_latents:$j27_latents:$j28_world:$j29_world:$j30_world_weights:$j31_world_weights:$j32_videos:$j33_videos:$j34_scores_measure:$j35_scores_measure:$j36_scores:$j37_scores" \
     --kill-on-invalid-dep=yes \
     "$scripts"/report.sbatch "$run" 1)
-echo "submitted 37 jobs of pipeline-tiny-HASH, attempt 1; the report is job $j36_report"
+echo "submitted 39 jobs of pipeline-tiny-HASH, attempt 1; the report is job $j38_report"

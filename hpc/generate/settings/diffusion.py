@@ -51,8 +51,9 @@ class Diffusion(Videos, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A preset of hpc/models/dit_presets.py, such as predict2.5-2b or predict1-7b-text2world, or the name of the
     published experiment that trained the weights."""
     weights: str | None = None
-    """Of the model: the path of a model.pt, a .safetensors or a folder; or the name of a stage train.diffusion in
-    `needs`, of which the running average is taken. null: those that were published, which `hpc models pull` fetches."""
+    """Of the model: the path of a model.pt, a .safetensors or a folder; or the name of a stage train.diffusion or
+    convert.diffusion in `needs`, of which the running average is taken. null: those that were published, which `hpc
+    models pull` fetches."""
     average: bool = False
     """Of a file that has both: the running average (net_ema.) rather than the weights trained last (net.)."""
     tokenizer: str | None = None
