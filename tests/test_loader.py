@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -172,6 +175,31 @@ def test_ranks_resumes_and_workers_change_nothing(shards: Path) -> None:
             assert batch.waited > 0
     with pytest.raises(ValueError, match="cannot be shared by 3 ranks"):
         next(batches.of_rank(0, 3))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+def test_workers_do_not_hear_what_tells_their_rank_to_leave(number: signal.Signals) -> None:
+    """Slurm may signal all processes of a step: neither as they start nor later does it end one."""
+    done = subprocess.run([sys.executable, "-c", LEFT, str(number.value)], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["0", "1", "2", "3", "4", "5"]
+
+
+LEFT = """
+import itertools, multiprocessing, os, signal, sys, threading, time
+from hpc.train.stream import stream
+
+def tell(number):
+    while True:
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, number)
+        time.sleep(0.01)
+
+signal.signal(int(sys.argv[1]), lambda *given: None)
+threading.Thread(target=tell, args=(int(sys.argv[1]),), daemon=True).start()
+for made, waited in itertools.islice(stream(int, 0, workers=2), 6):
+    print(made, flush=True)
+"""
 
 
 def test_a_gpus_path_draws_the_same(shards: Path, tmp_path: Path) -> None:

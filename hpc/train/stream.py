@@ -5,16 +5,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import resource_tracker
 from typing import Any, Generic, TypeVar
 
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 Made = TypeVar("Made")
+LEAVE = {signal.SIGTERM, signal.SIGUSR2}
+"""What tells a rank to save and leave. Slurm may send it to all processes of a step: those here end with their rank."""
 
 
 def stream(
@@ -24,12 +29,36 @@ def stream(
 
     workers: processes, 0 for none; ahead: batches of each that wait. `at` is sent to the processes.
     """
-    options: dict[str, Any] = {"prefetch_factor": ahead, "multiprocessing_context": "spawn"} if workers else {}
-    arriving = iter(DataLoader(Steps(at, first_step), batch_size=None, num_workers=workers, **options))
+    loader = DataLoader(Steps(at, first_step), batch_size=None, num_workers=workers, **OPTIONS if workers else {},
+                        prefetch_factor=ahead if workers else None)  # fmt: skip
+    with unheard() if workers else contextlib.nullcontext():
+        arriving = iter(loader)
     while True:
         begun = time.monotonic()
         made = next(arriving)
         yield made, time.monotonic() - begun
+
+
+@contextlib.contextmanager
+def unheard() -> Iterator[None]:
+    """Processes that begin here begin with LEAVE blocked: none is ended before it is `deaf`."""
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, LEAVE)
+    try:
+        resource_tracker.ensure_running()  # the first process would start it, and that unblocks TERM
+        signal.pthread_sigmask(signal.SIG_BLOCK, LEAVE)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+
+
+def deaf(worker: int) -> None:
+    """A worker process hears nothing of LEAVE."""
+    for number in LEAVE:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, LEAVE)
+
+
+OPTIONS: dict[str, Any] = {"multiprocessing_context": "spawn", "worker_init_fn": deaf}
 
 
 def by_thread(at: Callable[[int], Made], first_step: int, ahead: int = 2) -> Generator[tuple[Made, float], None, None]:

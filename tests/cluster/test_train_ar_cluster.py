@@ -27,7 +27,7 @@ from hpc.train.settings import TrainAr
 
 STEPS = 16
 AR: dict[str, Any] = {"model": "ar-tiny", "steps": STEPS, "batch": 4, "shape": [3, 4, 4], "precision": "fp32",
-                      "readers": 0, "checkpoints": {"every": 4}, "layout": {"tensor": 2},
+                      "readers": 1, "checkpoints": {"every": 4}, "layout": {"tensor": 2},
                       "optimizer": {"rate": 3e-3, "warmup": 2}}  # fmt: skip
 GANG: dict[str, Any] = {"kind": "stages:Gang", "needs": "echo",
                         "resources": {"nodes": 2, "workers": 2, "cpus": 1, "memory": "64MiB"}}  # fmt: skip
