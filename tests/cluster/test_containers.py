@@ -118,6 +118,23 @@ def test_a_task_that_is_out_of_time_is_requeued_from_outside(
     lab.exactly_once()
 
 
+def test_a_preempted_task_is_there_when_slurm_requeues_it(
+    containers: Cluster, preset: dict[str, Any], tmp_path: Path
+) -> None:
+    """In a grace Slurm tells steps to leave, here the worker among them; it requeues what has not ended by then."""
+    preset |= {"partition": "preempt", "stages": {"report": {"partition": "main"}}}
+    lab = Lab(containers, tmp_path / "lab", {"echo": ECHO | {"flags": str(tmp_path), "resources": {"cpus": 16}}},
+              ["a", "wait go", "b"], per_task=3, preset=preset)  # fmt: skip
+    task = f"{lab.submit()['echo']}_0"
+    lab.wait_for("echo", "start", shards=2)
+    other = containers.sbatch("--nodes=4", "--exclusive", "--wrap=true", cwd=tmp_path)
+    assert containers.wait(other) == {other: "COMPLETED"}
+    assert lab.shown(task)["Restarts"] == "1"
+    (tmp_path / "go").touch()
+    assert lab.finish() == "done"
+    lab.exactly_once()
+
+
 def test_ranks_in_containers_find_each_other(containers: Cluster, preset: dict[str, Any], tmp_path: Path) -> None:
     train = {"kind": "stages:Gang", "needs": "echo",
              "resources": {"nodes": 2, "workers": 2, "cpus": 1, "memory": "1GiB"}}  # fmt: skip
