@@ -74,6 +74,8 @@ def train(folder: Path, given: TrainAr, rows: list[Any], kill_at: int = 0) -> No
             (folder / "made.json").write_text(json.dumps(made))
     except Stopped:
         pass
+    except ValueError as error:
+        (folder / "error").write_text(str(error))
     dist.barrier()
     dist.destroy_process_group()
 

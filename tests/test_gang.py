@@ -88,7 +88,8 @@ def test_only_starts_since_the_newest_checkpoint_count(tmp_path: Path) -> None:
     prepared = begun(tmp_path, starts=2)
     folder, file = tmp_path / "out/train@v1/checkpoints", tmp_path / "doom-1"
     worker = runs.worker(prepared, "train")
-    runs.until(lambda: (folder / "iter_000000010").exists())
+    # the second start has ended: its checkpoint is there, and told of
+    runs.until(lambda: (folder / "iter_000000010").exists() and states(tmp_path).count("stopped") >= 2)
     file.write_text("0")
     runs.finish(worker)
     said = states(tmp_path)

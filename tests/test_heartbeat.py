@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import runs
 from test_gang import begun, made, stages, states
@@ -54,6 +55,14 @@ def test_a_rank_whose_process_stands_still_is_told_from_one_that_waits(tmp_path:
     [hung] = recorded(tmp_path)
     assert hung.failure == "hang" and hung.detail.startswith("rank 0: ")
     assert "its process does not run" in hung.detail
+
+
+@pytest.mark.parametrize(("silent", "gets_on"), [(5.0, True), (50.0, False)])
+def test_a_silent_rank_is_not_given_the_patience_of_a_first_step(tmp_path: Path, silent: float, gets_on: bool) -> None:
+    now = time.time()
+    last = heartbeat.Beat(0, 2, "n1", 1, now - silent, steps=1, advanced=now - silent, limit=heartbeat.MOST)
+    (tmp_path / "00000.json").write_bytes(msgspec.json.encode(last))
+    assert heartbeat._some_get_on(tmp_path, now, 10.0) == gets_on
 
 
 def test_ranks_that_always_hang_are_given_up(tmp_path: Path) -> None:

@@ -160,7 +160,7 @@ class Heart:
             faulthandler.dump_traceback_later(SILENT * self.every + 1, file=self.stacks)
             if alarm.exists():
                 self._dump()
-            elif now > mine.advanced + mine.limit and not _some_get_on(self.folder, now):
+            elif now > mine.advanced + mine.limit and not _some_get_on(self.folder, now, self.every):
                 self.called = now if _first(alarm) else 0.0
         self._say()
         if self.called:
@@ -296,8 +296,9 @@ def slowest(beats: list[Beat]) -> Slow | None:
     return Slow(median, max(value for _, value in own), ranks, pick(nodes if len(nodes) > 1 else ()))
 
 
-def _some_get_on(folder: Path, now: float) -> bool:
-    return any(now <= b.advanced + b.limit for b in read(folder) if not b.done)
+def _some_get_on(folder: Path, now: float, every: float) -> bool:
+    """Silent ranks do not: the patience that one wrote down before its second step is a long one."""
+    return any(now <= min(b.advanced + b.limit, b.t + SILENT * every) for b in read(folder) if not b.done)
 
 
 def _first(alarm: Path) -> bool:
